@@ -1,0 +1,13 @@
+//! Pushline: one channel, one URL, four transports, one cursor.
+
+pub mod proto {}
+
+pub mod domain {
+    pub mod channel;
+}
+
+pub mod runtime {
+    pub mod settings;
+}
+
+pub mod edge {}

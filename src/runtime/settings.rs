@@ -1,0 +1,131 @@
+//! What a node was told to do: the checked settings that workers read.
+//! Owns plain values with units in their names. Never parses: `edge::config` makes these from
+//! files, environment and flags, and refuses what does not fit.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::domain::channel::Pattern;
+
+/// All settings of a node. Immutable once made; shared by all workers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    pub listen: Vec<SocketAddr>,
+    /// Worker threads; `None`: one per core.
+    pub workers: Option<usize>,
+    pub driver: DriverChoice,
+    pub files: FilesChoice,
+    /// Anyone may read and publish, on any address.
+    pub open: bool,
+    /// Start although another Pushline serves the port; it is asked to drain.
+    pub takeover: bool,
+    pub limits: Limits,
+    pub timeouts: Timeouts,
+    pub heartbeat: Heartbeat,
+    pub history: HistoryLimits,
+    pub feed: FeedLimits,
+    pub slow: SlowReaders,
+    pub drain: Drain,
+    pub origins: Origins,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DriverChoice {
+    /// io_uring if the kernel lets us, else epoll, with one line that says so.
+    Auto,
+    IoUring,
+    Epoll,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FilesChoice {
+    /// Per worker when the open-files limit is below `limits.connections`.
+    Auto,
+    PerWorker,
+    Shared,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections of the node, split evenly among workers.
+    pub connections: usize,
+    /// One message's data, decoded.
+    pub message_bytes: usize,
+    /// One request head.
+    pub head_bytes: usize,
+    /// One batch (`POST /publish`) body.
+    pub batch_bytes: usize,
+    /// Channels subscribed by one `pushline.v1` connection.
+    pub subscriptions: usize,
+    /// Channels the node remembers; beyond it the longest unused are forgotten.
+    pub channels: usize,
+    /// Idempotency keys the node remembers; beyond it new keys are refused with 429.
+    pub idempotency_keys: usize,
+    /// Bytes waiting in one worker's mailbox.
+    pub mailbox_bytes: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timeouts {
+    pub head: Duration,
+    pub body: Duration,
+    /// Keep-alive without a request.
+    pub idle: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Heartbeat {
+    /// WebSocket: ping after so long without a byte received. SSE: comment after so long without a byte sent.
+    pub interval: Duration,
+    /// WebSocket: closed after so long without a byte received; also TCP_USER_TIMEOUT of every stream.
+    pub timeout: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HistoryLimits {
+    /// Of one channel.
+    pub messages: usize,
+    /// Of one channel.
+    pub bytes: usize,
+    /// Of one channel.
+    pub age: Duration,
+    /// Of the node, split evenly among workers.
+    pub node_bytes: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FeedLimits {
+    /// Framed bytes kept for one channel, encoding and worker.
+    pub bytes: usize,
+}
+
+/// What happens to a reader whose position history no longer holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SlowPolicy {
+    /// Close it (4408, `$close`); it resumes with its cursor and is told the gap.
+    Disconnect,
+    /// Tell the gap, go on from the oldest message held.
+    Skip,
+    /// Tell the gap, go on from the newest message.
+    Latest,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct SlowReaders {
+    pub policy: SlowPolicy,
+    /// First pattern that matches a channel decides; else `policy`.
+    pub rules: Vec<(Pattern, SlowPolicy)>,
+    /// TCP_NOTSENT_LOWAT of every accepted socket, in bytes.
+    pub kernel_bytes: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drain {
+    pub window: Duration,
+}
+
+/// Browser origins that may use the server besides its own (`scheme://host[:port]`, lower case).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origins {
+    pub allow: Vec<String>,
+}
