@@ -4,6 +4,12 @@ pub mod proto {}
 
 pub mod domain {
     pub mod channel;
+    pub mod cursor;
+    pub mod feed;
+    pub mod history;
+    pub mod home;
+    pub mod idempotency;
+    pub mod message;
 }
 
 pub mod runtime {
