@@ -157,7 +157,7 @@ mod tests {
     fn help_names_each_variable() {
         let help = Cli::command().render_long_help().to_string();
         for name in ["LISTEN", "WORKERS", "DRIVER", "FILES", "CONFIG", "OPEN", "TAKEOVER"] {
-            assert!(help.contains(&format!("[env: PUSHLINE_{name}")), "{name}: {help}");
+            assert!(help.contains(&format!("PUSHLINE_{name}")), "{name}: {help}");
         }
     }
 }

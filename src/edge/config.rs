@@ -22,9 +22,10 @@ use crate::runtime::settings::{
     Drain, FeedLimits, Heartbeat, HistoryLimits, Limits, Log, Origins, Settings, SlowReaders, Timeouts,
 };
 
-/// Room that framing may take beside a message's data in a feed or a mailbox: escapes can double it, and heads, names
-/// and ids come to less than this.
-const FRAMING_BYTES_MAX: usize = 4096;
+/// Room for names, ids and heads beside a message's data, in a feed or a mailbox. With twice the data this holds every
+/// usual encoding; text of nothing but line breaks or control characters grows more, so a feed still copes with a
+/// message that it cannot hold.
+const FRAMING_BYTES: usize = 4096;
 
 /// Checked settings, and how they came to be.
 #[derive(Debug)]
@@ -168,8 +169,8 @@ impl Check<'_> {
     /// What only values together can get wrong.
     fn together(&mut self, settings: &Settings) {
         let Settings { limits, heartbeat, history, feed, .. } = settings;
-        let framed = 2 * limits.message_bytes + FRAMING_BYTES_MAX;
-        let twice = format!("at least {framed}, twice and {FRAMING_BYTES_MAX} more than,");
+        let framed = 2 * limits.message_bytes + FRAMING_BYTES;
+        let twice = format!("at least {framed}, which is {FRAMING_BYTES} more than twice");
         let rules = [
             (
                 heartbeat.timeout > heartbeat.interval,
@@ -179,12 +180,12 @@ impl Check<'_> {
             (
                 feed.bytes >= framed,
                 ("feed.bytes", &twice, "limits.message_bytes"),
-                "a feed must hold the largest message with its framing",
+                "a feed must hold the largest message as it is usually framed",
             ),
             (
                 limits.mailbox_bytes >= framed,
                 ("limits.mailbox_bytes", &twice, "limits.message_bytes"),
-                "a mailbox must hold the largest message with its framing",
+                "a mailbox must hold the largest message with its names and ids",
             ),
             (
                 limits.batch_bytes >= limits.message_bytes,
@@ -219,3 +220,6 @@ impl Check<'_> {
         format!("{name} = {value} ({source})")
     }
 }
+
+#[cfg(test)]
+mod tests;

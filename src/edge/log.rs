@@ -21,7 +21,9 @@ pub fn filter(level: &str) -> Result<EnvFilter, ParseError> {
 /// Lines are written where they arise, so a stderr that nobody reads blocks the worker that logs.
 pub fn init(log: &Log) {
     let filter = filter(&log.level).expect("edge::config checked log.level");
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr);
+    // A line that cannot be written is lost: told with `eprintln!`, it would panic on the same broken stderr.
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr).log_internal_errors(false);
     // An error here means only that a subscriber is installed already.
     let _ = match log.format {
         LogFormat::Text => builder.compact().with_ansi(colours()).try_init(),
