@@ -16,4 +16,9 @@ pub mod runtime {
     pub mod settings;
 }
 
-pub mod edge {}
+pub mod edge {
+    pub mod cli;
+    pub mod config;
+    pub mod log;
+    pub mod start;
+}
