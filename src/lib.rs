@@ -7,6 +7,11 @@ pub mod domain {
 }
 
 pub mod runtime {
+    pub mod host;
+    pub mod io;
+    pub mod listen;
+    pub mod probe;
+    pub mod sendring;
     pub mod settings;
 }
 
