@@ -151,15 +151,16 @@ fn send_by_ring(ring: &mut IoUring, sends: &[Send<'_>], outcomes: &mut Vec<(u32,
     // Every batch collects its own completions: what stands here would be told of the wrong send.
     assert!(completions.is_empty() && queue.is_empty(), "the send ring was left unfinished");
 
+    assert!(sends.iter().all(|send| send.bytes.len() <= i32::MAX as usize), "a send of 2 GiB");
+
     let guard = AbortOnUnwind;
     for (index, send) in sends.iter().enumerate() {
-        let bytes = u32::try_from(send.bytes.len()).ok().filter(|bytes| *bytes <= i32::MAX as u32);
-        let entry =
-            opcode::Send::new(types::Fd(send.fd), send.bytes.as_ptr(), bytes.expect("a send below 2 GiB"))
-                .flags(RING_FLAGS)
-                .build()
-                .flags(squeue::Flags::SKIP_SUCCESS)
-                .user_data(index as u64);
+        let bytes = send.bytes.len() as u32;
+        let entry = opcode::Send::new(types::Fd(send.fd), send.bytes.as_ptr(), bytes)
+            .flags(RING_FLAGS)
+            .build()
+            .flags(squeue::Flags::SKIP_SUCCESS)
+            .user_data(index as u64);
         // SAFETY: the entry points into `sends`, borrowed until this function returns, and it does
         // not return (`guard`) before the kernel has taken every entry. `MSG_DONTWAIT` makes it
         // finish with the bytes within the `io_uring_enter` that takes it.
@@ -194,7 +195,7 @@ fn send_by_ring(ring: &mut IoUring, sends: &[Send<'_>], outcomes: &mut Vec<(u32,
             result if result == -libc::EINTR => send_now(send.fd, send.bytes),
             result if result == -libc::EAGAIN => Outcome::Full,
             result if result < 0 => Outcome::Failed(-result),
-            // A short send of none that is not an error: for the caller the same as a full buffer.
+            // Nothing taken and no error: for the caller the same as a full buffer.
             0 if !send.bytes.is_empty() => Outcome::Full,
             result if result as usize >= send.bytes.len() => Outcome::Whole,
             result => Outcome::Short(result as usize),
