@@ -388,6 +388,8 @@ mod tests {
                 }
                 while !old.is_empty() {
                     serve(&old[..1]);
+                    // What came between the last accept and the close would be lost.
+                    std::thread::sleep(Duration::from_millis(2));
                     drop(old.remove(0));
                     serve_for(&old, &new, 20);
                 }
