@@ -13,7 +13,16 @@ pub mod domain {
 }
 
 pub mod runtime {
+    pub mod files;
+    pub mod host;
+    pub mod io;
+    pub mod listen;
+    pub mod mailbox;
+    pub mod probe;
+    pub mod sendring;
     pub mod settings;
+    pub mod slots;
+    pub mod wheel;
 }
 
 pub mod edge {
