@@ -6,6 +6,7 @@ pub mod proto {
         pub mod date;
         pub mod error;
         pub mod fields;
+        mod framing;
         pub mod head;
         pub mod host;
         pub mod problem;

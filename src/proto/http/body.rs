@@ -221,7 +221,8 @@ mod tests {
 
     #[test]
     fn chunks() {
-        let cases: &[(&str, &str, Result<(&str, usize, bool), HttpError>)] = &[
+        type Case = (&'static str, &'static str, Result<(&'static str, usize, bool), HttpError>);
+        let cases: &[Case] = &[
             ("nothing", "", Ok(("", 0, false))),
             ("empty", "0\r\n\r\n", Ok(("", 5, true))),
             ("two chunks", "3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n", Ok(("abcde", 20, true))),

@@ -1,13 +1,12 @@
-//! A request's head as a value (RFC 9110, RFC 9112; the handshake: RFC 6455 §4.2.1).
-//! Owns how the body is framed, whether the connection goes on, and which handshakes are valid; refuses whatever
-//! could be read two ways. Borrows everything from the input, allocates nothing, and looks at each field once.
+//! A request's head as a value (RFC 9110, RFC 9112 §3, §5).
+//! Owns the request line and the list of fields; `framing` owns what the fields say about where messages end. Borrows
+//! everything from the input, allocates nothing, and looks at each field once.
 
 use std::mem::MaybeUninit;
 
 use super::error::HttpError;
-use super::fields::list_has;
+use super::framing::Seen;
 use super::head::{HeadScanner, HeadSpan, TARGET_BYTES_MAX};
-use super::host;
 use super::target::{self, Target};
 
 /// Most fields of a head.
@@ -135,11 +134,7 @@ pub fn parse<'b: 's, 's>(
     for field in fields.0 {
         seen.on_field(field.name, field.value)?;
     }
-    let host = match (seen.host, version) {
-        (Some(value), _) => host::parse(value).ok_or(HttpError::HostInvalid)?,
-        (None, Version::Http10) => "",
-        (None, Version::Http11) => return Err(HttpError::HostMissing),
-    };
+    let host = seen.host(version)?;
     let body = seen.body(version)?;
     Ok(Request {
         method,
@@ -148,11 +143,8 @@ pub fn parse<'b: 's, 's>(
         host: authority.unwrap_or(host),
         fields,
         body,
-        keep_alive: !seen.close && (version == Version::Http11 || seen.keep_alive),
-        // RFC 9110 §10.1.1: not in HTTP/1.0, and void without content.
-        expect_continue: seen.expect_continue
-            && version == Version::Http11
-            && !matches!(body, BodyLength::None | BodyLength::Length(0)),
+        keep_alive: seen.keep_alive(version),
+        expect_continue: seen.expect_continue(version, body),
         upgrade: seen.upgrade(method, version, body)?,
     })
 }
@@ -173,132 +165,18 @@ fn refusal(error: httparse::Error, head: &[u8]) -> HttpError {
 /// Whether the request line ends in `HTTP/` and a number: HTTP of another version, not some other noise.
 fn names_other_version(head: &[u8]) -> bool {
     let line = head.split(|&byte| byte == b'\r').next().unwrap_or_default();
-    let version = line.rsplit(|&byte| byte == b' ').next().unwrap_or_default();
+    let mut parts = line.split(|&byte| byte == b' ').skip(2);
+    let (Some(version), None) = (parts.next(), parts.next()) else { return false };
     let Some(number) = version.strip_prefix(b"HTTP/") else { return false };
     number.first().is_some_and(u8::is_ascii_digit)
         && number.iter().all(|byte| byte.is_ascii_digit() || *byte == b'.')
 }
 
-/// What the one pass over the fields found of those that decide about framing.
-#[derive(Default)]
-struct Seen<'a> {
-    host: Option<&'a [u8]>,
-    length: Option<u64>,
-    transfer_encoding: Option<&'a [u8]>,
-    close: bool,
-    keep_alive: bool,
-    upgrade_option: bool,
-    upgrade_websocket: bool,
-    expect_continue: bool,
-    key: Option<&'a [u8]>,
-    websocket_version: Option<&'a [u8]>,
-    websocket_version_repeated: bool,
-}
-
-impl<'a> Seen<'a> {
-    fn on_field(&mut self, name: &str, value: &'a [u8]) -> Result<(), HttpError> {
-        let is = |known: &str| name.eq_ignore_ascii_case(known);
-        match name.len() {
-            4 if is("host") => set_once(&mut self.host, value, HttpError::HostRepeated)?,
-            6 if is("expect") => self.on_expect(value)?,
-            7 if is("upgrade") => self.upgrade_websocket |= list_has(value, b"websocket"),
-            10 if is("connection") => {
-                self.close |= list_has(value, b"close");
-                self.keep_alive |= list_has(value, b"keep-alive");
-                self.upgrade_option |= list_has(value, b"upgrade");
-            }
-            14 if is("content-length") => {
-                set_once(&mut self.length, content_length(value)?, HttpError::LengthRepeated)?;
-            }
-            17 if is("transfer-encoding") => {
-                set_once(&mut self.transfer_encoding, value, HttpError::TransferEncodingAmbiguous)?;
-            }
-            17 if is("sec-websocket-key") => {
-                set_once(&mut self.key, value, HttpError::HandshakeKeyRepeated)?;
-            }
-            21 if is("sec-websocket-version") => {
-                self.websocket_version_repeated |= self.websocket_version.is_some();
-                self.websocket_version = Some(value);
-            }
-            _ => {}
-        }
-        Ok(())
+impl BodyLength {
+    /// Whether no content can come.
+    pub const fn is_empty(self) -> bool {
+        matches!(self, Self::None | Self::Length(0))
     }
-
-    fn on_expect(&mut self, value: &[u8]) -> Result<(), HttpError> {
-        if !value.eq_ignore_ascii_case(b"100-continue") {
-            return Err(HttpError::Expectation);
-        }
-        self.expect_continue = true;
-        Ok(())
-    }
-
-    /// RFC 9112 §6.1 and §6.3. Only a plain `chunked`, once, is a transfer coding here: a list of several is refused
-    /// as ambiguous (the safest reading), one other coding as unknown.
-    fn body(&self, version: Version) -> Result<BodyLength, HttpError> {
-        let Some(coding) = self.transfer_encoding else {
-            return Ok(self.length.map_or(BodyLength::None, BodyLength::Length));
-        };
-        if self.length.is_some() {
-            return Err(HttpError::LengthAndTransferEncoding);
-        }
-        if version == Version::Http10 {
-            return Err(HttpError::TransferEncodingInHttp10);
-        }
-        if coding.eq_ignore_ascii_case(b"chunked") {
-            return Ok(BodyLength::Chunked);
-        }
-        let is_token = !coding.is_empty() && coding.iter().all(|&byte| super::fields::is_token_byte(byte));
-        Err(if is_token { HttpError::TransferEncodingUnknown } else { HttpError::TransferEncodingAmbiguous })
-    }
-
-    /// RFC 6455 §4.2.1. A key without the rest of a handshake is told so, for a proxy may have eaten the rest; the
-    /// rest without a key is malformed; without either it is an upgrade like any other, and ignored.
-    fn upgrade(&self, method: Method, version: Version, body: BodyLength) -> Result<Upgrade<'a>, HttpError> {
-        let asks = self.upgrade_websocket
-            && self.upgrade_option
-            && method == Method::Get
-            && version == Version::Http11;
-        let Some(key) = self.key else {
-            return if asks { Err(HttpError::HandshakeKeyMissing) } else { Ok(Upgrade::None) };
-        };
-        let key = handshake_key(key).ok_or(HttpError::HandshakeKeyInvalid)?;
-        if !asks {
-            return Err(HttpError::UpgradeRequired);
-        }
-        if self.websocket_version != Some(b"13") || self.websocket_version_repeated {
-            return Err(HttpError::HandshakeVersion);
-        }
-        match body {
-            BodyLength::None | BodyLength::Length(0) => Ok(Upgrade::WebSocket { key }),
-            BodyLength::Length(_) | BodyLength::Chunked => Err(HttpError::HandshakeBody),
-        }
-    }
-}
-
-fn set_once<T>(slot: &mut Option<T>, value: T, repeated: HttpError) -> Result<(), HttpError> {
-    match slot.replace(value) {
-        None => Ok(()),
-        Some(_) => Err(repeated),
-    }
-}
-
-/// Digits alone (RFC 9110 §8.6). `5, 5`, which a recipient may merge, is refused: it could be read two ways.
-fn content_length(value: &[u8]) -> Result<u64, HttpError> {
-    if value.is_empty() {
-        return Err(HttpError::Length);
-    }
-    value.iter().try_fold(0_u64, |length, byte| {
-        let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0')).ok_or(HttpError::Length)?;
-        length.checked_mul(10).and_then(|length| length.checked_add(digit)).ok_or(HttpError::Length)
-    })
-}
-
-/// 16 bytes are 22 characters of base64 and `==`. Bits past the 16 bytes are not looked at (RFC 4648 §3.5: MAY).
-fn handshake_key(value: &[u8]) -> Option<&str> {
-    let digits = value.strip_suffix(b"==")?;
-    let is_digit = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
-    if digits.len() == 22 && digits.iter().all(is_digit) { std::str::from_utf8(value).ok() } else { None }
 }
 
 impl Method {
@@ -363,5 +241,204 @@ impl std::fmt::Debug for Fields<'_> {
     /// Names alone: values may be tokens.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_list().entries(self.iter().map(|(name, _)| name)).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use HttpError as E;
+
+    const MAX: usize = 16 * 1024;
+
+    /// Parses one whole head, and what `look` makes of it.
+    fn parsed<T>(input: &[u8], look: impl FnOnce(&Request<'_>) -> T) -> Result<T, HttpError> {
+        match scan(&mut HeadScanner::new(MAX), input, &mut FieldSlots::new())? {
+            Parsed::Done { request, .. } => Ok(look(&request)),
+            Parsed::Partial => panic!("partial: {}", input.escape_ascii()),
+        }
+    }
+
+    /// A GET in HTTP/1.1 with a host and these further lines.
+    fn get_with(lines: &str) -> Vec<u8> {
+        format!("GET /a HTTP/1.1\r\nHost: h\r\n{lines}\r\n").into_bytes()
+    }
+
+    #[test]
+    fn a_request() {
+        let input = b"\r\nPOST /a%20b?c=d HTTP/1.1\r\nhOST: h:1\r\nX: 1\r\nx:\t 2 \t\r\nEmpty:\r\nContent-Length: 4\r\n\r\nbody";
+        let mut slots = FieldSlots::new();
+        let Ok(Parsed::Done { request, used }) = scan(&mut HeadScanner::new(MAX), input, &mut slots) else {
+            panic!("not done");
+        };
+        assert_eq!(&input[used..], b"body");
+        assert_eq!((request.method, request.version), (Method::Post, Version::Http11));
+        let Target::Path { path, query } = request.target else { panic!("{:?}", request.target) };
+        assert_eq!((path, query.raw(), request.host), ("/a%20b", "c=d", "h:1"));
+        assert_eq!((request.body, request.keep_alive), (BodyLength::Length(4), true));
+        assert_eq!((request.expect_continue, request.upgrade), (false, Upgrade::None));
+        assert_eq!(request.fields.all("x").collect::<Vec<_>>(), [b"1", b"2"]);
+        assert_eq!(request.fields.get("EMPTY"), Some(&b""[..]));
+        assert_eq!(request.fields.get("absent"), None);
+        assert_eq!(request.fields.one("x"), Err(E::FieldRepeated));
+        assert_eq!(request.fields.one("host"), Ok(Some(&b"h:1"[..])));
+        assert_eq!(request.fields.iter().count(), 5);
+        assert!(!format!("{request:?}").contains("c=d"));
+    }
+
+    #[test]
+    fn request_lines() {
+        for (line, expected) in [
+            ("GET / HTTP/1.1", Ok(Method::Get)),
+            ("GET http://other:8/x HTTP/1.1", Ok(Method::Get)),
+            ("OPTIONS * HTTP/1.1", Ok(Method::Options)),
+            ("BREW / HTTP/1.1", Ok(Method::Other)),
+            ("get / HTTP/1.1", Ok(Method::Other)),
+            ("GET /\u{e9} HTTP/1.1", Ok(Method::Get)),
+            ("CONNECT h:443 HTTP/1.1", Err(E::NotAProxy)),
+            ("GET h:443 HTTP/1.1", Err(E::NotAProxy)),
+            ("GET * HTTP/1.1", Err(E::Target)),
+            ("GET a HTTP/1.1", Err(E::Target)),
+            ("GET /#a HTTP/1.1", Err(E::Target)),
+            ("GET http://u:p@h/ HTTP/1.1", Err(E::HostInvalid)),
+            ("GET  / HTTP/1.1", Err(E::RequestLine)),
+            ("GET /  HTTP/1.1", Err(E::RequestLine)),
+            ("GET / HTTP/1.1 ", Err(E::RequestLine)),
+            ("GET /a b HTTP/1.1", Err(E::RequestLine)),
+            ("GET\t/ HTTP/1.1", Err(E::RequestLine)),
+            ("GET / http/1.1", Err(E::RequestLine)),
+            ("GET / HTTP/1.1\r", Err(E::RequestLine)),
+            ("GET /\r HTTP/1.1", Err(E::RequestLine)),
+            ("GET /\0 HTTP/1.1", Err(E::RequestLine)),
+            ("GET /\x7f HTTP/1.1", Err(E::RequestLine)),
+            ("GET /", Err(E::RequestLine)),
+            ("GET", Err(E::RequestLine)),
+            ("G@T / HTTP/1.1", Err(E::RequestLine)),
+            ("GET / HTTP/", Err(E::RequestLine)),
+            ("GET / HTTP/1.x", Err(E::RequestLine)),
+            ("GET / HTTP/1.2", Err(E::Version)),
+            ("GET / HTTP/0.9", Err(E::Version)),
+            ("GET / HTTP/2", Err(E::Version)),
+            ("PRI * HTTP/2.0", Err(E::Version)),
+        ] {
+            let input = format!("{line}\r\nHost: h\r\n\r\n");
+            assert_eq!(parsed(input.as_bytes(), |request| request.method), expected, "{line:?}");
+        }
+        let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+        assert_eq!(parsed(preface, |_| ()), Err(E::Version));
+        assert_eq!(parsed(b"GET /\xff HTTP/1.1\r\n\r\n", |_| ()), Err(E::RequestLine));
+        let long = |len: usize| format!("GET /{} HTTP/1.1\r\nHost: h\r\n\r\n", "a".repeat(len - 1));
+        assert_eq!(parsed(long(TARGET_BYTES_MAX).as_bytes(), |_| ()), Ok(()));
+        assert_eq!(parsed(long(TARGET_BYTES_MAX + 1).as_bytes(), |_| ()), Err(E::TargetTooLong));
+    }
+
+    #[test]
+    fn hosts() {
+        for (head, expected) in [
+            ("GET / HTTP/1.1\r\nHost: a:80\r\n", Ok("a:80")),
+            ("GET http://b/ HTTP/1.1\r\nHost: a\r\n", Ok("b")),
+            ("GET http://b/ HTTP/1.1\r\n", Err(E::HostMissing)),
+            ("GET http://b/ HTTP/1.1\r\nHost: a b\r\n", Err(E::HostInvalid)),
+            ("GET / HTTP/1.1\r\n", Err(E::HostMissing)),
+            ("GET / HTTP/1.0\r\n", Ok("")),
+            ("GET / HTTP/1.0\r\nHost: a\r\n", Ok("a")),
+            ("GET / HTTP/1.0\r\nHost: a/b\r\n", Err(E::HostInvalid)),
+            ("GET / HTTP/1.0\r\nHost: a\r\nHost: a\r\n", Err(E::HostRepeated)),
+            ("GET / HTTP/1.1\r\nHost: a\r\nhost: a\r\n", Err(E::HostRepeated)),
+            ("GET / HTTP/1.1\r\nHost:\r\n", Err(E::HostInvalid)),
+            ("GET / HTTP/1.1\r\nHost: a, b\r\n", Err(E::HostInvalid)),
+        ] {
+            let input = format!("{head}\r\n");
+            assert_eq!(
+                parsed(input.as_bytes(), |request| request.host.to_owned()).as_deref(),
+                expected.as_deref(),
+                "{head}"
+            );
+        }
+    }
+
+    #[test]
+    fn field_lines() {
+        for (lines, expected) in [
+            ("A: b\r\n", Ok(())),
+            ("A: \u{e9}\t\"x\"\r\n", Ok(())),
+            ("A : b\r\n", Err(E::FieldName)),
+            ("A\t: b\r\n", Err(E::FieldName)),
+            (" A: b\r\n", Err(E::FieldName)),
+            ("A: b\r\n c\r\n", Err(E::FieldName)),
+            ("A: b\r\n\tc: d\r\n", Err(E::FieldName)),
+            ("A\r\n", Err(E::FieldName)),
+            (": b\r\n", Err(E::FieldName)),
+            ("A(: b\r\n", Err(E::FieldName)),
+            ("\u{e9}: b\r\n", Err(E::FieldName)),
+            ("A\0: b\r\n", Err(E::FieldName)),
+            ("A: b\0c\r\n", Err(E::FieldValue)),
+            ("A: b\rc\r\n", Err(E::FieldValue)),
+            ("A: b\r\r\n", Err(E::FieldValue)),
+            ("A: \r\r\n", Err(E::FieldValue)),
+            ("A: \x7f\r\n", Err(E::FieldValue)),
+            ("A: \x0b\r\n", Err(E::FieldValue)),
+            ("A: b\n", Err(E::BareLf)),
+        ] {
+            assert_eq!(parsed(&get_with(lines), |_| ()), expected, "{lines:?}");
+        }
+        assert_eq!(
+            parsed(&get_with(&"A: b\r\n".repeat(FIELDS_MAX - 1)), |r| r.fields.iter().count()),
+            Ok(FIELDS_MAX)
+        );
+        assert_eq!(parsed(&get_with(&"A: b\r\n".repeat(FIELDS_MAX)), |_| ()), Err(E::TooManyFields));
+        assert_eq!(parsed(&get_with(&format!("A: {}\r\n", "b".repeat(MAX))), |_| ()), Err(E::HeadTooLarge));
+    }
+
+    fn any_head() -> impl Strategy<Value = Vec<u8>> {
+        let line = prop_oneof![
+            8 => Just("Host: h\r\n"),
+            1 => Just("Content-Length: 3\r\n"),
+            1 => Just("Transfer-Encoding: chunked\r\n"),
+            1 => Just("Upgrade: websocket\r\nConnection: Upgrade\r\n"),
+            1 => Just("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"),
+            1 => Just("Sec-WebSocket-Version: 13\r\n"),
+            1 => Just("A: b\rc\r\n"),
+            1 => Just("A : b\r\n"),
+            1 => Just("A: b\n"),
+            1 => Just(" folded\r\n"),
+            1 => Just("\r\n"),
+        ];
+        let start =
+            prop_oneof![Just("GET / HTTP/1.1\r\n"), Just("\r\nPOST /a?b HTTP/1.0\r\n"), Just("BAD\r\n")];
+        (start, proptest::collection::vec(line, 0..5))
+            .prop_map(|(start, lines)| format!("{start}{}\r\nbody", lines.concat()).into_bytes())
+    }
+
+    proptest! {
+        #[test]
+        fn every_cut_gives_the_same(input in any_head()) {
+            /// `None` is partial; else what was read, as text, and the bytes used.
+            fn attempt(scanner: &mut HeadScanner, input: &[u8]) -> Option<Result<(String, usize), HttpError>> {
+                match scan(scanner, input, &mut FieldSlots::new()) {
+                    Ok(Parsed::Partial) => None,
+                    Ok(Parsed::Done { request, used }) => Some(Ok((format!("{request:?}"), used))),
+                    Err(error) => Some(Err(error)),
+                }
+            }
+            let whole = attempt(&mut HeadScanner::new(MAX), &input);
+            prop_assert!(whole.is_some());
+            for cut in 0..=input.len() {
+                let mut scanner = HeadScanner::new(MAX);
+                let first = attempt(&mut scanner, &input[..cut]);
+                if let (Some(Ok((_, used))), _) = (&whole, &first) {
+                    prop_assert_eq!(first.is_some(), cut >= *used, "cut at {}", cut);
+                }
+                let got = first.or_else(|| attempt(&mut scanner, &input));
+                prop_assert_eq!(&got, &whole, "cut at {}", cut);
+            }
+        }
+
+        #[test]
+        fn noise_is_refused_or_partial(noise in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = scan(&mut HeadScanner::new(MAX), &noise, &mut FieldSlots::new());
+        }
     }
 }

@@ -188,7 +188,8 @@ mod tests {
             full,
             "HTTP/1.1 200 OK\r\nDate: Thu, 01 Jan 1970 00:00:00 GMT\r\nETag: \"a\"\r\nContent-Length: 2\r\n\r\nhi"
         );
-        let cases: &[(&str, fn(ResponseWriter<'_>), u16, &str)] = &[
+        type Case = (&'static str, fn(ResponseWriter<'_>), u16, &'static str);
+        let cases: &[Case] = &[
             ("304", |w| w.end_with(b"x"), 304, "HTTP/1.1 304 Not Modified\r\n\r\n"),
             ("204 to HEAD", |w| w.end_head_only(3), 204, "HTTP/1.1 204 No Content\r\n\r\n"),
             ("HEAD", |w| w.end_head_only(3), 404, "HTTP/1.1 404 Not Found\r\nContent-Length: 3\r\n\r\n"),
