@@ -63,7 +63,9 @@ pub fn parse_close(payload: &[u8]) -> Result<Close<'_>, FrameError> {
 /// Appends a close frame. A reason that is too long is cut between characters.
 pub fn write_close(out: &mut Vec<u8>, code: u16, reason: &str) {
     debug_assert!(may_be_sent(code));
-    let reason = &reason[..reason.floor_char_boundary(REASON_BYTES_MAX)];
+    let longest = REASON_BYTES_MAX.min(reason.len());
+    let cut = (0..=longest).rev().find(|&at| reason.is_char_boundary(at)).unwrap_or_default();
+    let reason = &reason[..cut];
     let mut payload = [0; CONTROL_BYTES_MAX];
     let (code_place, rest) = payload.split_at_mut(2);
     code_place.copy_from_slice(&code.to_be_bytes());
