@@ -5,7 +5,7 @@ mod common;
 use std::collections::HashSet;
 use std::thread;
 
-use common::http::{Conn, Headers, Poll, Response, ask, get, head_cursor, poll, post, publish, published};
+use common::http::{Conn, Poll, ask, batch, get, head_cursor, line_id, poll, post, publish, published};
 use common::server::Server;
 use common::until;
 use serde_json::{Value, json};
@@ -19,23 +19,6 @@ fn newest(server: &Server, channel: &str) -> Value {
     let poll = poll(server.addr(), &format!("/channels/{channel}"));
     assert_eq!(poll.messages.len(), 1, "{poll:?}");
     poll.messages[0].clone()
-}
-
-/// Lines of a batch's answer.
-#[track_caller]
-fn batch(server: &Server, headers: Headers, lines: &str) -> Vec<Value> {
-    let mut all = vec![("Content-Type", "application/x-ndjson")];
-    all.extend(headers);
-    let answer = post(server.addr(), "/publish", &all, lines);
-    assert!((200..300).contains(&answer.status), "{answer}");
-    assert_eq!(answer.header("content-type"), "application/x-ndjson", "{answer}");
-    answer.text().lines().map(|line| serde_json::from_str(line).expect("JSON in each line")).collect()
-}
-
-/// The id in a batch's line.
-#[track_caller]
-fn line_id(line: &Value) -> String {
-    line["id"].as_str().unwrap_or_else(|| panic!("an id in {line}")).to_owned()
 }
 
 // --- The body -------------------------------------------------------------------------------------------------------
@@ -224,7 +207,7 @@ fn event_names() {
         let answer = post(server.addr(), "/channels/events", &[TEXT, ("Pushline-Event", event)], "x");
         // The same rule for a batch's line.
         let line = json!({"channel": "events", "data": "y", "event": event}).to_string();
-        let lines = batch(&server, &[], &line);
+        let lines = batch(server.addr(), &line);
         let after = poll(server.addr(), &format!("/channels/events?cursor={before}"));
         if good {
             published(&answer);
@@ -340,122 +323,6 @@ fn ttl_is_cut_to_the_channels_own_limit() {
     assert!(!poll(addr, &format!("/channels/short?cursor={}", after.cursor)).gap, "told once");
 }
 
-// --- Idempotency-Key ------------------------------------------------------------------------------------------------
-
-fn keyed(server: &Server, channel: &str, key: &str, body: &str) -> Response {
-    post(server.addr(), &format!("/channels/{channel}"), &[TEXT, ("Idempotency-Key", key)], body)
-}
-
-#[test]
-fn a_repeated_key_publishes_once() {
-    let server = Server::start(&[]);
-    let first = keyed(&server, "idem", "k-1", "hello");
-    let id = published(&first);
-    assert_eq!(first.get("idempotency-replayed"), None, "{first}");
-    let again = keyed(&server, "idem", "k-1", "hello");
-    assert_eq!(again.header("idempotency-replayed"), "true");
-    assert_eq!(again.body, first.body);
-    assert_eq!(poll(server.addr(), "/channels/idem?limit=9").ids(), std::slice::from_ref(&id));
-    // Another key, and the same key on another channel, are other messages.
-    let other = published(&keyed(&server, "idem", "k-2", "hello"));
-    assert_ne!(other, id);
-    let elsewhere = keyed(&server, "idem2", "k-1", "something else");
-    assert_eq!(elsewhere.get("idempotency-replayed"), None);
-    published(&elsewhere);
-    assert_eq!(poll(server.addr(), "/channels/idem?limit=9").messages.len(), 2);
-}
-
-#[test]
-fn another_body_under_the_same_key_is_409() {
-    let server = Server::start(&[]);
-    published(&keyed(&server, "conflict", "k", "one"));
-    keyed(&server, "conflict", "k", "two").problem(409);
-    assert_eq!(keyed(&server, "conflict", "k", "one").header("idempotency-replayed"), "true");
-    assert_eq!(poll(server.addr(), "/channels/conflict?limit=9").messages.len(), 1);
-}
-
-#[test]
-fn a_key_is_1_to_128_bytes() {
-    let server = Server::start(&[]);
-    keyed(&server, "keys", &"k".repeat(128), "x").expect(201);
-    keyed(&server, "keys", &"k".repeat(129), "x").problem(400);
-    keyed(&server, "keys", "", "x").problem(400);
-    assert_eq!(poll(server.addr(), "/channels/keys?limit=9").messages.len(), 1);
-}
-
-#[test]
-fn a_refused_publish_takes_no_key() {
-    let server = Server::start(&[]);
-    let headers = [JSON, ("Idempotency-Key", "k")];
-    post(server.addr(), "/channels/retry", &headers, "{").problem(400);
-    let answer = post(server.addr(), "/channels/retry", &headers, "{}").expect(201);
-    assert_eq!(answer.get("idempotency-replayed"), None);
-}
-
-#[test]
-fn repeats_in_flight_wait_for_the_first() {
-    let server = Server::start(&["--workers", "2"]);
-    let addr = server.addr();
-    for round in 0..8 {
-        let key = format!("round-{round}");
-        let headers = [TEXT, ("Idempotency-Key", &key)];
-        // All ready before any is sent; the last byte of each starts it.
-        let mut conns: Vec<Conn> = (0..12)
-            .map(|_| {
-                let mut conn = Conn::open(addr);
-                let wire = common::http::wire(addr, "POST", "/channels/flight", &headers, b"same");
-                conn.send_raw(&wire[..wire.len() - 1]);
-                conn
-            })
-            .collect();
-        for conn in &mut conns {
-            conn.send_raw("e");
-        }
-        let answers: Vec<Response> = conns.iter_mut().map(Conn::read_response).collect();
-        let ids: HashSet<String> = answers.iter().map(published).collect();
-        assert_eq!(ids.len(), 1, "round {round}");
-        let first = answers.iter().filter(|answer| answer.get("idempotency-replayed").is_none()).count();
-        assert_eq!(first, 1, "round {round}");
-    }
-    assert_eq!(poll(addr, "/channels/flight?limit=100").messages.len(), 8);
-}
-
-#[test]
-fn a_full_store_of_keys_refuses_new_ones() {
-    let server = Server::start(&["--set", "limits.idempotency_keys=16"]);
-    let mut taken = 0;
-    let refused = (0..17).find_map(|n| {
-        let answer = keyed(&server, "store", &format!("k{n}"), "x");
-        (answer.status != 201).then_some(answer).or_else(|| {
-            taken += 1;
-            None
-        })
-    });
-    let refused = refused.expect("the 17th key does not fit");
-    refused.problem(429);
-    assert!(refused.header("retry-after").parse::<u32>().is_ok_and(|seconds| seconds > 0));
-    assert!(taken > 0);
-    // What was taken still replays, and without a key all goes on.
-    assert_eq!(keyed(&server, "store", "k0", "x").header("idempotency-replayed"), "true");
-    publish(server.addr(), "store", "no key");
-    assert_eq!(poll(server.addr(), "/channels/store?limit=100").messages.len(), taken + 1);
-}
-
-#[test]
-fn keys_hold_across_http_and_batch() {
-    let server = Server::start(&[]);
-    let id = published(&keyed(&server, "across", "k", "hello"));
-    let line = json!({"channel": "across", "data": "hello", "key": "k"}).to_string();
-    assert_eq!(line_id(&batch(&server, &[], &line)[0]), id);
-    let conflict = json!({"channel": "across", "data": "other", "key": "k"}).to_string();
-    assert!(batch(&server, &[], &conflict)[0].get("id").is_none());
-    let line = json!({"channel": "across", "data": "second", "key": "b"}).to_string();
-    let lines = batch(&server, &[], &format!("{line}\n{line}\n"));
-    assert_eq!(line_id(&lines[0]), line_id(&lines[1]));
-    assert_eq!(published(&keyed(&server, "across", "b", "second")), line_id(&lines[0]));
-    assert_eq!(poll(server.addr(), "/channels/across?limit=9").messages.len(), 2);
-}
-
 // --- Several channels -----------------------------------------------------------------------------------------------
 
 #[test]
@@ -487,90 +354,10 @@ fn publishing_is_done_for_all_channels_or_none() {
         answer.problem(answer.status);
     }
     // A key that conflicts on one of them.
-    published(&keyed(&server, "taken", "k", "one"));
-    keyed(&server, "ok,taken", "k", "two").problem(409);
+    let key = [TEXT, ("Idempotency-Key", "k")];
+    published(&post(server.addr(), "/channels/taken", &key, "one"));
+    post(server.addr(), "/channels/ok,taken", &key, "two").problem(409);
     assert!(poll(server.addr(), "/channels/ok").messages.is_empty());
-}
-
-// --- Batches --------------------------------------------------------------------------------------------------------
-
-#[test]
-fn a_batch_is_answered_line_by_line() {
-    let server = Server::start(&[]);
-    let start = head_cursor(server.addr(), "b1");
-    let big = "x".repeat(64 * 1024 + 1);
-    let lines: Vec<(String, bool)> = vec![
-        (r#"{"channel":"b1","data":"text","event":"tick","ttl":60}"#.into(), true),
-        (r#"{"channel":"b1","data":{"b":1.0,  "a":1}}"#.into(), true),
-        (r#"{"channel":"b2","base64":"AP/+"}"#.into(), true),
-        (r#"{"channel":"b1","data":null}"#.into(), true),
-        (r#"{"channel":"b1","data":""}"#.into(), true),
-        ("not json".into(), false),
-        ("[]".into(), false),
-        (r#"{"data":"x"}"#.into(), false),
-        (r#"{"channel":"b1"}"#.into(), false),
-        (r#"{"channel":7,"data":"x"}"#.into(), false),
-        (r#"{"channel":"","data":"x"}"#.into(), false),
-        (r#"{"channel":"b1,b2","data":"x"}"#.into(), false),
-        (r#"{"channel":"a//b","data":"x"}"#.into(), false),
-        (r#"{"channel":"$x","data":"x"}"#.into(), false),
-        (r#"{"channel":"b1","data":"x","base64":"AA=="}"#.into(), false),
-        (r#"{"channel":"b1","base64":"%%"}"#.into(), false),
-        (r#"{"channel":"b1","base64":7}"#.into(), false),
-        (r#"{"channel":"b1","data":"x","ttl":-1}"#.into(), false),
-        (r#"{"channel":"b1","data":"x","ttl":"1"}"#.into(), false),
-        (r#"{"channel":"b1","data":"x","event":"open"}"#.into(), false),
-        (r#"{"channel":"b1","data":"x","event":"a\nb"}"#.into(), false),
-        (r#"{"channel":"b1","data":"x","key":""}"#.into(), false),
-        (json!({"channel": "b1", "data": "x", "key": "k".repeat(129)}).to_string(), false),
-        (json!({"channel": "b1", "data": big}).to_string(), false),
-        (r#"{"channel":"b1","data":"last"}"#.into(), true),
-    ];
-    let body = lines.iter().map(|(line, _)| line.as_str()).collect::<Vec<_>>().join("\n");
-    let answers = batch(&server, &[], &body);
-    assert_eq!(answers.len(), lines.len());
-    let mut ids = Vec::new();
-    for ((line, good), answer) in lines.iter().zip(&answers) {
-        let line = &line[..line.len().min(80)];
-        assert_eq!(answer.get("id").is_some(), *good, "{line}: {answer}");
-        if *good {
-            assert!(line.contains(answer["channel"].as_str().expect("a channel")), "{line}: {answer}");
-            if answer["channel"] == "b1" {
-                ids.push(line_id(answer));
-            }
-        }
-    }
-    let answer = get(server.addr(), &format!("/channels/b1?cursor={start}"));
-    let b1 = Poll::of(&answer);
-    assert_eq!(b1.ids(), ids);
-    assert_eq!(b1.data(), [json!("text"), json!({"a": 1, "b": 1.0}), json!(null), json!(""), json!("last")]);
-    assert_eq!(b1.messages[0]["event"], "tick");
-    assert!(answer.text().contains(r#"{"b":1.0,  "a":1}"#), "as it came: {answer}");
-    assert_eq!(newest(&server, "b2")["base64"], "AP/+");
-}
-
-#[test]
-fn a_batch_ends_with_or_without_a_newline() {
-    let server = Server::start(&[]);
-    let line = r#"{"channel":"nl","data":"x"}"#;
-    for body in [format!("{line}\n{line}"), format!("{line}\n{line}\n"), format!("{line}\r\n{line}\r\n")] {
-        let answers = batch(&server, &[], &body);
-        assert_eq!(answers.len(), 2, "{body:?}");
-        answers.iter().for_each(|answer| assert!(!line_id(answer).is_empty()));
-    }
-}
-
-#[test]
-fn a_batch_is_ndjson_by_post() {
-    let server = Server::start(&[]);
-    let line = r#"{"channel":"x","data":"x"}"#;
-    post(server.addr(), "/publish", &[TEXT], line).problem(415);
-    let gzip = [("Content-Type", "application/x-ndjson"), ("Content-Encoding", "gzip")];
-    post(server.addr(), "/publish", &gzip, line).problem(415);
-    let answer = get(server.addr(), "/publish");
-    answer.problem(405);
-    assert!(answer.lists("allow", "POST"), "{answer}");
-    assert!(poll(server.addr(), "/channels/x").messages.is_empty());
 }
 
 // --- Order and ids --------------------------------------------------------------------------------------------------
