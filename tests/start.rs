@@ -143,6 +143,26 @@ fn a_second_signal_ends_at_once() {
     streams.clear();
 }
 
+/// A publish that was on its way when the end began: done, or refused for now, and the connection ends.
+#[test]
+fn a_publish_during_the_drain_is_answered() {
+    let mut server = Server::start(&["--set", "drain.window_seconds=3600"]);
+    let streams: Vec<_> = (0..20).map(|_| open(&server, Kind::Stream)).collect();
+    let mut conn = open(&server, Kind::HalfBody);
+    conn.quiet(Duration::from_millis(100));
+    server.signal(libc::SIGTERM);
+    until("it stops accepting", || Conn::try_open(server.addr()).is_err().then_some(()));
+    conn.send_raw("-done");
+    let answer = conn.read_response();
+    assert!([201, 503].contains(&answer.status) && answer.closes(), "{answer}");
+    if answer.status == 503 {
+        answer.problem(503);
+        assert!(answer.header("retry-after").parse::<u32>().is_ok(), "{answer}");
+    }
+    conn.eof();
+    drop(streams);
+}
+
 #[test]
 fn a_takeover_refuses_nobody() {
     let mut old = Server::start(&["--set", "drain.window_seconds=0.5"]);
