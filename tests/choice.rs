@@ -36,8 +36,8 @@ fn the_first_row_that_fits_decides() {
     let without = |name: &str| -> Vec<(&str, &str)> {
         all.iter().copied().filter(|(header, _)| *header != name).collect()
     };
-    let cases: Vec<(&str, &str, Vec<(&str, &str)>, &str)> = vec![
-        ("all at once", &waiting, all.clone(), "websocket"),
+    let cases = [
+        ("all at once", waiting.as_str(), all.clone(), "websocket"),
         ("a handshake", "/channels/a", WEBSOCKET.to_vec(), "websocket"),
         ("a handshake without its upgrade", &waiting, without("Upgrade"), "426"),
         ("a handshake without `Connection: upgrade`", &waiting, without("Connection"), "426"),
