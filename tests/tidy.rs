@@ -156,11 +156,17 @@ fn codecs_and_domain_are_pure() {
 
 #[test]
 fn every_file_says_what_it_is() {
+    let mut wrong = Vec::new();
     for file in sources(&["src"]) {
         let opening = file.text.lines().take_while(|line| line.starts_with("//!")).count();
-        assert!((1..=15).contains(&opening), "{} opens with {opening} lines of `//!`", file.path);
-        assert!(!file.path.ends_with("/mod.rs"), "{}: declare it inline", file.path);
+        if !(1..=15).contains(&opening) {
+            wrong.push(format!("{} opens with {opening} lines of `//!`", file.path));
+        }
+        if file.path.ends_with("/mod.rs") {
+            wrong.push(format!("{}: declare it inline", file.path));
+        }
     }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]
