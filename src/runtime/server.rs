@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc;
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use monoio::time::TimeDriver;
@@ -105,6 +105,7 @@ pub fn serve<E: Edge + 'static>(
 
     // What all share, made first so that their numbers are low.
     let signals = SignalFd::new().map_err(io_error("cannot make a signal descriptor"))?;
+    let ended_workers = Arc::new(AtomicUsize::new(0));
     let done = Arc::new(EventFd::new().map_err(io_error("cannot make an eventfd"))?);
     let epoll = Epoll::new().map_err(io_error("cannot make an epoll set"))?;
     let mut last_shared = signals.as_raw_fd().max(done.as_raw_fd()).max(epoll.as_raw_fd());
@@ -148,12 +149,13 @@ pub fn serve<E: Edge + 'static>(
             connections_max,
             random: u64::from_le_bytes(std::array::from_fn(|at| secret[at + 8])) ^ (index as u64 + 1) << 32,
         };
-        let (node, make_edge, started, done) =
-            (Arc::clone(&node), make_edge.clone(), started_tx.clone(), Arc::clone(&done));
+        let (node, make_edge, started) = (Arc::clone(&node), make_edge.clone(), started_tx.clone());
+        let (done, ended_workers) = (Arc::clone(&done), Arc::clone(&ended_workers));
         let thread = std::thread::Builder::new()
             .name(format!("worker-{index}"))
             .spawn(move || {
                 run_worker(seed, node, make_edge, &started);
+                ended_workers.fetch_add(1, Ordering::Release);
                 done.write();
             })
             .map_err(io_error("cannot start a worker's thread"))?;
@@ -184,7 +186,7 @@ pub fn serve<E: Edge + 'static>(
             }
         }
     });
-    let ended = wait_for_the_end(&node, &signals, &done, &epoll, &addresses, &threads)?;
+    let ended = wait_for_the_end(&node, &signals, &done, &epoll, &addresses, &ended_workers)?;
     drop(steering);
     if ended == Ended::Drained {
         for thread in threads {
@@ -292,7 +294,7 @@ fn wait_for_the_end(
     done: &EventFd,
     epoll: &Epoll,
     addresses: &[SocketAddr],
-    threads: &[JoinHandle<()>],
+    ended_workers: &AtomicUsize,
 ) -> Result<Ended, ServeError> {
     let waiting = io_error("cannot wait for signals");
     let mut controls: Vec<Control> = Vec::new();
@@ -329,11 +331,11 @@ fn wait_for_the_end(
                 },
                 DONE => {
                     done.drain();
-                    if threads.iter().all(JoinHandle::is_finished) {
-                        return if draining { Ok(Ended::Drained) } else { Err(ServeError::WorkerEnded) };
-                    }
                     if !draining {
                         return Err(ServeError::WorkerEnded);
+                    }
+                    if ended_workers.load(Ordering::Acquire) == node.mailboxes.len() {
+                        return Ok(Ended::Drained);
                     }
                 }
                 _ => {
@@ -349,10 +351,6 @@ fn wait_for_the_end(
                     }
                 }
             }
-        }
-        // A worker writes `done` just before its thread is finished.
-        if draining && threads.iter().all(JoinHandle::is_finished) {
-            return Ok(Ended::Drained);
         }
     }
 }
