@@ -6,6 +6,8 @@
 
 pub mod http;
 pub mod server;
+pub mod sse;
+pub mod ws;
 
 use std::time::{Duration, Instant};
 
