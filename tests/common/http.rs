@@ -10,6 +10,9 @@ use serde_json::Value;
 
 use super::DEADLINE;
 
+/// What "at once" is at most, on a machine under load; far below the waits that tests ask for.
+pub const AT_ONCE: Duration = Duration::from_secs(10);
+
 /// Headers of a request, in order.
 pub type Headers<'a> = &'a [(&'a str, &'a str)];
 
@@ -489,9 +492,32 @@ pub fn head_cursor(addr: SocketAddr, channel: &str) -> String {
     poll(addr, &format!("/channels/{channel}?limit=0")).cursor
 }
 
+/// Asserts the `Vary` of a read.
+#[track_caller]
+pub fn varies(answer: &Response) {
+    for name in ["Accept", "Prefer", "Origin"] {
+        assert!(answer.lists("vary", name), "Vary: {name} in {answer}");
+    }
+}
+
 /// How long something took.
 pub fn timed<T>(act: impl FnOnce() -> T) -> (T, Duration) {
     let start = Instant::now();
     let value = act();
     (value, start.elapsed())
+}
+
+/// The lines of the answer to a batch.
+#[track_caller]
+pub fn batch(addr: SocketAddr, lines: &str) -> Vec<Value> {
+    let answer = post(addr, "/publish", &[("Content-Type", "application/x-ndjson")], lines);
+    assert!((200..300).contains(&answer.status), "{answer}");
+    assert_eq!(answer.header("content-type"), "application/x-ndjson", "{answer}");
+    answer.text().lines().map(|line| serde_json::from_str(line).expect("JSON in each line")).collect()
+}
+
+/// The id in a batch's line.
+#[track_caller]
+pub fn line_id(line: &Value) -> String {
+    line["id"].as_str().unwrap_or_else(|| panic!("an id in {line}")).to_owned()
 }
