@@ -241,3 +241,76 @@ fn judge(world: &World, readers: &[Reader]) {
     // Else the run proved nothing.
     assert_eq!(world.lossy, total.lost > 0, "{total:?}");
 }
+
+/// The judge itself: what it must not let pass, and what it must.
+mod judgement {
+    use super::*;
+    use ledger::{Entry, Log};
+
+    /// Ten messages of one publisher, one deletion after the sixth.
+    fn channel() -> Channel {
+        let channel = Channel::new("a".into(), true, false, 2);
+        let mut order = channel.order.lock().expect("nobody else");
+        for n in 0..10 {
+            channel.send(0);
+            channel.acked(0);
+            order.messages.push((Key { channel: 0, publisher: 0, n }, n as u64));
+        }
+        order.deletions.push(6);
+        drop(order);
+        channel
+    }
+
+    const fn message(n: usize) -> Entry {
+        Entry::Message { key: Key { channel: 0, publisher: 0, n }, id: n as u64 }
+    }
+
+    const fn raw(n: usize) -> Entry {
+        Entry::RawMessage { key: Key { channel: 0, publisher: 0, n } }
+    }
+
+    fn start(before: usize, until: usize) -> Entry {
+        Entry::Start { before: vec![before, 0], until: vec![until, 0] }
+    }
+
+    #[test]
+    fn tells_right_from_wrong() {
+        let channel = channel();
+        let reference = Reference::new(1, &channel);
+        let gap = Entry::Gap;
+        let foreign = Entry::Message { key: Key { channel: 0, publisher: 0, n: 2 }, id: 7 };
+        let nobodys = Entry::Message { key: Key { channel: 0, publisher: 0, n: 12 }, id: 12 };
+        for (what, log, right) in [
+            ("all in order", vec![start(0, 0), message(0), message(1), message(2)], true),
+            ("one lost", vec![start(0, 0), message(0), message(2)], false),
+            ("the first lost", vec![start(0, 0), message(1)], false),
+            ("one twice", vec![start(0, 0), message(0), message(0)], false),
+            ("out of order", vec![start(0, 0), message(1), message(0)], false),
+            ("lost and told", vec![start(0, 0), message(0), gap.clone(), message(4), message(5)], true),
+            ("told once, lost twice", vec![start(0, 0), gap.clone(), message(2), message(4)], false),
+            ("back behind a gap", vec![start(0, 0), message(3), gap.clone(), message(3)], false),
+            ("a start among those in flight", vec![start(2, 5), message(3), message(4)], true),
+            ("a start that missed one", vec![start(2, 5), message(6)], false),
+            ("a start with the past", vec![start(2, 5), message(1)], false),
+            ("a deletion not told", vec![start(5, 5), message(5), message(6)], false),
+            ("a deletion told", vec![start(5, 5), message(5), gap.clone(), message(6)], true),
+            ("another's id", vec![start(2, 2), foreign], false),
+            ("never published", vec![start(2, 2), nobodys], false),
+            ("before any cursor", vec![message(0)], false),
+            (
+                "raw, and again",
+                vec![start(0, 0), message(0), Entry::RawStart, raw(1), raw(2), message(1)],
+                true,
+            ),
+            ("raw lost one", vec![start(0, 0), message(0), Entry::RawStart, raw(2)], false),
+            ("raw twice", vec![start(0, 0), Entry::RawStart, raw(0), raw(0)], false),
+            ("raw past a deletion", vec![start(5, 5), message(5), Entry::RawStart, raw(6)], false),
+        ] {
+            let log: Log = log.into_iter().enumerate().collect();
+            let judged = reference.judge(&log, true);
+            assert_eq!(judged.is_ok(), right, "{what}: {judged:?}");
+        }
+        let log: Log = vec![(0, start(0, 0)), (1, gap)];
+        assert!(reference.judge(&log, false).is_err(), "a gap where none may be");
+    }
+}
