@@ -45,6 +45,8 @@ pub struct Reader {
     /// The tick in which something was last sent to it.
     pub sent_tick: u32,
     pub standing: Standing,
+    /// Its connection reads other channels too: two sends to it must not be in one batch.
+    pub shared: bool,
     /// Reads several channels by SSE: each event ends with an id line of its own.
     pub joined: bool,
 }
@@ -470,6 +472,7 @@ mod tests {
             messages: 0,
             sent_tick: 0,
             standing: Standing::Live,
+            shared: false,
             joined: false,
         }
     }

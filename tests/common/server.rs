@@ -28,7 +28,6 @@ pub struct Server {
 /// How a process ended that was not to serve.
 pub struct Refusal {
     pub code: Option<i32>,
-    pub stdout: String,
     pub stderr: String,
 }
 
@@ -80,21 +79,7 @@ impl Server {
             panic!("the server did not refuse {args:?}; it said:\n{}", log.all().join("\n"))
         });
         log.wait(|_| false);
-        Refusal { code: status.code(), stdout: String::new(), stderr: log.all().join("\n") }
-    }
-
-    /// Runs the binary with exactly `args` to its end: `--version`, `check-config`.
-    pub fn run(args: &[&str], files: &[(&str, &str)]) -> Refusal {
-        let dir = Dir::new();
-        for (name, text) in files {
-            std::fs::write(dir.0.join(name), text).expect("a file in the temporary directory");
-        }
-        let output = binary(&dir.0).args(args).stdin(Stdio::null()).output().expect("the binary runs");
-        Refusal {
-            code: output.status.code(),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        }
+        Refusal { code: status.code(), stderr: log.all().join("\n") }
     }
 
     /// The first address it listens on.
