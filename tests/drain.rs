@@ -307,30 +307,6 @@ fn a_window_of_0_is_at_once() {
     assert!(took < Duration::from_secs(5), "{took:?}");
 }
 
-#[test]
-fn a_second_signal_exits_at_once() {
-    let mut server = Server::start(&["--set", "drain.window_seconds=60"]);
-    let addr = server.addr();
-    let readers: Vec<Stream> = (0..20).map(|_| Stream::open(addr, "/channels/a")).collect();
-    server.signal(libc::SIGTERM);
-    until("it stops accepting", || match Conn::try_open(addr) {
-        Err(_) => Some(()),
-        Ok(mut conn) => {
-            conn.set_timeout(Duration::from_millis(100));
-            let wire = common::http::wire(addr, "POST", "/channels/x", TEXT, b"x");
-            let answer = conn.try_send_raw(wire).and_then(|()| conn.try_read_response());
-            (!answer.is_ok_and(|answer| answer.status == 201)).then_some(())
-        }
-    });
-    assert!(server.alive(), "it drains for a minute");
-    let (_, took) = timed(|| {
-        server.signal(libc::SIGTERM);
-        server.wait_exit()
-    });
-    assert!(took < Duration::from_secs(2), "{took:?}");
-    drop(readers);
-}
-
 /// Requests that have begun when the signal comes are answered, each as its transport says.
 #[test]
 fn a_request_half_sent_is_answered() {
@@ -475,15 +451,6 @@ fn cursors_of_another_process_are_a_gap() {
         let held = get(addr, &format!("/channels/a?wait=20&cursor={cursor}"));
         assert!(Poll::of(&held).gap, "at once");
     }
-}
-
-#[test]
-fn a_taken_port_is_an_error() {
-    let server = Server::start(&[]);
-    let refusal = Server::refused(&["--listen", &server.addr().to_string()]);
-    assert_ne!(refusal.code, Some(0));
-    assert!(refusal.stderr.contains(&server.addr().port().to_string()), "{}", refusal.stderr);
-    get(server.addr(), "/healthz").expect(200);
 }
 
 /// While a second process takes the port over, no connection is refused or reset, and every reader is told.

@@ -124,7 +124,11 @@ impl State {
         }
         let Ok((frames, last)) = outcome else {
             self.stats().panics.add(1);
-            tracing::error!(worker = self.index, slot = conn.slot, "a session panicked; its connection is closed");
+            tracing::error!(
+                worker = self.index,
+                slot = conn.slot,
+                "a session panicked; its connection is closed"
+            );
             self.farewell(conn.slot, Reason::Internal, 0);
             return;
         };
@@ -182,11 +186,8 @@ fn session(
     message_bytes_max: u64,
     pong: &mut dyn FnMut(&[u8]),
 ) -> (Vec<Frame>, Option<Last>) {
-    let limit = if v1 {
-        crate::proto::client_frame::frame_bytes_max(message_bytes_max)
-    } else {
-        message_bytes_max
-    };
+    let limit =
+        if v1 { crate::proto::client_frame::frame_bytes_max(message_bytes_max) } else { message_bytes_max };
     let (mut frames, mut closed, mut unacceptable) = (Vec::new(), None, false);
     let fed = reader.feed(input, limit, &mut |event: Event<'_>| {
         match event {

@@ -48,7 +48,9 @@ pub enum ServeError {
     NoPredecessor { addr: SocketAddr, error: io::Error },
     #[error("--driver io_uring: {0}; use --driver epoll, or auto")]
     IoUring(String),
-    #[error("--files per-worker: the kernel refuses close_range(CLOSE_RANGE_UNSHARE) ({0}); use --files shared")]
+    #[error(
+        "--files per-worker: the kernel refuses close_range(CLOSE_RANGE_UNSHARE) ({0}); use --files shared"
+    )]
     Files(io::Error),
     #[error("{what}: {error}")]
     Io { what: &'static str, error: io::Error },
@@ -92,7 +94,8 @@ pub fn serve<E: Edge + 'static>(
 ) -> Result<Ended, ServeError> {
     // Signals come to the main thread alone; workers inherit this.
     host::block_signals().map_err(io_error("cannot block signals"))?;
-    let files_max = host::set_nofile_to_hard_limit().map_err(io_error("cannot read the limit on open files"))?;
+    let files_max =
+        host::set_nofile_to_hard_limit().map_err(io_error("cannot read the limit on open files"))?;
     let workers = match settings.workers {
         Some(workers) => workers,
         None => host::allowed_cpus().map_or(1, |cpus| cpus.len().max(1)),
@@ -195,9 +198,7 @@ pub fn serve<E: Edge + 'static>(
 fn choose_driver(choice: DriverChoice) -> Result<bool, ServeError> {
     match choice {
         DriverChoice::Epoll => Ok(false),
-        DriverChoice::IoUring => {
-            super::probe::io_uring_works().map(|()| true).map_err(ServeError::IoUring)
-        }
+        DriverChoice::IoUring => super::probe::io_uring_works().map(|()| true).map_err(ServeError::IoUring),
         DriverChoice::Auto => match super::probe::io_uring_works() {
             Ok(()) => Ok(true),
             Err(reason) => {

@@ -21,7 +21,8 @@ impl State {
     /// Puts a connection into the wheel, for when it is next to be looked at.
     pub fn schedule(&mut self, conn: ConnId) {
         let now = self.tick();
-        let Some(due) = self.conn(conn).map(|_| self.due(conn.slot, now).clamp(now + 1, now + LOOK_TICKS)) else {
+        let Some(due) = self.conn(conn).map(|_| self.due(conn.slot, now).clamp(now + 1, now + LOOK_TICKS))
+        else {
             return;
         };
         if let Some(entry) = self.conn_mut(conn) {

@@ -50,7 +50,13 @@ pub trait Edge {
         held: Box<HeldPoll>,
     ) -> LocalTask;
     /// Does what the frames of a WebSocket ask, in order, then calls [`State::on_acted`].
-    fn act(self: Rc<Self>, worker: Rc<Worker>, conn: ConnId, frames: Vec<Frame>, last: Option<Last>) -> LocalTask;
+    fn act(
+        self: Rc<Self>,
+        worker: Rc<Worker>,
+        conn: ConnId,
+        frames: Vec<Frame>,
+        last: Option<Last>,
+    ) -> LocalTask;
 }
 
 pub type LocalTask = Pin<Box<dyn Future<Output = ()>>>;
@@ -382,7 +388,6 @@ impl Worker {
             }
         }
     }
-
 }
 
 /// A panic while the state is borrowed ends the process: see [`Worker::with`].
