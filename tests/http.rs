@@ -223,15 +223,18 @@ fn head_has_no_body_anywhere() {
 fn options_tell_the_methods() {
     let server = Server::start(&[]);
     let mut conn = Conn::open(server.addr());
-    for (target, methods) in [
-        ("/channels/x", &["GET", "HEAD", "POST", "DELETE", "OPTIONS"][..]),
-        ("/publish", &["POST", "OPTIONS"]),
-        ("/healthz", &["GET", "HEAD", "OPTIONS"]),
+    for (target, methods, others) in [
+        ("/channels/x", &["GET", "HEAD", "POST", "DELETE", "OPTIONS"][..], &["PUT"][..]),
+        ("/publish", &["POST", "OPTIONS"], &["DELETE", "GET"]),
+        ("/healthz", &["GET", "HEAD", "OPTIONS"], &["DELETE", "POST"]),
     ] {
         let answer = conn.request("OPTIONS", target, &[], "");
         assert!([200, 204].contains(&answer.status), "{target}: {answer}");
         for method in methods {
             assert!(answer.lists("allow", method), "{method} {target}: {answer}");
+        }
+        for method in others {
+            assert!(!answer.lists("allow", method), "{method} {target}: {answer}");
         }
     }
     let answer = conn.request("OPTIONS", "*", &[], "");

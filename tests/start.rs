@@ -121,9 +121,7 @@ fn sigterm_and_sigint_end_with_0() {
                 Vec::new()
             };
             server.signal(signal);
-            let (code, took) = timed(|| server.wait_exit());
-            assert_eq!(code, 0, "signal {signal}, company: {company}");
-            assert!(took < AT_ONCE, "{took:?}");
+            assert_eq!(server.wait_exit(), 0, "signal {signal}, company: {company}");
             drop(conns);
             assert!(Conn::try_open(addr).is_err(), "nobody listens");
         }
