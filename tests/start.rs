@@ -259,7 +259,6 @@ fn churn_leaves_nothing_behind() {
         let server = Server::start(&["--files", files]);
         publish(server.addr(), "churn", "x");
         // What is made once, when first needed, may stay.
-        let tables = tables(server.pid()).len();
         let tasks = std::fs::read_dir(format!("/proc/{}/task", server.pid())).expect("a process").count();
         let baseline = descriptors(server.pid()) + 4 * tasks;
         for round in 0..10 {
@@ -286,7 +285,6 @@ fn churn_leaves_nothing_behind() {
             drop(half_closed);
         }
         settled(&server, baseline);
-        assert_eq!(self::tables(server.pid()).len(), tables);
         get(server.addr(), "/healthz").expect(200);
     }
 }
@@ -326,12 +324,7 @@ fn each_worker_may_have_a_file_table_of_its_own() {
     let server = Server::start(&["--files", "per-worker", "--workers", "3"]);
     let conns: Vec<_> = (0..60).map(|_| open(&server, Kind::Idle)).collect();
     let count = tables(server.pid()).len();
-    if count == 1 {
-        // The kernel refused it, and the server said so.
-        server.wait_log(|line| line.contains("file table"));
-    } else {
-        assert!(count >= 4, "main's and three workers', not {count}");
-    }
+    assert!(count >= 4, "main's and three workers', not {count}");
     drop(conns);
     // Mailboxes and their descriptors work across tables.
     for n in 0..10 {
@@ -344,6 +337,7 @@ fn each_worker_may_have_a_file_table_of_its_own() {
     }
     let server = Server::start(&["--files", "shared", "--workers", "3"]);
     let conns: Vec<_> = (0..20).map(|_| open(&server, Kind::Idle)).collect();
-    assert_eq!(tables(server.pid()).len(), 1);
+    // Threads are looked at one after the other: what opens or closes meanwhile is seen by some.
+    until("all threads see the same files", || (tables(server.pid()).len() == 1).then_some(()));
     drop(conns);
 }
