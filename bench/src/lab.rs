@@ -78,8 +78,6 @@ pub struct Programs {
     pub load: PathBuf,
     /// Further arguments of `pushline`.
     pub pushline_args: Vec<String>,
-    /// Scheduling niceness of servers and loads; 0 leaves it.
-    pub nice: i32,
 }
 
 /// A server under test.
@@ -122,12 +120,9 @@ impl Drop for Process {
     }
 }
 
-/// Starts `words` on a CPU, at a niceness. `taskset` and `nice` become the program: the pid is the program's.
-fn start(words: &[String], cpu: Option<usize>, nice: i32, set: impl FnOnce(&mut Command)) -> Result<Process> {
+/// Starts `words` on a CPU. `taskset` becomes the program: the pid is the program's.
+fn start(words: &[String], cpu: Option<usize>, set: impl FnOnce(&mut Command)) -> Result<Process> {
     let mut line: Vec<String> = Vec::new();
-    if nice != 0 {
-        line.extend(["nice".into(), "-n".into(), nice.to_string()]);
-    }
     if let Some(cpu) = cpu {
         line.extend(["taskset".into(), "-c".into(), cpu.to_string()]);
     }
@@ -172,7 +167,7 @@ impl Server {
             }
         };
         let cpu = shape.pinned.then_some(SERVER_CPU);
-        let mut process = start(&words, cpu, programs.nice, |command| {
+        let mut process = start(&words, cpu, |command| {
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         })?;
         let log = process.child.stderr.take().context("standard error is piped")?;
@@ -255,7 +250,7 @@ impl Load {
         ]
         .map(String::from)
         .to_vec();
-        let mut process = start(&words, Some(LOAD_CPU), programs.nice, |command| {
+        let mut process = start(&words, Some(LOAD_CPU), |command| {
             command.stdin(Stdio::piped()).stdout(Stdio::piped());
         })?;
         let orders = process.child.stdin.take().context("standard input is piped")?;

@@ -67,9 +67,6 @@ struct Args {
     /// A further argument of the server, repeatable (`--arg=--driver=epoll`)
     #[arg(long, allow_hyphen_values = true)]
     arg: Vec<String>,
-    /// Niceness of servers and loads; below 0 keeps other programs from interrupting
-    #[arg(long, default_value_t = 0, allow_hyphen_values = true)]
-    nice: i32,
 }
 
 fn connections_and_workers(text: &str) -> Result<(usize, usize), String> {
@@ -106,7 +103,6 @@ impl Args {
             floor: beside.join("floor"),
             load: beside.join("load"),
             pushline_args: self.arg.clone(),
-            nice: self.nice,
         })
     }
 }
