@@ -86,15 +86,18 @@ pub struct Programs {
 pub enum Subject {
     Floor,
     FloorCoalescing,
+    /// The floor by Pushline's send ring, so many sends to a system call.
+    FloorRing(u32),
     Pushline,
 }
 
 impl Subject {
-    pub fn name(self) -> &'static str {
+    pub fn name(self) -> String {
         match self {
-            Self::Floor => "floor",
-            Self::FloorCoalescing => "floor (coalescing)",
-            Self::Pushline => "pushline",
+            Self::Floor => "floor".into(),
+            Self::FloorCoalescing => "floor (coalescing)".into(),
+            Self::FloorRing(batch) => format!("floor (ring, {batch} to a call)"),
+            Self::Pushline => "pushline".into(),
         }
     }
 }
@@ -154,6 +157,10 @@ impl Server {
             Subject::Floor => vec![text(&programs.floor), "--threads".into(), workers],
             Subject::FloorCoalescing => {
                 vec![text(&programs.floor), "--coalesce".into(), "--threads".into(), workers]
+            }
+            Subject::FloorRing(batch) => {
+                let batch = batch.to_string();
+                vec![text(&programs.floor), "--ring".into(), batch, "--threads".into(), workers]
             }
             Subject::Pushline => {
                 let mut words = vec![text(&programs.pushline)];

@@ -21,6 +21,8 @@ enum Name {
     Burst,
     /// Memory of readers that wait
     Idle,
+    /// The floor by send(2) and by the send ring
+    Sends,
     /// All of them
     All,
     /// Only write RESULTS.md anew
@@ -116,6 +118,7 @@ fn run(args: &Args, name: Name) -> Result<Finding> {
         Name::Fanout => scenario::fanout(&programs, &scale),
         Name::Burst => scenario::burst(&programs, &scale),
         Name::Idle => scenario::idle(&programs, &scale),
+        Name::Sends => scenario::sends(&programs, &scale),
         Name::All | Name::Report => unreachable!("made of the others"),
     }?;
     finding.load_average = proc::load_average();
@@ -131,7 +134,7 @@ fn main() -> Result<ExitCode> {
             report::write_results(folder)?;
             return Ok(ExitCode::SUCCESS);
         }
-        Name::All => vec![Name::Fanout, Name::Burst, Name::Idle],
+        Name::All => vec![Name::Fanout, Name::Burst, Name::Idle, Name::Sends],
         one => vec![one],
     };
     let mut met = true;

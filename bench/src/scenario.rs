@@ -103,7 +103,7 @@ fn fanout_row(series: &Series, floor: &Series) -> (Vec<String>, f64) {
     let user = series.user_share() * cost.median;
     let ratio = series.ratio_to(floor, Round::ns_per_delivery);
     let row = vec![
-        series.subject.name().into(),
+        series.subject.name(),
         micro(cost.median),
         format!("{}–{}", micro(cost.min), micro(cost.max)),
         micro(user),
@@ -115,6 +115,21 @@ fn fanout_row(series: &Series, floor: &Series) -> (Vec<String>, f64) {
         percent(series.client_busy()),
     ];
     (row, ratio.median)
+}
+
+/// Whether the send ring earns its place over `send(2)`: the same floor, by each, one message at a time.
+pub fn sends(programs: &Programs, scale: &Scale) -> Result<Finding> {
+    let mut finding = Finding::new("sends");
+    let order = Order { messages: scale.groups, together: 1, by: By::Pipeline };
+    let subjects = [Subject::Floor, Subject::FloorRing(1), Subject::FloorRing(16), Subject::FloorRing(64)];
+    let stands = start(programs, scale, Transport::Ws, &subjects, &mut finding)?;
+    let taken = rounds(stands, &[order], scale.rounds)?;
+    let title = format!("The floor by send(2) and by Pushline's send ring, {} readers", scale.readers);
+    let mut table = Table::new(&title, &FANOUT_COLUMNS);
+    table.rows.extend(taken.iter().map(|series| fanout_row(series, &taken[0]).0));
+    finding.tables.push(table);
+    finding.keep_samples("ws", &taken);
+    Ok(finding)
 }
 
 /// One message and 16 together, N readers: what the further fifteen cost.
@@ -160,7 +175,7 @@ pub fn burst(programs: &Programs, scale: &Scale) -> Result<Finding> {
                     .map(|(many, one)| per_group(many) / one.ns_per_message()),
             );
             table.rows.push(vec![
-                series.subject.name().into(),
+                series.subject.name(),
                 labels[order].into(),
                 format!("{:.1}", series.spread(per_group).median / 1e6),
                 format!("{:.2}", growth.median),
@@ -211,7 +226,7 @@ pub fn idle(programs: &Programs, scale: &Scale) -> Result<Finding> {
                     finding.bars.push(Bar::at_most(&what, IDLE_BYTES_MAX, held.user_bytes));
                 }
                 table.rows.push(vec![
-                    subject.name().into(),
+                    subject.name(),
                     transport.name().into(),
                     readers.to_string(),
                     workers.to_string(),
@@ -264,7 +279,7 @@ fn hold(
     thread::sleep(quiet);
     let user_after = server.anonymous_bytes()?;
     let kernel_after = proc::kernel_memory()?;
-    finding.commands.insert(subject.name().into(), server.command().into());
+    finding.commands.insert(subject.name(), server.command().into());
     finding.commands.insert("load".into(), load.command().into());
     eprintln!(
         "  {}: {} {} readers on {} workers in {:.1} s, {} tried again",
@@ -347,7 +362,7 @@ fn start(
     let mut stands = Vec::new();
     for subject in present(programs, subjects) {
         let stand = Stand::start(programs, subject, scale.one_worker(), &scale.crowd(transport))?;
-        finding.commands.insert(subject.name().into(), stand.server.command().into());
+        finding.commands.insert(subject.name(), stand.server.command().into());
         finding.commands.insert("load".into(), stand.load.command().into());
         stands.push(stand);
     }

@@ -3,6 +3,7 @@
 //! Answers a WebSocket upgrade or an SSE request with canned bytes, and sends each message that is `POST`ed
 //! to every reader with one `send(2)`, in the order of descriptors. No history, no ids, no limits, no checks.
 //! With `--coalesce`, all messages that came while it was sending go out as one send to each reader.
+//! With `--ring N`, Pushline's send ring takes the place of `send(2)`, N sends to a system call.
 
 use std::io;
 use std::net::SocketAddrV4;
@@ -13,6 +14,7 @@ use std::thread;
 use anyhow::{Context as _, Result};
 use clap::Parser;
 
+use pushline::runtime::sendring::{BATCH_MAX, Outcome, Send, SendRing};
 use pushline_bench::net::{self, Epoll, Events};
 use pushline_bench::{http, ws};
 
@@ -27,6 +29,9 @@ struct Args {
     /// Send what came during a pass together in the next
     #[arg(long)]
     coalesce: bool,
+    /// Send through Pushline's send ring, so many to a system call
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=BATCH_MAX as u64))]
+    ring: Option<u64>,
     /// CPU to stay on
     #[arg(long)]
     cpu: Option<usize>,
@@ -53,9 +58,9 @@ fn main() -> Result<()> {
     let listening = Barrier::new(args.threads + 1);
     thread::scope(|scope| {
         for index in 0..args.threads {
-            let (inboxes, listening, coalesce) = (&inboxes, &listening, args.coalesce);
+            let (args, inboxes, listening) = (&args, &inboxes, &listening);
             scope.spawn(move || {
-                let made = Worker::new(address, index, inboxes, last_shared, coalesce);
+                let made = Worker::new(address, index, inboxes, last_shared, args);
                 listening.wait();
                 if let Err(error) = made.and_then(|mut worker| worker.run()) {
                     eprintln!("floor: thread {index}: {error:#}");
@@ -100,6 +105,9 @@ struct Worker {
     /// Sending ends of the other threads' inboxes.
     others: Vec<OwnedFd>,
     coalesce: bool,
+    ring: Option<SendRing>,
+    /// Sends to a system call, through the ring.
+    batch: usize,
     /// By descriptor.
     conns: Vec<Conn>,
     readers: [usize; 3],
@@ -115,9 +123,11 @@ impl Worker {
         index: usize,
         inboxes: &[(RawFd, RawFd)],
         last_shared: RawFd,
-        coalesce: bool,
+        args: &Args,
     ) -> Result<Self> {
         net::own_file_table(last_shared).context("a file table of its own")?;
+        let ring =
+            args.ring.map(|_| SendRing::uring(BATCH_MAX as u32)).transpose().context("the send ring")?;
         let inbox = net::adopt(inboxes[index].1);
         let others = inboxes
             .iter()
@@ -136,7 +146,9 @@ impl Worker {
             listener,
             inbox,
             others,
-            coalesce,
+            coalesce: args.coalesce,
+            ring,
+            batch: args.ring.unwrap_or(0) as usize,
             conns: Vec::new(),
             readers: [0; 3],
             cut: Vec::new(),
@@ -302,22 +314,55 @@ impl Worker {
         if self.framed[0].is_empty() {
             return;
         }
-        for (fd, conn) in self.conns.iter().enumerate() {
+        let Self { conns, framed, ring, batch, .. } = self;
+        let due = conns.iter().enumerate().filter_map(|(fd, conn)| {
             let bytes = match conn.role {
-                Role::Raw => &self.framed[0],
-                Role::V1 => &self.framed[1],
-                Role::Sse => &self.framed[2],
-                Role::None | Role::Control => continue,
+                Role::Raw => &framed[0],
+                Role::V1 => &framed[1],
+                Role::Sse => &framed[2],
+                Role::None | Role::Control => return None,
             };
-            match net::send(fd as RawFd, bytes) {
-                Ok(sent) if sent == bytes.len() => {}
-                Ok(sent) => send_rest(fd as RawFd, &bytes[sent..]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => send_rest(fd as RawFd, bytes),
-                // A reader that has gone is met again by its own event.
-                Err(_) => {}
-            }
+            Some(Send { fd: fd as RawFd, bytes })
+        });
+        match ring {
+            Some(ring) => send_by_ring(ring, due, *batch),
+            None => due.for_each(|send| send_one(send.fd, send.bytes)),
         }
         self.framed.iter_mut().for_each(Vec::clear);
+    }
+}
+
+fn send_one(fd: RawFd, bytes: &[u8]) {
+    match net::send(fd, bytes) {
+        Ok(sent) if sent == bytes.len() => {}
+        Ok(sent) => send_rest(fd, &bytes[sent..]),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => send_rest(fd, bytes),
+        // A reader that has gone is met again by its own event.
+        Err(_) => {}
+    }
+}
+
+fn send_by_ring<'a>(ring: &mut SendRing, mut due: impl Iterator<Item = Send<'a>>, batch: usize) {
+    let mut sends = [Send { fd: -1, bytes: &[] }; BATCH_MAX];
+    let mut outcomes = Vec::new();
+    loop {
+        let mut count = 0;
+        for (place, send) in sends[..batch].iter_mut().zip(&mut due) {
+            *place = send;
+            count += 1;
+        }
+        if count == 0 {
+            return;
+        }
+        ring.send_batch(&sends[..count], &mut outcomes);
+        for (index, outcome) in outcomes.drain(..) {
+            let Send { fd, bytes } = sends[index as usize];
+            match outcome {
+                Outcome::Short(sent) => send_rest(fd, &bytes[sent..]),
+                Outcome::Full => send_rest(fd, bytes),
+                Outcome::Whole | Outcome::Failed(_) => {}
+            }
+        }
     }
 }
 
