@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use hdrhistogram::Histogram;
 
 use crate::net::{self, Connect, Epoll, Events};
-use crate::transport::{Item, Transport};
+use crate::transport::{self, Item, Transport};
 use crate::{http, stats, ws};
 
 /// Readers that one thread can hold: 20,000 descriptors less a reserve.
@@ -35,6 +35,8 @@ pub struct Plan {
     pub dest: SocketAddrV4,
     pub transport: Transport,
     pub request: Vec<u8>,
+    pub host: String,
+    pub path: String,
     pub readers: usize,
     pub threads: usize,
     /// Handshakes per second, of all threads together.
@@ -382,6 +384,10 @@ fn keep(reader: &mut Reader, rest: &[u8]) {
 /// Reads all items in `input`; returns how many were messages, or `None` when the stream is over.
 fn on_bytes(reader: &mut Reader, plan: &Plan, board: &Board, input: &[u8], tally: &mut Tally) -> Option<u64> {
     let mut at = 0;
+    // A poll's answer is an item as a whole, its head included.
+    if reader.state == State::Head && plan.transport == Transport::Poll {
+        reader.state = State::Opening;
+    }
     if reader.state == State::Head {
         let Some(end) = http::head_end(input) else {
             keep(reader, input);
@@ -402,6 +408,17 @@ fn on_bytes(reader: &mut Reader, plan: &Plan, board: &Board, input: &[u8], tally
                 note(reader, board, number, now_ns, tally);
             }
             Item::Opened => reader.state = State::Live,
+            Item::Polled { cursor, body } => {
+                for number in transport::numbers_in(body) {
+                    delivered += 1;
+                    note(reader, board, number, now_ns, tally);
+                }
+                let next = transport::held_poll(&plan.host, &plan.path, cursor);
+                if net::send(reader.socket.as_raw_fd(), &next).ok()? < next.len() {
+                    return None;
+                }
+                reader.state = State::Live;
+            }
             Item::Ping(payload) => {
                 // A pong that does not fit is left out: the server hears from this reader by the next one.
                 let _ = net::send(reader.socket.as_raw_fd(), &ws::pong(payload));

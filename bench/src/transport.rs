@@ -17,6 +17,8 @@ pub enum Transport {
     V1,
     /// Server-Sent Events.
     Sse,
+    /// Long polling: a request held until there is something after its cursor.
+    Poll,
 }
 
 /// One thing that a server sent after its head.
@@ -26,6 +28,8 @@ pub enum Item<'a> {
     Opened,
     /// A message of ours, by its number.
     Message(u32),
+    /// A whole answer to a poll: the cursor for the next one, and a body with any number of messages.
+    Polled { cursor: &'a str, body: &'a [u8] },
     /// To be answered with a pong.
     Ping(&'a [u8]),
     /// The server says that messages were lost.
@@ -64,6 +68,7 @@ impl Transport {
             Self::Ws => "ws",
             Self::V1 => "v1",
             Self::Sse => "sse",
+            Self::Poll => "poll",
         }
     }
 
@@ -76,6 +81,8 @@ impl Transport {
                 http::get(host, path, &[&upgrade[..], &["Sec-WebSocket-Protocol: pushline.v1"]].concat())
             }
             Self::Sse => http::get(host, path, &["Accept: text/event-stream"]),
+            // The cursor alone, from which the held polls go on.
+            Self::Poll => http::get(host, &format!("{path}?limit=0"), &[]),
         }
     }
 
@@ -83,16 +90,13 @@ impl Transport {
     pub fn status(self) -> u16 {
         match self {
             Self::Ws | Self::V1 => 101,
-            Self::Sse => 200,
+            Self::Sse | Self::Poll => 200,
         }
     }
 
     /// True when the head alone says that the reader is subscribed.
     pub fn opens_with_head(self) -> bool {
-        match self {
-            Self::Ws => true,
-            Self::V1 | Self::Sse => false,
-        }
+        self == Self::Ws
     }
 
     /// Reads the item at the front of `input` and how many bytes it takes; `None` while it is cut.
@@ -116,8 +120,41 @@ impl Transport {
                 let item = number_in(block).map_or_else(|| sse_item(block), Item::Message);
                 Some((item, end + 2))
             }
+            Self::Poll => {
+                let head_bytes = http::head_end(input)?;
+                let head = &input[..head_bytes];
+                let used = head_bytes + http::content_length(head);
+                let body = input.get(head_bytes..used)?;
+                let cursor = http::field(head, "pushline-cursor").or_else(|| cursor_in(body));
+                let item = match (http::status(head), cursor) {
+                    (Some(200 | 204), Some(_)) if memmem::find(body, b"\"gap\":true").is_some() => Item::Gap,
+                    (Some(200 | 204), Some(cursor)) => Item::Polled { cursor, body },
+                    _ => Item::Closed,
+                };
+                Some((item, used))
+            }
         }
     }
+}
+
+/// A poll from `cursor` that may be held.
+pub fn held_poll(host: &str, path: &str, cursor: &str) -> Vec<u8> {
+    http::get(host, &format!("{path}?cursor={cursor}&wait={WAIT_SECONDS}"), &[])
+}
+
+/// As long as the server holds a poll at most.
+const WAIT_SECONDS: u32 = 50;
+
+/// The numbers of all messages in a poll's answer, in their order.
+pub fn numbers_in(body: &[u8]) -> impl Iterator<Item = u32> {
+    memchr::memchr_iter(SIGN, body).filter_map(|at| number_in(&body[at..]))
+}
+
+/// The `cursor` of a poll's answer: no message of ours has such a member.
+fn cursor_in(body: &[u8]) -> Option<&str> {
+    let from = memmem::find(body, b"\"cursor\":\"")? + 10;
+    let bytes = memchr(b'"', &body[from..])?;
+    str::from_utf8(&body[from..from + bytes]).ok()
 }
 
 fn first_of<'a>(text: &[u8], signs: &[(&str, Item<'a>); 3]) -> Item<'a> {
@@ -162,6 +199,7 @@ mod tests {
         let v1 = format!("{{\"type\":\"message\",\"channel\":\"c\",\"id\":\"a-1\",\"data\":\"{data}\"}}");
         let event = format!("data: {data}\nid: a-1\n\n").into_bytes();
         let open = b"retry: 900\n\nevent: $open\ndata: {}\nid: a\n\n";
+        let polled = b"HTTP/1.1 200 OK\r\nContent-Length: 30\r\n\r\n{\"messages\":[],\"cursor\":\"a-7\"}";
         for (name, transport, wire, item) in [
             ("raw", Transport::Ws, text(&data), Item::Message(42)),
             ("v1", Transport::V1, text(&v1), Item::Message(42)),
@@ -171,6 +209,7 @@ mod tests {
             ("event", Transport::Sse, event, Item::Message(42)),
             ("event opened", Transport::Sse, open[12..].to_vec(), Item::Opened),
             ("retry alone", Transport::Sse, open[..12].to_vec(), Item::Other),
+            ("poll", Transport::Poll, polled.to_vec(), Item::Polled { cursor: "a-7", body: &polled[39..] }),
         ] {
             assert_eq!(transport.parse(&wire), Some((item, wire.len())), "{name}");
             for cut in 0..wire.len() {

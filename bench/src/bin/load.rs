@@ -82,6 +82,8 @@ fn main() -> Result<()> {
         dest: args.target,
         transport: args.transport,
         request: args.transport.request(&host, &named(&args.read_path)),
+        host: host.clone(),
+        path: named(&args.read_path),
         readers: args.readers,
         threads,
         rate_per_s: args.rate,
