@@ -14,6 +14,21 @@ pub mod proto {
         pub mod response;
         pub mod target;
     }
+    pub mod client_frame;
+    pub mod envelope;
+    pub mod json;
+    mod members;
+    pub mod payload;
+    pub mod publish;
+    pub mod refusal;
+    pub mod sse;
+    pub mod ws {
+        pub mod close;
+        pub mod frame;
+        pub mod handshake;
+        pub mod reader;
+        pub mod utf8;
+    }
 }
 
 pub mod domain {
@@ -27,16 +42,33 @@ pub mod domain {
 }
 
 pub mod runtime {
+    pub mod catchup;
+    pub mod clock;
+    pub mod close;
+    pub mod conns;
+    pub mod entry;
+    pub mod fanout;
     pub mod files;
+    pub mod framing;
+    pub mod holder;
     pub mod host;
     pub mod io;
     pub mod listen;
+    pub mod mail;
     pub mod mailbox;
+    pub mod poll;
     pub mod probe;
     pub mod sendring;
+    pub mod server;
     pub mod settings;
     pub mod slots;
+    pub mod state;
+    pub mod stats;
+    pub mod stream;
+    pub mod sweep;
+    pub mod takeover;
     pub mod wheel;
+    pub mod worker;
 }
 
 pub mod edge {

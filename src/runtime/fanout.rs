@@ -211,12 +211,12 @@ impl State {
         } else if reader.joined {
             self.send_joined(conn.slot, sub);
         } else {
-            self.send_one(conn.slot, sub);
+            self.send_one(sub);
         }
     }
 
     /// Sends what the lane holds after the reader's position to it alone.
-    fn send_one(&mut self, slot: u32, sub: Sub) {
+    fn send_one(&mut self, sub: Sub) {
         let tick = self.tick();
         let Some(feed) = self.feeds.get_mut(sub.feed) else { return };
         let head = feed.head().seq;

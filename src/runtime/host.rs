@@ -133,6 +133,18 @@ pub fn set_nofile_to_hard_limit() -> io::Result<u64> {
     Ok(limit.rlim_cur)
 }
 
+/// Whether the peer of a unix socket is of the same user as this process.
+pub fn is_same_user(fd: RawFd) -> bool {
+    let mut peer = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: the pointers live through the call, and the length is the size of what they point to.
+    let rc = unsafe {
+        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, (&raw mut peer).cast(), &raw mut len)
+    };
+    // SAFETY: no pointers, and it cannot fail.
+    rc == 0 && peer.uid == unsafe { libc::geteuid() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -57,15 +57,16 @@ pub fn port_is_taken(addr: SocketAddr) -> io::Result<bool> {
     }
 }
 
-/// The next connection in the queue, non-blocking; `None` when there is none.
+/// The next connection in the queue; `None` when there is none. io_uring waits only for sockets that are not
+/// themselves `nonblocking`; epoll only for those that are.
 ///
 /// # Errors
 /// What concerns this process (`EMFILE`, `ENFILE`, `ENOBUFS`, `ENOMEM`), or a bug. Connections
 /// that failed while they waited in the queue are passed over (accept(2), "Error handling").
-pub fn accept_nonblocking(listener: RawFd) -> io::Result<Option<(OwnedFd, SocketAddr)>> {
+pub fn accept_nonblocking(listener: RawFd, nonblocking: bool) -> io::Result<Option<(OwnedFd, SocketAddr)>> {
     loop {
         let mut storage = Address::empty();
-        let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+        let flags = libc::SOCK_CLOEXEC | if nonblocking { libc::SOCK_NONBLOCK } else { 0 };
         // SAFETY: the address and its length live through the call, and the length is its size.
         let rc =
             unsafe { libc::accept4(listener, (&raw mut storage.bytes).cast(), &raw mut storage.len, flags) };
@@ -260,7 +261,7 @@ mod tests {
     const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
     fn accept(listener: &OwnedFd) -> Option<(TcpStream, SocketAddr)> {
-        let (fd, peer) = accept_nonblocking(listener.as_raw_fd()).unwrap()?;
+        let (fd, peer) = accept_nonblocking(listener.as_raw_fd(), true).unwrap()?;
         Some((TcpStream::from(fd), peer))
     }
 

@@ -17,8 +17,13 @@ pub enum Mail {
     Live(Arc<Message>),
     /// A live message did not fit: join the channel again.
     Lost(Name),
-    /// Stop: tell every client to come back, spread over the drain window.
-    Drain,
+    /// Stop: tell every client to come back, spread over the drain window. `successor`: how many listeners of another
+    /// process serve each address already.
+    Drain { successor: Option<u32> },
+    /// Accept what is queued, then close.
+    CloseListeners,
+    /// The process before this one is gone: the kernel may spread connections again.
+    Unsteer,
 }
 
 /// A request to the home of a channel.

@@ -16,11 +16,11 @@ use crate::domain::feed::{Arrival, Feed, FeedBounds, Link};
 use crate::domain::history::{Bounds, PageMax};
 use crate::domain::home::{Home, HomeBounds, WorkerIndex};
 use crate::domain::message::Message;
-use crate::proto::ws::reader::ReaderState;
 
 use super::clock::{Clock, ticks};
 use super::entry::{ConnId, Entry, HeldPoll};
 use super::framing::frame;
+use super::holder::Last;
 use super::io::Epoll;
 use super::mail::{Answer, Ask, Mail};
 use super::mailbox::Sender;
@@ -108,7 +108,7 @@ pub enum Spawn {
     /// A held poll that the feed cannot answer.
     Repoll { socket: Socket, names: Vec<Name>, cursors: Vec<crate::domain::cursor::Cursor>, held: Box<HeldPoll> },
     /// Frames came: to be run in order.
-    Frames { conn: ConnId, frames: Vec<Frame> },
+    Frames { conn: ConnId, frames: Vec<Frame>, last: Option<Last> },
 }
 
 /// One frame of a WebSocket client to act on.
@@ -299,7 +299,8 @@ impl State {
                     self.join(name);
                 }
             }
-            Mail::Drain => self.begin_drain(),
+            // The worker's own: its listeners are not of the state.
+            Mail::Drain { .. } | Mail::CloseListeners | Mail::Unsteer => {}
         }
     }
 
@@ -424,6 +425,3 @@ impl State {
 /// A worker's mailbox is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Overloaded;
-
-/// What a WebSocket session keeps between frames.
-pub type WsReader = ReaderState;

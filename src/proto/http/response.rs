@@ -77,6 +77,12 @@ impl<'o> ResponseWriter<'o> {
         }
     }
 
+    /// Appends lines that were written before, each with its end.
+    pub fn lines(self, lines: &[u8]) -> Self {
+        self.out.extend_from_slice(lines);
+        self
+    }
+
     /// Ends the head without `Content-Length`: for what never has content (101, 204, 304), and for streams that the
     /// close ends.
     pub fn end(self) {
