@@ -72,8 +72,19 @@ pub mod runtime {
 }
 
 pub mod edge {
+    pub mod answer;
+    pub mod ask;
+    pub mod channels;
     pub mod cli;
     pub mod config;
+    pub mod conn;
+    pub mod frames;
+    pub mod identity;
+    pub mod lab;
     pub mod log;
+    pub mod origin;
+    pub mod publish;
+    pub mod read;
     pub mod start;
+    pub mod stream;
 }

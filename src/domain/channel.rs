@@ -129,7 +129,8 @@ impl Pattern {
                 "*" => segments.push("*".into()),
                 literal => {
                     // `$` is reserved in the first segment alone.
-                    let later = literal.strip_prefix('$').filter(|rest| !segments.is_empty() && !rest.is_empty());
+                    let later =
+                        literal.strip_prefix('$').filter(|rest| !segments.is_empty() && !rest.is_empty());
                     if literal != "$" || segments.is_empty() {
                         Name::parse(later.unwrap_or(literal))?;
                     }

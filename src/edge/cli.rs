@@ -11,7 +11,10 @@ use toml::Value;
 
 use crate::edge::config::{self, Config, Inputs};
 use crate::edge::start;
+use crate::runtime::server::Ended;
 
+/// Stopped by a second signal, in the middle of a drain.
+const EXIT_AT_ONCE: i32 = 130;
 const EXIT_FAILED: u8 = 1;
 const EXIT_USAGE: u8 = 2;
 
@@ -106,7 +109,9 @@ pub fn main() -> ExitCode {
 
 fn serve(config: Config) -> ExitCode {
     match start::run(config.settings) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Ended::Drained) => ExitCode::SUCCESS,
+        // Workers are in the middle of things: only the end of the process stops them.
+        Ok(Ended::AtOnce) => std::process::exit(EXIT_AT_ONCE),
         Err(error) => {
             eprintln!("pushline: {error}");
             ExitCode::from(EXIT_FAILED)

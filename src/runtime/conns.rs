@@ -397,7 +397,8 @@ impl State {
 
     /// Appends a message as this reader takes it.
     pub fn write_message(&self, slot: u32, sub: Sub, message: &Message, out: &mut Vec<u8>) {
-        let Some(lane) = self.feeds.get(sub.feed).and_then(|feed| feed.lanes.get(usize::from(sub.lane))) else {
+        let Some(lane) = self.feeds.get(sub.feed).and_then(|feed| feed.lanes.get(usize::from(sub.lane)))
+        else {
             return;
         };
         let tail = super::framing::frame(lane.encoding, message, out);

@@ -113,9 +113,16 @@ pub enum Kind {
     Idle,
     Poll(Box<HeldPoll>),
     Sse,
-    Ws { v1: bool, reader: ReaderState },
+    Ws {
+        v1: bool,
+        reader: ReaderState,
+    },
     /// All is said: what is owed goes out, then input is discarded until the client closes too, or `until_tick`.
-    Ending { transport: Transport, reason: Reason, until_tick: u32 },
+    Ending {
+        transport: Transport,
+        reason: Reason,
+        until_tick: u32,
+    },
 }
 
 impl Kind {

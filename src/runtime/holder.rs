@@ -3,6 +3,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use crate::domain::channel::Name;
 use crate::proto::ws::close::write_close;
 use crate::proto::ws::frame::{Opcode, write_frame};
 use crate::proto::ws::reader::{Control, Event, Fed, ReaderState};
@@ -124,7 +125,11 @@ impl State {
         }
         let Ok((frames, last)) = outcome else {
             self.stats().panics.add(1);
-            tracing::error!(worker = self.index, slot = conn.slot, "a session panicked; its connection is closed");
+            tracing::error!(
+                worker = self.index,
+                slot = conn.slot,
+                "a session panicked; its connection is closed"
+            );
             self.farewell(conn.slot, Reason::Internal, 0);
             return;
         };
@@ -133,10 +138,16 @@ impl State {
                 entry.flags.busy = true;
             }
             self.set_interest(conn.slot);
-            self.spawns.push(Spawn::Frames { conn, frames, last });
+            let raw = (!v1).then(|| self.only_channel(conn)).flatten();
+            self.spawns.push(Spawn::Frames { conn, raw, frames, last });
         } else if let Some(last) = last {
             self.end_session(conn, last);
         }
+    }
+
+    fn only_channel(&self, conn: ConnId) -> Option<Name> {
+        let sub = *self.conn(conn)?.subs.as_slice().first()?;
+        Some(self.feeds.get(sub.feed)?.name.clone())
     }
 
     /// The frames of a busy session are acted on: it is read again, or ends.
@@ -182,11 +193,8 @@ fn session(
     message_bytes_max: u64,
     pong: &mut dyn FnMut(&[u8]),
 ) -> (Vec<Frame>, Option<Last>) {
-    let limit = if v1 {
-        crate::proto::client_frame::frame_bytes_max(message_bytes_max)
-    } else {
-        message_bytes_max
-    };
+    let limit =
+        if v1 { crate::proto::client_frame::frame_bytes_max(message_bytes_max) } else { message_bytes_max };
     let (mut frames, mut closed, mut unacceptable) = (Vec::new(), None, false);
     let fed = reader.feed(input, limit, &mut |event: Event<'_>| {
         match event {

@@ -11,15 +11,24 @@ use crate::domain::message::{Draft, Message};
 /// One letter in a worker's mailbox.
 #[derive(Debug)]
 pub enum Mail {
-    Ask { from: WorkerIndex, token: u32, ask: Ask },
-    Answer { token: u32, answer: Answer },
+    Ask {
+        from: WorkerIndex,
+        token: u32,
+        ask: Ask,
+    },
+    Answer {
+        token: u32,
+        answer: Answer,
+    },
     /// A message of a channel that this worker reads.
     Live(Arc<Message>),
     /// A live message did not fit: join the channel again.
     Lost(Name),
     /// Stop: tell every client to come back, spread over the drain window. `successor`: how many listeners of another
     /// process serve each address already.
-    Drain { successor: Option<u32> },
+    Drain {
+        successor: Option<u32>,
+    },
     /// Accept what is queued, then close.
     CloseListeners,
     /// The process before this one is gone: the kernel may spread connections again.
@@ -57,9 +66,9 @@ impl Mail {
     pub fn cost_bytes(&self) -> usize {
         LETTER_BYTES
             + match self {
-                Self::Ask { ask: Ask::Publish { draft, .. } | Ask::PublishReserved { draft, .. }, .. } => {
-                    draft.body.bytes().len()
-                }
+                Self::Ask {
+                    ask: Ask::Publish { draft, .. } | Ask::PublishReserved { draft, .. }, ..
+                } => draft.body.bytes().len(),
                 Self::Live(message) => message.cost_bytes(),
                 _ => 0,
             }

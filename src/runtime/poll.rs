@@ -3,6 +3,7 @@
 
 use std::rc::Rc;
 
+use crate::domain::channel::Name;
 use crate::domain::cursor::{Cursor, write_joined};
 use crate::domain::history::{From, Page, PageMax};
 use crate::proto::envelope;
@@ -24,22 +25,34 @@ pub struct Body {
     bytes: Rc<Vec<u8>>,
 }
 
-/// Appends a poll's body: the messages of `pages`, the joined cursor and the gaps.
-pub fn write_body(out: &mut Vec<u8>, pages: &[(&str, Page)]) {
+/// Appends a poll's body: the messages of `pages`, oldest first over all channels, the joined cursor and the gaps. With
+/// a `limit`, pages are cut so that no more messages than that stand in it.
+pub fn write_body(out: &mut Vec<u8>, pages: &mut [(Name, Page)], limit: Option<usize>) {
     envelope::write_poll_start(out);
-    let messages = pages.iter().flat_map(|(_, page)| &page.messages);
-    for (at, message) in messages.enumerate() {
+    let mut taken = vec![0; pages.len()];
+    for count in 0..limit.unwrap_or(usize::MAX) {
+        let next = (0..pages.len())
+            .filter_map(|at| Some((at, pages[at].1.messages.get(taken[at])?)))
+            .min_by_key(|(_, message)| message.ts_ms);
+        let Some((at, message)) = next else { break };
         let id = message.cursor.text();
         if let Some(view) = view(message, &id) {
-            if at > 0 {
+            if count > 0 {
                 out.push(b',');
             }
             envelope::write_message_object(out, &view);
         }
+        taken[at] += 1;
+    }
+    for ((_, page), taken) in pages.iter_mut().zip(taken) {
+        if taken < page.messages.len() {
+            page.messages.truncate(taken);
+            page.next = page.messages.last().map_or(page.after, |last| last.cursor.seq);
+        }
     }
     let mut cursor = Vec::new();
     write_joined(&mut cursor, pages.iter().map(|(_, page)| next_of(page)));
-    let gaps: Vec<&str> = pages.iter().filter(|(_, page)| page.gap).map(|(name, _)| *name).collect();
+    let gaps: Vec<&str> = pages.iter().filter(|(_, page)| page.gap).map(|(name, _)| name.as_str()).collect();
     envelope::write_poll_end(out, &String::from_utf8(cursor).unwrap_or_default(), &gaps);
 }
 
@@ -71,27 +84,18 @@ impl State {
         }
         if body.is_none() {
             let mut pages = Vec::with_capacity(subs.len());
-            let mut left = limit as usize;
             for sub in &subs {
                 let Some(feed) = self.feeds.get_mut(sub.feed) else { return };
                 let cursor = feed.at(feed.lanes[usize::from(sub.lane)].readers[sub.index as usize].seq);
-                let max = PageMax { messages: left.max(1), bytes: usize::MAX };
-                let page = feed.read(From::After(cursor), max, bounds, now_ms);
-                let name = feed.name.clone();
-                match page {
-                    Some(page) => {
-                        let page = if left == 0 { untouched(cursor, &page) } else { page };
-                        left -= page.messages.len().min(left);
-                        pages.push((name, page));
-                    }
-                    None => {
-                        self.repoll(slot);
-                        return;
-                    }
-                }
+                let max = PageMax { messages: limit as usize, bytes: usize::MAX };
+                let Some(page) = feed.read(From::After(cursor), max, bounds, now_ms) else {
+                    self.repoll(slot);
+                    return;
+                };
+                pages.push((feed.name.clone(), page));
             }
             if pages.iter().all(|(_, page)| page.messages.is_empty()) {
-                // Only messages that ended at once by their own TTL before they could be read: it goes on waiting.
+                // Only messages that ended by their own TTL before they could be read: it goes on waiting.
                 for (sub, (_, page)) in subs.iter().zip(&pages) {
                     if let Some(feed) = self.feeds.get_mut(sub.feed) {
                         feed.reader_mut(sub.lane, sub.index).seq = page.next;
@@ -99,12 +103,10 @@ impl State {
                 }
                 return;
             }
-            let named: Vec<(&str, Page)> =
-                pages.iter().map(|(name, page)| (name.as_str(), page.clone())).collect();
             let mut bytes = Vec::with_capacity(256);
-            write_body(&mut bytes, &named);
+            write_body(&mut bytes, &mut pages, Some(limit as usize));
             let bytes = Rc::new(bytes);
-            if let ([sub], [(_, page)]) = (&subs[..], &named[..])
+            if let ([sub], [(_, page)]) = (&subs[..], &pages[..])
                 && let Some(feed) = self.feeds.get(sub.feed)
             {
                 self.poll_body = Some(Body {
@@ -209,13 +211,8 @@ impl State {
     }
 }
 
-/// Nothing of this channel fits into the answer any more: its part of the cursor stays.
-pub fn untouched(cursor: Cursor, page: &Page) -> Page {
-    Page { messages: Vec::new(), after: cursor.seq, next: cursor.seq, ..*page }
-}
-
 /// The cursor in a body that [`write_body`] wrote.
-fn cursor_of(body: &[u8]) -> &[u8] {
+pub fn cursor_of(body: &[u8]) -> &[u8] {
     const KEY: &[u8] = br#"],"cursor":""#;
     let start = memchr::memmem::rfind(body, KEY).map_or(body.len(), |at| at + KEY.len());
     let end = body[start..].iter().position(|byte| *byte == b'"').unwrap_or(0);

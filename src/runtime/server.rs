@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use monoio::time::TimeDriver;
@@ -48,7 +48,9 @@ pub enum ServeError {
     NoPredecessor { addr: SocketAddr, error: io::Error },
     #[error("--driver io_uring: {0}; use --driver epoll, or auto")]
     IoUring(String),
-    #[error("--files per-worker: the kernel refuses close_range(CLOSE_RANGE_UNSHARE) ({0}); use --files shared")]
+    #[error(
+        "--files per-worker: the kernel refuses close_range(CLOSE_RANGE_UNSHARE) ({0}); use --files shared"
+    )]
     Files(io::Error),
     #[error("{what}: {error}")]
     Io { what: &'static str, error: io::Error },
@@ -92,7 +94,8 @@ pub fn serve<E: Edge + 'static>(
 ) -> Result<Ended, ServeError> {
     // Signals come to the main thread alone; workers inherit this.
     host::block_signals().map_err(io_error("cannot block signals"))?;
-    let files_max = host::set_nofile_to_hard_limit().map_err(io_error("cannot read the limit on open files"))?;
+    let files_max =
+        host::set_nofile_to_hard_limit().map_err(io_error("cannot read the limit on open files"))?;
     let workers = match settings.workers {
         Some(workers) => workers,
         None => host::allowed_cpus().map_or(1, |cpus| cpus.len().max(1)),
@@ -102,13 +105,15 @@ pub fn serve<E: Edge + 'static>(
 
     // What all share, made first so that their numbers are low.
     let signals = SignalFd::new().map_err(io_error("cannot make a signal descriptor"))?;
+    let ended_workers = Arc::new(AtomicUsize::new(0));
     let done = Arc::new(EventFd::new().map_err(io_error("cannot make an eventfd"))?);
     let epoll = Epoll::new().map_err(io_error("cannot make an epoll set"))?;
     let mut last_shared = signals.as_raw_fd().max(done.as_raw_fd()).max(epoll.as_raw_fd());
     let (mut senders, mut mailboxes) = (Vec::new(), Vec::new());
     for _ in 0..workers {
-        let (sender, mailbox) =
-            mailbox(settings.limits.mailbox_bytes).map_err(io_error("cannot make a mailbox"))?;
+        // A message that fits no mailbox could never reach its channel.
+        let bytes_max = settings.limits.mailbox_bytes.max(2 * settings.limits.message_bytes + 4_096);
+        let (sender, mailbox) = mailbox(bytes_max).map_err(io_error("cannot make a mailbox"))?;
         last_shared = last_shared.max(mailbox.wake_fd());
         senders.push(sender);
         mailboxes.push(mailbox);
@@ -145,12 +150,13 @@ pub fn serve<E: Edge + 'static>(
             connections_max,
             random: u64::from_le_bytes(std::array::from_fn(|at| secret[at + 8])) ^ (index as u64 + 1) << 32,
         };
-        let (node, make_edge, started, done) =
-            (Arc::clone(&node), make_edge.clone(), started_tx.clone(), Arc::clone(&done));
+        let (node, make_edge, started) = (Arc::clone(&node), make_edge.clone(), started_tx.clone());
+        let (done, ended_workers) = (Arc::clone(&done), Arc::clone(&ended_workers));
         let thread = std::thread::Builder::new()
             .name(format!("worker-{index}"))
             .spawn(move || {
                 run_worker(seed, node, make_edge, &started);
+                ended_workers.fetch_add(1, Ordering::Release);
                 done.write();
             })
             .map_err(io_error("cannot start a worker's thread"))?;
@@ -181,7 +187,7 @@ pub fn serve<E: Edge + 'static>(
             }
         }
     });
-    let ended = wait_for_the_end(&node, &signals, &done, &epoll, &addresses, &threads)?;
+    let ended = wait_for_the_end(&node, &signals, &done, &epoll, &addresses, &ended_workers)?;
     drop(steering);
     if ended == Ended::Drained {
         for thread in threads {
@@ -195,9 +201,7 @@ pub fn serve<E: Edge + 'static>(
 fn choose_driver(choice: DriverChoice) -> Result<bool, ServeError> {
     match choice {
         DriverChoice::Epoll => Ok(false),
-        DriverChoice::IoUring => {
-            super::probe::io_uring_works().map(|()| true).map_err(ServeError::IoUring)
-        }
+        DriverChoice::IoUring => super::probe::io_uring_works().map(|()| true).map_err(ServeError::IoUring),
         DriverChoice::Auto => match super::probe::io_uring_works() {
             Ok(()) => Ok(true),
             Err(reason) => {
@@ -291,7 +295,7 @@ fn wait_for_the_end(
     done: &EventFd,
     epoll: &Epoll,
     addresses: &[SocketAddr],
-    threads: &[JoinHandle<()>],
+    ended_workers: &AtomicUsize,
 ) -> Result<Ended, ServeError> {
     let waiting = io_error("cannot wait for signals");
     let mut controls: Vec<Control> = Vec::new();
@@ -328,11 +332,11 @@ fn wait_for_the_end(
                 },
                 DONE => {
                     done.drain();
-                    if threads.iter().all(JoinHandle::is_finished) {
-                        return if draining { Ok(Ended::Drained) } else { Err(ServeError::WorkerEnded) };
-                    }
                     if !draining {
                         return Err(ServeError::WorkerEnded);
+                    }
+                    if ended_workers.load(Ordering::Acquire) == node.mailboxes.len() {
+                        return Ok(Ended::Drained);
                     }
                 }
                 _ => {
@@ -348,10 +352,6 @@ fn wait_for_the_end(
                     }
                 }
             }
-        }
-        // A worker writes `done` just before its thread is finished.
-        if draining && threads.iter().all(JoinHandle::is_finished) {
-            return Ok(Ended::Drained);
         }
     }
 }

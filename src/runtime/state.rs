@@ -66,11 +66,7 @@ impl Node {
 
     fn channel_bounds(&self) -> Bounds {
         let history = &self.settings.history;
-        Bounds {
-            messages: history.messages,
-            bytes: history.bytes,
-            age_ms: history.age.as_millis() as u64,
-        }
+        Bounds { messages: history.messages, bytes: history.bytes, age_ms: history.age.as_millis() as u64 }
     }
 }
 
@@ -85,7 +81,10 @@ pub struct Reply {
 pub enum Pending {
     Task(Rc<RefCell<Reply>>),
     /// The next page for a reader that catches up.
-    Page { conn: ConnId, feed: u32 },
+    Page {
+        conn: ConnId,
+        feed: u32,
+    },
     /// A feed that joins.
     Join(Name),
     /// Nobody waits any more.
@@ -106,9 +105,14 @@ pub enum Spawn {
     /// Bytes came on a kept-alive connection.
     Serve { socket: Socket, input: Vec<u8> },
     /// A held poll that the feed cannot answer.
-    Repoll { socket: Socket, names: Vec<Name>, cursors: Vec<crate::domain::cursor::Cursor>, held: Box<HeldPoll> },
-    /// Frames came: to be run in order.
-    Frames { conn: ConnId, frames: Vec<Frame>, last: Option<Last> },
+    Repoll {
+        socket: Socket,
+        names: Vec<Name>,
+        cursors: Vec<crate::domain::cursor::Cursor>,
+        held: Box<HeldPoll>,
+    },
+    /// Frames came: to be acted on in order. `raw`: the channel that they are published to; `None`: `pushline.v1`.
+    Frames { conn: ConnId, raw: Option<Name>, frames: Vec<Frame>, last: Option<Last> },
 }
 
 /// One frame of a WebSocket client to act on.

@@ -144,7 +144,6 @@ impl Drop for Stream {
     }
 }
 
-
 /// A descriptor of the worker's own whose readiness is awaited: a listener, an eventfd, an epoll set.
 pub struct Awaited(TcpStream);
 

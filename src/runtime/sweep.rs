@@ -21,9 +21,15 @@ impl State {
     /// Puts a connection into the wheel, for when it is next to be looked at.
     pub fn schedule(&mut self, conn: ConnId) {
         let now = self.tick();
-        let Some(due) = self.conn(conn).map(|_| self.due(conn.slot, now).clamp(now + 1, now + LOOK_TICKS)) else {
-            return;
+        let Some(entry) = self.conn(conn) else { return };
+        let due = match self.draining {
+            Some(draining) if !matches!(entry.kind, Kind::Ending { .. }) => {
+                let end = draining.begun_tick + draining.window_ticks;
+                now + self.random_below(u64::from(end.saturating_sub(now))) as u32
+            }
+            _ => self.due(conn.slot, now),
         };
+        let due = due.clamp(now + 1, now + LOOK_TICKS);
         if let Some(entry) = self.conn_mut(conn) {
             entry.due_tick = due;
         }

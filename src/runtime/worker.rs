@@ -50,7 +50,14 @@ pub trait Edge {
         held: Box<HeldPoll>,
     ) -> LocalTask;
     /// Does what the frames of a WebSocket ask, in order, then calls [`State::on_acted`].
-    fn act(self: Rc<Self>, worker: Rc<Worker>, conn: ConnId, frames: Vec<Frame>, last: Option<Last>) -> LocalTask;
+    fn act(
+        self: Rc<Self>,
+        worker: Rc<Worker>,
+        conn: ConnId,
+        raw: Option<Name>,
+        frames: Vec<Frame>,
+        last: Option<Last>,
+    ) -> LocalTask;
 }
 
 pub type LocalTask = Pin<Box<dyn Future<Output = ()>>>;
@@ -148,7 +155,9 @@ impl Worker {
             Spawn::Repoll { socket, names, cursors, held } => {
                 self.spawn(edge.repoll(worker, socket, names, cursors, held));
             }
-            Spawn::Frames { conn, frames, last } => self.spawn(edge.act(worker, conn, frames, last)),
+            Spawn::Frames { conn, raw, frames, last } => {
+                self.spawn(edge.act(worker, conn, raw, frames, last));
+            }
         }
     }
 
@@ -382,7 +391,6 @@ impl Worker {
             }
         }
     }
-
 }
 
 /// A panic while the state is borrowed ends the process: see [`Worker::with`].
