@@ -94,9 +94,6 @@ pub fn serve<E: Edge + 'static>(
 ) -> Result<Ended, ServeError> {
     // Signals come to the main thread alone; workers inherit this.
     host::block_signals().map_err(io_error("cannot block signals"))?;
-    if let Err(error) = host::disable_huge_pages() {
-        tracing::debug!(%error, "huge pages are not disabled");
-    }
     let files_max =
         host::set_nofile_to_hard_limit().map_err(io_error("cannot read the limit on open files"))?;
     let workers = match settings.workers {
