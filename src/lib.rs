@@ -1,13 +1,90 @@
 //! Pushline: one channel, one URL, four transports, one cursor.
 
-pub mod proto {}
+pub mod proto {
+    pub mod http {
+        pub mod body;
+        pub mod date;
+        pub mod error;
+        pub mod fields;
+        mod framing;
+        pub mod head;
+        pub mod host;
+        pub mod problem;
+        pub mod request;
+        pub mod response;
+        pub mod target;
+    }
+    pub mod client_frame;
+    pub mod envelope;
+    pub mod json;
+    mod members;
+    pub mod payload;
+    pub mod publish;
+    pub mod refusal;
+    pub mod sse;
+    pub mod ws {
+        pub mod close;
+        pub mod frame;
+        pub mod handshake;
+        pub mod reader;
+        pub mod utf8;
+    }
+}
 
 pub mod domain {
     pub mod channel;
+    pub mod cursor;
+    pub mod feed;
+    pub mod history;
+    pub mod home;
+    pub mod idempotency;
+    pub mod message;
 }
 
 pub mod runtime {
+    pub mod catchup;
+    pub mod clock;
+    pub mod close;
+    pub mod conns;
+    pub mod entry;
+    pub mod fanout;
+    pub mod files;
+    pub mod framing;
+    pub mod holder;
+    pub mod host;
+    pub mod io;
+    pub mod listen;
+    pub mod mail;
+    pub mod mailbox;
+    pub mod poll;
+    pub mod probe;
+    pub mod sendring;
+    pub mod server;
     pub mod settings;
+    pub mod slots;
+    pub mod state;
+    pub mod stats;
+    pub mod stream;
+    pub mod sweep;
+    pub mod takeover;
+    pub mod wheel;
+    pub mod worker;
 }
 
-pub mod edge {}
+pub mod edge {
+    pub mod answer;
+    pub mod ask;
+    pub mod channels;
+    pub mod cli;
+    pub mod config;
+    pub mod conn;
+    pub mod frames;
+    pub mod identity;
+    pub mod lab;
+    pub mod log;
+    pub mod origin;
+    pub mod publish;
+    pub mod read;
+    pub mod start;
+    pub mod stream;
+}

@@ -128,7 +128,12 @@ impl Pattern {
                 "**" => rest = true,
                 "*" => segments.push("*".into()),
                 literal => {
-                    Name::parse(literal)?;
+                    // `$` is reserved in the first segment alone.
+                    let later =
+                        literal.strip_prefix('$').filter(|rest| !segments.is_empty() && !rest.is_empty());
+                    if literal != "$" || segments.is_empty() {
+                        Name::parse(later.unwrap_or(literal))?;
+                    }
                     segments.push(literal.into());
                 }
             }
@@ -194,6 +199,8 @@ mod tests {
             ("**", "anything/at/all", true),
             ("*/x", "a/x", true),
             ("*/x", "a/y", false),
+            ("a/$b", "a/$b", true),
+            ("a/$", "a/$", true),
         ] {
             assert_eq!(Pattern::parse(pattern).map(|p| p.matches(name)), Ok(want), "{pattern} {name}");
         }

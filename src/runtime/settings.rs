@@ -27,6 +27,7 @@ pub struct Settings {
     pub slow: SlowReaders,
     pub drain: Drain,
     pub origins: Origins,
+    pub log: Log,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,4 +129,20 @@ pub struct Drain {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origins {
     pub allow: Vec<String>,
+}
+
+/// What is logged, to stderr.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// A level (`info`), or directives as tracing-subscriber's `EnvFilter` reads them (`info,pushline::edge=debug`).
+    pub level: String,
+    pub format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One line for people.
+    Text,
+    /// One JSON object a line, for machines.
+    Json,
 }

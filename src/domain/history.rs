@@ -1,0 +1,293 @@
+//! One channel's order and history: gives each message its place, keeps the recent ones, answers "what came after".
+//! Owns the rule of gaps: a message that left for any reason but its own TTL raises the `floor`; a position below the
+//! floor has missed something. Bounded by messages, bytes and age. Never reads a clock.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::channel::Name;
+use super::cursor::Cursor;
+use super::message::{Body, Draft, Message};
+
+/// What one channel may keep.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    pub messages: usize,
+    pub bytes: usize,
+    pub age_ms: u64,
+}
+
+/// Where a reader wants to begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum From {
+    /// After the head: only what is yet to come.
+    Now,
+    /// So many messages before the head, or what there is of them.
+    Newest(usize),
+    After(Cursor),
+}
+
+/// How much one page may hold; at least one message is given if there is one.
+#[derive(Debug, Clone, Copy)]
+pub struct PageMax {
+    pub messages: usize,
+    pub bytes: usize,
+}
+
+/// A stretch of a channel's order.
+#[derive(Debug, Clone)]
+pub struct Page {
+    pub incarnation: u64,
+    /// The position just before the first message of the page.
+    pub after: u64,
+    pub messages: Vec<Arc<Message>>,
+    /// The position just after the page; equal to `head` when nothing more is held.
+    pub next: u64,
+    pub head: u64,
+    /// Messages between the position asked for and `after` are lost.
+    pub gap: bool,
+}
+
+/// The order and the kept messages of one channel's life.
+#[derive(Debug)]
+pub struct History {
+    incarnation: u64,
+    head: u64,
+    /// Every position below it has lost a message.
+    floor: u64,
+    kept: VecDeque<Arc<Message>>,
+    kept_bytes: usize,
+    /// No kept message ends by its own TTL before this.
+    next_end_ms: u64,
+}
+
+impl History {
+    pub fn new(incarnation: u64) -> Self {
+        Self { incarnation, head: 0, floor: 0, kept: VecDeque::new(), kept_bytes: 0, next_end_ms: u64::MAX }
+    }
+
+    pub fn head(&self) -> Cursor {
+        Cursor { incarnation: self.incarnation, seq: self.head }
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.kept_bytes
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.kept.is_empty()
+    }
+
+    pub fn len(&self) -> usize {
+        self.kept.len()
+    }
+
+    /// Gives `draft` the next place, and keeps it unless its TTL is 0.
+    pub fn append(&mut self, channel: &Name, draft: Draft, bounds: Bounds, now_ms: u64) -> Arc<Message> {
+        self.head += 1;
+        let own_ms = draft.ttl_seconds.map(|seconds| u64::from(seconds) * 1_000);
+        let message = Arc::new(Message {
+            channel: channel.clone(),
+            cursor: self.head(),
+            ts_ms: now_ms,
+            event: draft.event,
+            body: draft.body,
+            // Longer than the channel keeps anything, it would be lost for the channel's reason: a gap.
+            ends_ms: own_ms.filter(|&own| own <= bounds.age_ms).map(|own| now_ms + own),
+        });
+        if own_ms != Some(0) {
+            self.next_end_ms = self.next_end_ms.min(message.ends_ms.unwrap_or(u64::MAX));
+            self.kept_bytes += message.cost_bytes();
+            self.kept.push_back(Arc::clone(&message));
+        }
+        self.trim(bounds, now_ms);
+        message
+    }
+
+    /// Forgets all messages. Takes a place in the order, so that every earlier position is told a gap.
+    pub fn delete(&mut self, channel: &Name, now_ms: u64) -> Arc<Message> {
+        self.head += 1;
+        self.floor = self.head;
+        self.kept = VecDeque::new();
+        self.kept_bytes = 0;
+        self.next_end_ms = u64::MAX;
+        Arc::new(Message {
+            channel: channel.clone(),
+            cursor: self.head(),
+            ts_ms: now_ms,
+            event: None,
+            body: Body::Deletion,
+            ends_ms: None,
+        })
+    }
+
+    /// Lets go of what the bounds and the messages' own TTLs no longer hold.
+    pub fn trim(&mut self, bounds: Bounds, now_ms: u64) {
+        if self.next_end_ms <= now_ms {
+            let (mut bytes, mut next_end_ms) = (0, u64::MAX);
+            self.kept.retain(|message| {
+                let keep = !message.has_ended(now_ms);
+                if keep {
+                    bytes += message.cost_bytes();
+                    next_end_ms = next_end_ms.min(message.ends_ms.unwrap_or(u64::MAX));
+                }
+                keep
+            });
+            self.kept_bytes = bytes;
+            self.next_end_ms = next_end_ms;
+        }
+        while let Some(oldest) = self.kept.front() {
+            let old = oldest.ts_ms.saturating_add(bounds.age_ms) <= now_ms;
+            if !old && self.kept.len() <= bounds.messages && self.kept_bytes <= bounds.bytes {
+                break;
+            }
+            self.drop_oldest();
+        }
+        if self.kept.is_empty() && self.kept.capacity() > 0 {
+            self.kept = VecDeque::new();
+        }
+    }
+
+    /// Lets go of the oldest message, as a loss. Returns the bytes that it held.
+    pub fn drop_oldest(&mut self) -> usize {
+        let Some(oldest) = self.kept.pop_front() else { return 0 };
+        self.floor = oldest.cursor.seq;
+        self.kept_bytes -= oldest.cost_bytes();
+        oldest.cost_bytes()
+    }
+
+    pub fn oldest_seq(&self) -> Option<u64> {
+        self.kept.front().map(|message| message.cursor.seq)
+    }
+
+    /// A page of what is held from `from` on. Trims first, so that what it gives is within the bounds.
+    pub fn read(&mut self, from: From, max: PageMax, bounds: Bounds, now_ms: u64) -> Page {
+        self.trim(bounds, now_ms);
+        let (after, gap) = match from {
+            From::Now => (self.head, false),
+            From::Newest(0) => (self.head, false),
+            From::Newest(count) => {
+                let skip = self.kept.len().saturating_sub(count);
+                (self.kept.get(skip).map_or(self.head, |first| first.cursor.seq - 1), false)
+            }
+            From::After(cursor) => {
+                let ahead = cursor.incarnation != self.incarnation || cursor.seq > self.head;
+                if ahead || cursor.seq < self.floor { (self.floor, true) } else { (cursor.seq, false) }
+            }
+        };
+        let first = self.kept.partition_point(|message| message.cursor.seq <= after);
+        let (messages, more) = take_page(self.kept.range(first..), max);
+        let next = match messages.last() {
+            Some(last) if more => last.cursor.seq,
+            _ => self.head,
+        };
+        Page { incarnation: self.incarnation, after, messages, next, head: self.head, gap }
+    }
+}
+
+/// As many messages as `max` allows, and whether more follow.
+pub fn take_page<'m>(
+    messages: impl Iterator<Item = &'m Arc<Message>>,
+    max: PageMax,
+) -> (Vec<Arc<Message>>, bool) {
+    let (mut page, mut bytes) = (Vec::new(), 0usize);
+    for message in messages {
+        bytes = bytes.saturating_add(message.cost_bytes());
+        if !page.is_empty() && (page.len() >= max.messages || bytes > max.bytes) {
+            return (page, true);
+        }
+        page.push(Arc::clone(message));
+    }
+    (page, false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOUNDS: Bounds = Bounds { messages: 3, bytes: 1 << 20, age_ms: 60_000 };
+    const ALL: PageMax = PageMax { messages: 100, bytes: usize::MAX };
+
+    fn draft(text: &str, ttl_seconds: Option<u32>) -> Draft {
+        Draft { event: None, body: Body::Text(text.into()), ttl_seconds }
+    }
+
+    fn seen(page: &Page) -> (Vec<String>, bool) {
+        let texts = page.messages.iter().map(|m| String::from_utf8_lossy(m.body.bytes()).into_owned());
+        (texts.collect(), page.gap)
+    }
+
+    fn after(seq: u64) -> From {
+        From::After(Cursor { incarnation: 7, seq })
+    }
+
+    #[test]
+    fn gaps() {
+        let name = Name::parse("a").expect("a name");
+        let mut history = History::new(7);
+        for text in ["1", "2", "3", "4", "5"] {
+            history.append(&name, draft(text, None), BOUNDS, 0);
+        }
+        let texts = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        for (what, from, want, gap) in [
+            ("dropped by count", after(0), texts(&["3", "4", "5"]), true),
+            ("last dropped was seen", after(2), texts(&["3", "4", "5"]), false),
+            ("inside", after(4), texts(&["5"]), false),
+            ("head", after(5), texts(&[]), false),
+            ("ahead of the head", after(6), texts(&["3", "4", "5"]), true),
+            (
+                "another channel's",
+                From::After(Cursor { incarnation: 8, seq: 5 }),
+                texts(&["3", "4", "5"]),
+                true,
+            ),
+            ("newest", From::Newest(2), texts(&["4", "5"]), false),
+            ("newest of fewer", From::Newest(9), texts(&["3", "4", "5"]), false),
+            ("now", From::Now, texts(&[]), false),
+        ] {
+            assert_eq!(seen(&history.read(from, ALL, BOUNDS, 0)), (want, gap), "{what}");
+        }
+        history.delete(&name, 0);
+        assert_eq!(seen(&history.read(after(5), ALL, BOUNDS, 0)), (vec![], true), "deleted");
+        assert_eq!(seen(&history.read(after(6), ALL, BOUNDS, 0)), (vec![], false), "after the deletion");
+    }
+
+    #[test]
+    fn own_ttl_is_no_loss() {
+        let name = Name::parse("a").expect("a name");
+        let mut history = History::new(7);
+        history.append(&name, draft("kept", None), BOUNDS, 0);
+        history.append(&name, draft("short", Some(1)), BOUNDS, 0);
+        history.append(&name, draft("never", Some(0)), BOUNDS, 0);
+        assert_eq!(history.len(), 2);
+        let page = history.read(after(0), ALL, BOUNDS, 1_000);
+        assert_eq!((seen(&page), page.next), ((vec!["kept".to_owned()], false), 3));
+        assert_eq!(seen(&history.read(after(0), ALL, BOUNDS, 60_000)), (vec![], true), "age is a loss");
+        assert_eq!(history.bytes(), 0);
+    }
+
+    #[test]
+    fn a_ttl_beyond_the_channels_age_is_cut_and_its_end_is_a_gap() {
+        let name = Name::parse("a").expect("a name");
+        let mut history = History::new(7);
+        history.append(&name, draft("long", Some(61)), BOUNDS, 0);
+        assert_eq!(seen(&history.read(after(0), ALL, BOUNDS, 60_000)), (vec![], true));
+    }
+
+    #[test]
+    fn pages_join_up() {
+        let name = Name::parse("a").expect("a name");
+        let mut history = History::new(7);
+        for text in ["1", "2", "3"] {
+            history.append(&name, draft(text, None), BOUNDS, 0);
+        }
+        let one = PageMax { messages: 1, bytes: 1 };
+        let (mut at, mut all) = (0, Vec::new());
+        while at < 3 {
+            let page = history.read(after(at), one, BOUNDS, 0);
+            all.extend(seen(&page).0);
+            at = page.next;
+        }
+        assert_eq!(all, ["1", "2", "3"]);
+    }
+}

@@ -1,0 +1,79 @@
+//! Questions to channels, wherever they live: pages, and the places where readers begin.
+
+use std::rc::Rc;
+
+use crate::domain::channel::Name;
+use crate::domain::cursor::Cursor;
+use crate::domain::feed::Link;
+use crate::domain::history::{From, Page, PageMax};
+use crate::runtime::mail::{Answer, Ask};
+use crate::runtime::state::Overloaded;
+use crate::runtime::worker::Worker;
+
+/// How often a feed that is dropped at just the wrong moment is asked for again.
+const TRIES: usize = 4;
+
+/// Where a reader begins in a feed of this worker.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    pub feed: u32,
+    pub incarnation: u64,
+    /// The position just before the first message that follows.
+    pub after: u64,
+    pub gap: bool,
+}
+
+impl Place {
+    pub fn cursor(&self) -> Cursor {
+        Cursor { incarnation: self.incarnation, seq: self.after }
+    }
+}
+
+/// A page of a channel: from this worker's feed if it holds it, else from the channel's home.
+///
+/// # Errors
+/// [`Overloaded`]
+pub async fn page(worker: &Rc<Worker>, name: &Name, from: From, max: PageMax) -> Result<Page, Overloaded> {
+    read_mail(worker);
+    let local = worker.with(|state| {
+        let (now_ms, bounds) = (state.node.clock.now_ms(), state.node.feed_bounds());
+        let feed = state.feed(name);
+        state.feeds.get_mut(feed)?.read(from, max, bounds, now_ms)
+    });
+    if let Some(page) = local {
+        return Ok(page);
+    }
+    match worker.ask(name, Ask::Read { name: name.clone(), from, max }).await? {
+        Answer::Page(Some(page)) => Ok(page),
+        _ => Err(Overloaded),
+    }
+}
+
+/// Makes sure that the channel has a live feed here, and finds where in it a reader begins.
+///
+/// # Errors
+/// [`Overloaded`]
+pub async fn place(worker: &Rc<Worker>, name: &Name, from: From) -> Result<Place, Overloaded> {
+    let one = PageMax { messages: 1, bytes: 1 };
+    for _ in 0..TRIES {
+        // The home answers after it has answered the feed's joining, if that is under way.
+        let page = page(worker, name, from, one).await?;
+        let place = worker.with(|state| {
+            let feed = *state.feeds_by_name.get(name)?;
+            let live = state.feeds.get(feed)?;
+            let fits = live.link == Link::Live
+                && live.head().incarnation == page.incarnation
+                && page.after <= live.head().seq;
+            fits.then_some(Place { feed, incarnation: page.incarnation, after: page.after, gap: page.gap })
+        });
+        if let Some(place) = place {
+            return Ok(place);
+        }
+    }
+    Err(Overloaded)
+}
+
+/// What other workers had placed before this request came must be seen by its answer.
+pub fn read_mail(worker: &Rc<Worker>) {
+    while worker.has_mail() && worker.read_mail() {}
+}

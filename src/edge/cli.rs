@@ -1,0 +1,168 @@
+//! The command line: `pushline [serve]`, `pushline check-config`, `pushline --version`.
+//! Owns flags, their help, exit codes (0, 1: could not serve, 2: wrong command line or configuration) and what is
+//! printed before logs exist. Never checks a value: flags go to `config` as they came, like every other layer.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use toml::Value;
+
+use crate::edge::config::{self, Config, Inputs};
+use crate::edge::start;
+use crate::runtime::server::Ended;
+
+/// Stopped by a second signal, in the middle of a drain.
+const EXIT_AT_ONCE: i32 = 130;
+const EXIT_FAILED: u8 = 1;
+const EXIT_USAGE: u8 = 2;
+
+const AFTER_HELP: &str = "\
+Every key of pushline.toml is an environment variable too: PUSHLINE_, then the key in upper case with _ for each dot \
+(limits.connections: PUSHLINE_LIMITS_CONNECTIONS).
+What is given last here wins: defaults, the file, the environment, flags, --set.";
+
+/// A connection server: publish over HTTP, read by polling, Server-Sent Events or WebSocket.
+#[derive(Debug, Parser)]
+#[command(name = "pushline", version, args_conflicts_with_subcommands = true, after_help = AFTER_HELP)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve (the same as no command)
+    #[command(after_help = AFTER_HELP)]
+    Serve(Flags),
+    /// Check the configuration that `serve` would have with the same flags, show it, and end
+    #[command(after_help = AFTER_HELP)]
+    CheckConfig(Flags),
+}
+
+#[derive(Debug, Args)]
+struct Flags {
+    /// Where clients come; repeat it for several [default: 127.0.0.1:8080] [env: PUSHLINE_LISTEN]
+    #[arg(long, value_name = "ADDR:PORT", value_delimiter = ',')]
+    listen: Vec<String>,
+    /// Worker threads [default: one per core] [env: PUSHLINE_WORKERS]
+    #[arg(long, value_name = "N")]
+    workers: Option<String>,
+    /// auto, io_uring or epoll [default: auto] [env: PUSHLINE_DRIVER]
+    #[arg(long)]
+    driver: Option<String>,
+    /// File tables: auto, per-worker or shared [default: auto] [env: PUSHLINE_FILES]
+    #[arg(long)]
+    files: Option<String>,
+    /// The configuration file [default: pushline.toml, if there is one] [env: PUSHLINE_CONFIG]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Permit anyone on any address [env: PUSHLINE_OPEN=true]
+    #[arg(long)]
+    open: bool,
+    /// Start although another Pushline serves the port: it is asked to drain [env: PUSHLINE_TAKEOVER=true]
+    #[arg(long)]
+    takeover: bool,
+    /// Any key of the file; the value as in the file, or a bare word; repeatable
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+impl Flags {
+    /// What `config` needs, with the process's own environment.
+    fn into_inputs(self) -> Inputs {
+        let Self { listen, workers, driver, files, config, open, takeover, set } = self;
+        let mut flags = Vec::new();
+        if !listen.is_empty() {
+            flags.push(("listen", listen.into()));
+        }
+        for (name, text) in [("workers", workers), ("driver", driver), ("files", files)] {
+            flags.extend(text.map(|text| (name, config::from_text(&text))));
+        }
+        for (name, given) in [("open", open), ("takeover", takeover)] {
+            flags.extend(given.then_some((name, Value::Boolean(true))));
+        }
+        Inputs { config, flags, set, env: std::env::vars_os().collect() }
+    }
+}
+
+/// The whole program: reads the command line, does what it says, and gives the exit code.
+pub fn main() -> ExitCode {
+    let Cli { command, flags } = Cli::parse();
+    let (flags, serves) = match command {
+        None => (flags, true),
+        Some(Command::Serve(flags)) => (flags, true),
+        Some(Command::CheckConfig(flags)) => (flags, false),
+    };
+    match config::load(&flags.into_inputs()) {
+        Err(refusals) => {
+            refusals.iter().for_each(|refusal| eprintln!("pushline: {refusal}"));
+            ExitCode::from(EXIT_USAGE)
+        }
+        Ok(config) if serves => serve(config),
+        Ok(config) => show(&config),
+    }
+}
+
+fn serve(config: Config) -> ExitCode {
+    match start::run(config.settings) {
+        Ok(Ended::Drained) => ExitCode::SUCCESS,
+        // Workers are in the middle of things: only the end of the process stops them.
+        Ok(Ended::AtOnce) => std::process::exit(EXIT_AT_ONCE),
+        Err(error) => {
+            eprintln!("pushline: {error}");
+            ExitCode::from(EXIT_FAILED)
+        }
+    }
+}
+
+/// All of it is TOML, so that it can be kept as a file.
+fn show(config: &Config) -> ExitCode {
+    // Whoever closes the pipe (`| head`) has seen enough: no failure.
+    let _ = writeln!(std::io::stdout(), "# configuration ok\n\n{config}");
+    ExitCode::SUCCESS
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_same_flags_with_and_without_the_word() {
+        for words in [&["pushline"][..], &["pushline", "serve"], &["pushline", "check-config"]] {
+            let flags =
+                ["--listen", "127.0.0.1:1", "--listen", "[::1]:2,127.0.0.1:3", "--workers", "2", "--open"];
+            let cli = Cli::try_parse_from(words.iter().chain(&flags)).expect("parses");
+            let flags = match cli.command {
+                Some(Command::Serve(flags) | Command::CheckConfig(flags)) => flags,
+                None => cli.flags,
+            };
+            let listen = vec!["127.0.0.1:1", "[::1]:2", "127.0.0.1:3"];
+            let want = [("listen", listen.into()), ("workers", Value::Integer(2)), ("open", true.into())];
+            assert_eq!(flags.into_inputs().flags, want, "{words:?}");
+        }
+    }
+
+    #[test]
+    fn flags_before_the_word_are_refused_not_lost() {
+        assert!(Cli::try_parse_from(["pushline", "--open", "serve", "--takeover"]).is_err());
+    }
+
+    #[test]
+    fn help_names_each_variable() {
+        let help = Cli::command().render_long_help().to_string();
+        for name in ["LISTEN", "WORKERS", "DRIVER", "FILES", "CONFIG", "OPEN", "TAKEOVER"] {
+            assert!(help.contains(&format!("PUSHLINE_{name}")), "{name}: {help}");
+        }
+    }
+}

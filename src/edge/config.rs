@@ -1,0 +1,225 @@
+//! Configuration: what was given at start becomes the [`Settings`] that workers trust, or refusals that say what is
+//! wrong, where it was said, and what would be right.
+//! Two stages: `layer` collects raw values with their sources (defaults < file < environment < flags < `--set`), and
+//! this file checks each (`value`), then all together. Only checked values leave. Zero never means "default" or
+//! "unlimited". All refusals are told at once.
+//! Never logs or exits: `cli` does.
+
+mod key;
+mod layer;
+mod value;
+
+use std::fmt::{self, Write};
+use std::path::PathBuf;
+
+use toml::Value;
+
+use self::key::{DRIVERS, FILES, FORMATS, KEYS, Key, POLICIES, Range};
+use self::layer::Layers;
+pub use self::layer::{Inputs, Source, from_text};
+use self::value::Read;
+use crate::runtime::settings::{
+    Drain, FeedLimits, Heartbeat, HistoryLimits, Limits, Log, Origins, Settings, SlowReaders, Timeouts,
+};
+
+/// Room for names, ids and heads beside a message's data, in a feed or a mailbox. With twice the data this holds every
+/// usual encoding; text of nothing but line breaks or control characters grows more, so a feed still copes with a
+/// message that it cannot hold.
+const FRAMING_BYTES: usize = 4096;
+
+/// Checked settings, and how they came to be.
+#[derive(Debug)]
+pub struct Config {
+    pub settings: Settings,
+    layers: Layers,
+}
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum Refusal {
+    #[error("unknown key {name} ({from}): did you mean {nearest}?")]
+    UnknownKey { name: String, from: Source, nearest: String },
+    #[error("{name} = {given} ({from}): {name} is a table; give its keys, like {name}.{example}")]
+    TableWanted { name: String, given: Value, from: Source, example: &'static str },
+    #[error("{key} = {given} ({from}): {right}; the default is {default}")]
+    BadValue { key: &'static str, given: Value, from: Source, right: String, default: &'static str },
+    /// Each is right alone, but not together.
+    #[error("{first} must be {relation} {second}: {why}")]
+    Conflict { first: String, relation: String, second: String, why: &'static str },
+    #[error(
+        "listen = {address} ({from}): is not a loopback address, and without authentication anyone who reaches it could \
+         read and publish; listen on 127.0.0.1, or permit that with --open (open = true)"
+    )]
+    NotLoopback { address: std::net::SocketAddr, from: Source },
+    #[error("--set {given}: must be KEY=VALUE, like --set limits.connections=1000")]
+    NotAssigned { given: String },
+    #[error("cannot read {}: {error}", path.display())]
+    Unreadable { path: PathBuf, error: String },
+    #[error("{} is not TOML: {error}", path.display())]
+    NotToml { path: PathBuf, error: String },
+}
+
+/// Makes settings from what was given.
+///
+/// # Errors
+/// Every [`Refusal`] found, at least one.
+pub fn load(inputs: &Inputs) -> Result<Config, Vec<Refusal>> {
+    let (layers, refusals) = Layers::read(inputs);
+    let mut check = Check { layers: &layers, refusals };
+    let settings = check.settings();
+    // Values that were replaced by defaults would only be compared to confuse.
+    if check.refusals.is_empty() {
+        check.together(&settings);
+    }
+    if check.refusals.is_empty() { Ok(Config { settings, layers }) } else { Err(check.refusals) }
+}
+
+/// The settings in force as TOML, with where each that is not a default came from.
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut table = "";
+        for key in KEYS {
+            let (key_table, leaf) = key.name.rsplit_once('.').unwrap_or(("", key.name));
+            if key_table != table {
+                write!(f, "\n[{key_table}]\n")?;
+                table = key_table;
+            }
+            let given = self.layers.get(key);
+            write!(f, "{leaf} = {}", given.value)?;
+            match given.source {
+                Source::Default => f.write_char('\n')?,
+                source => writeln!(f, "  # {source}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The second stage under way.
+struct Check<'a> {
+    layers: &'a Layers,
+    refusals: Vec<Refusal>,
+}
+
+impl Check<'_> {
+    /// The value of a key; after a refusal its default, so that the other keys are still looked at.
+    fn read<T>(&mut self, name: &str, read: impl Fn(&Value, Range) -> Read<T>) -> T {
+        let key = Key::find(name).expect("only keys of the table are read");
+        let given = self.layers.get(key);
+        read(&given.value, key.range).unwrap_or_else(|right| {
+            let Key { name, default, range } = *key;
+            let (given, from) = (given.value, given.source);
+            self.refusals.push(Refusal::BadValue { key: name, given, from, right, default });
+            read(&key.default_value(), range).expect("defaults are right; a test reads them all")
+        })
+    }
+
+    fn settings(&mut self) -> Settings {
+        Settings {
+            listen: self.read("listen", value::addresses),
+            workers: self.read("workers", value::workers),
+            driver: self.read("driver", |value, _| value::choice(value, DRIVERS)),
+            files: self.read("files", |value, _| value::choice(value, FILES)),
+            open: self.read("open", value::switch),
+            takeover: self.read("takeover", value::switch),
+            limits: self.limits(),
+            timeouts: Timeouts {
+                head: self.read("timeouts.head_seconds", value::seconds),
+                body: self.read("timeouts.body_seconds", value::seconds),
+                idle: self.read("timeouts.idle_seconds", value::seconds),
+            },
+            heartbeat: Heartbeat {
+                interval: self.read("heartbeat.interval_seconds", value::seconds),
+                timeout: self.read("heartbeat.timeout_seconds", value::seconds),
+            },
+            history: HistoryLimits {
+                messages: self.read("history.messages", value::count),
+                bytes: self.read("history.bytes", value::count),
+                age: self.read("history.seconds", value::seconds),
+                node_bytes: self.read("history.node_bytes", value::count),
+            },
+            feed: FeedLimits { bytes: self.read("feed.bytes", value::count) },
+            slow: SlowReaders {
+                policy: self.read("slow.policy", |value, _| value::choice(value, POLICIES)),
+                rules: self.read("slow.rules", value::rules),
+                kernel_bytes: self.read("slow.kernel_bytes", value::count),
+            },
+            drain: Drain { window: self.read("drain.window_seconds", value::seconds) },
+            origins: Origins { allow: self.read("origins.allow", value::origins) },
+            log: Log {
+                level: self.read("log.level", value::log_level),
+                format: self.read("log.format", |value, _| value::choice(value, FORMATS)),
+            },
+        }
+    }
+
+    fn limits(&mut self) -> Limits {
+        Limits {
+            connections: self.read("limits.connections", value::count),
+            message_bytes: self.read("limits.message_bytes", value::count),
+            head_bytes: self.read("limits.head_bytes", value::count),
+            batch_bytes: self.read("limits.batch_bytes", value::count),
+            subscriptions: self.read("limits.subscriptions", value::count),
+            channels: self.read("limits.channels", value::count),
+            idempotency_keys: self.read("limits.idempotency_keys", value::count),
+            mailbox_bytes: self.read("limits.mailbox_bytes", value::count),
+        }
+    }
+
+    /// What only values together can get wrong.
+    fn together(&mut self, settings: &Settings) {
+        let Settings { limits, heartbeat, history, feed, .. } = settings;
+        let framed = 2 * limits.message_bytes + FRAMING_BYTES;
+        let twice = format!("at least {framed}, which is {FRAMING_BYTES} more than twice");
+        let rules = [
+            (
+                heartbeat.timeout > heartbeat.interval,
+                ("heartbeat.timeout_seconds", "greater than", "heartbeat.interval_seconds"),
+                "a live client must get a ping, and time to answer it, before it is taken for dead",
+            ),
+            (
+                feed.bytes >= framed,
+                ("feed.bytes", &twice, "limits.message_bytes"),
+                "a feed must hold the largest message as it is usually framed",
+            ),
+            (
+                limits.mailbox_bytes >= framed,
+                ("limits.mailbox_bytes", &twice, "limits.message_bytes"),
+                "a mailbox must hold the largest message with its names and ids",
+            ),
+            (
+                limits.batch_bytes >= limits.message_bytes,
+                ("limits.batch_bytes", "at least", "limits.message_bytes"),
+                "a batch must hold the largest message",
+            ),
+            (
+                history.node_bytes >= history.bytes,
+                ("history.node_bytes", "at least", "history.bytes"),
+                "the history of one channel is part of the node's",
+            ),
+        ];
+        for (holds, (first, relation, second), why) in rules {
+            if !holds {
+                let (first, second) = (self.shown(first), self.shown(second));
+                self.refusals.push(Refusal::Conflict { first, relation: relation.into(), second, why });
+            }
+        }
+        let reachable = |address: &&std::net::SocketAddr| !address.ip().to_canonical().is_loopback();
+        if let Some(&address) = settings.listen.iter().find(reachable).filter(|_| !settings.open) {
+            let from = self.given("listen").source;
+            self.refusals.push(Refusal::NotLoopback { address, from });
+        }
+    }
+
+    fn given(&self, name: &str) -> layer::Given {
+        self.layers.get(Key::find(name).expect("only keys of the table are shown"))
+    }
+
+    fn shown(&self, name: &str) -> String {
+        let layer::Given { value, source } = self.given(name);
+        format!("{name} = {value} ({source})")
+    }
+}
+
+#[cfg(test)]
+mod tests;

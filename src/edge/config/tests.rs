@@ -1,0 +1,311 @@
+//! Good and bad configurations, through all layers.
+
+use std::time::Duration;
+
+use super::*;
+use crate::domain::channel::Pattern;
+use crate::runtime::settings::{DriverChoice, FilesChoice, LogFormat, SlowPolicy};
+
+/// A file of the test's own, removed at the end.
+struct TempFile(PathBuf);
+
+impl TempFile {
+    fn new(name: &str, text: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("pushline-config-{}-{name}.toml", std::process::id()));
+        std::fs::write(&path, text).expect("temporary file");
+        Self(path)
+    }
+}
+
+impl Drop for TempFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+fn set(assignments: &[&str]) -> Result<Config, Vec<Refusal>> {
+    let set = assignments.iter().map(ToString::to_string).collect();
+    load(&Inputs { set, ..Inputs::default() })
+}
+
+fn env(variables: &[(&str, &str)]) -> Result<Config, Vec<Refusal>> {
+    let env = variables.iter().map(|(name, text)| (name.into(), text.into())).collect();
+    load(&Inputs { env, ..Inputs::default() })
+}
+
+fn file(name: &str, text: &str) -> Result<Config, Vec<Refusal>> {
+    let file = TempFile::new(name, text);
+    load(&Inputs { config: Some(file.0.clone()), ..Inputs::default() })
+}
+
+fn settings(config: Result<Config, Vec<Refusal>>) -> Settings {
+    config.expect("good configuration").settings
+}
+
+fn told(config: Result<Config, Vec<Refusal>>) -> Vec<String> {
+    config.err().unwrap_or_default().iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn defaults_are_those_of_the_contract() {
+    let seconds = Duration::from_secs;
+    let want = Settings {
+        listen: vec!["127.0.0.1:8080".parse().unwrap()],
+        workers: None,
+        driver: DriverChoice::Auto,
+        files: FilesChoice::Auto,
+        open: false,
+        takeover: false,
+        limits: Limits {
+            connections: 1_000_000,
+            message_bytes: 65_536,
+            head_bytes: 16_384,
+            batch_bytes: 1_048_576,
+            subscriptions: 1024,
+            channels: 1_000_000,
+            idempotency_keys: 100_000,
+            mailbox_bytes: 67_108_864,
+        },
+        timeouts: Timeouts { head: seconds(10), body: seconds(30), idle: seconds(75) },
+        heartbeat: Heartbeat { interval: seconds(25), timeout: seconds(60) },
+        history: HistoryLimits {
+            messages: 1000,
+            bytes: 1_048_576,
+            age: seconds(300),
+            node_bytes: 536_870_912,
+        },
+        feed: FeedLimits { bytes: 1_048_576 },
+        slow: SlowReaders { policy: SlowPolicy::Disconnect, rules: vec![], kernel_bytes: 65_536 },
+        drain: Drain { window: seconds(10) },
+        origins: Origins { allow: vec![] },
+        log: Log { level: "info".into(), format: LogFormat::Text },
+    };
+    assert_eq!(settings(set(&[])), want);
+}
+
+/// `pushline.toml` with each `#key = …` made an option; prose has a space after its `#`.
+fn shipped_file() -> String {
+    let lines = include_str!("../../../pushline.toml").lines().map(|line| match line.strip_prefix('#') {
+        Some(option) if option.starts_with(|first: char| first.is_ascii_lowercase()) => option,
+        _ => line,
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_shipped_file_has_every_key_at_its_default() {
+    let config = file("shipped", &shipped_file()).expect("good configuration");
+    assert_eq!(config.settings, settings(set(&[])));
+    for key in KEYS {
+        let given = config.layers.get(key);
+        assert!(matches!(given.source, Source::File(_)), "{} is not in pushline.toml", key.name);
+        assert_eq!(given.value, key.default_value(), "{}", key.name);
+    }
+}
+
+#[test]
+fn the_shipped_file_as_it_is_changes_nothing() {
+    let shipped = file("as-it-is", include_str!("../../../pushline.toml"));
+    assert_eq!(settings(shipped), settings(set(&[])));
+}
+
+#[test]
+fn later_layers_win() {
+    let low =
+        TempFile::new("low", "workers = 1\ndriver = \"epoll\"\nlimits.connections = 1\nfiles = \"shared\"");
+    let mut inputs = Inputs { config: Some(low.0.clone()), ..Inputs::default() };
+    let four = |inputs: &Inputs| {
+        let settings = settings(load(inputs));
+        (settings.workers, settings.driver, settings.limits.connections, settings.files)
+    };
+    assert_eq!(four(&inputs), (Some(1), DriverChoice::Epoll, 1, FilesChoice::Shared));
+    inputs.env = vec![
+        ("PUSHLINE_WORKERS".into(), "2".into()),
+        ("PUSHLINE_DRIVER".into(), "io_uring".into()),
+        ("PUSHLINE_LIMITS_CONNECTIONS".into(), "2".into()),
+    ];
+    assert_eq!(four(&inputs), (Some(2), DriverChoice::IoUring, 2, FilesChoice::Shared));
+    inputs.flags = vec![("workers", Value::Integer(3)), ("driver", "auto".into())];
+    assert_eq!(four(&inputs), (Some(3), DriverChoice::Auto, 2, FilesChoice::Shared));
+    inputs.set = vec!["workers=4".into(), "workers=5".into()];
+    assert_eq!(four(&inputs), (Some(5), DriverChoice::Auto, 2, FilesChoice::Shared));
+}
+
+#[test]
+fn the_file_that_a_variable_names_gives_way_to_the_flag() {
+    let (by_env, by_flag) = (TempFile::new("by-env", "workers = 1"), TempFile::new("by-flag", "workers = 2"));
+    let mut inputs =
+        Inputs { env: vec![("PUSHLINE_CONFIG".into(), by_env.0.clone().into())], ..Inputs::default() };
+    assert_eq!(settings(load(&inputs)).workers, Some(1));
+    inputs.config = Some(by_flag.0.clone());
+    assert_eq!(settings(load(&inputs)).workers, Some(2));
+}
+
+#[test]
+fn values_are_toml_or_bare_words() {
+    for (assignment, right) in [
+        ("slow.policy=skip", (|s| s.slow.policy == SlowPolicy::Skip) as fn(&Settings) -> bool),
+        ("slow.policy=\"skip\"", |s| s.slow.policy == SlowPolicy::Skip),
+        ("slow.policy = skip", |s| s.slow.policy == SlowPolicy::Skip),
+        ("limits.message_bytes=32KiB", |s| s.limits.message_bytes == 32_768),
+        ("limits.message_bytes=1_000", |s| s.limits.message_bytes == 1000),
+        ("limits={connections=7, head_bytes=1024}", |s| {
+            s.limits.connections == 7 && s.limits.head_bytes == 1024
+        }),
+        ("heartbeat.interval_seconds=0.2", |s| s.heartbeat.interval == Duration::from_millis(200)),
+        ("drain.window_seconds=0", |s| s.drain.window.is_zero()),
+        ("workers=auto", |s| s.workers.is_none()),
+        ("listen=[::1]:0", |s| s.listen == ["[::1]:0".parse().unwrap()]),
+        ("listen=[::ffff:127.0.0.1]:80", |s| s.listen.len() == 1),
+        ("listen=127.0.0.1:0,127.0.0.1:0", |s| s.listen.len() == 2),
+        ("listen=[\"127.0.0.1:1\", \"127.0.0.1:2\"]", |s| s.listen.len() == 2),
+        ("origins.allow=https://a.example, https://b.example", |s| {
+            s.origins.allow == ["https://a.example", "https://b.example"]
+        }),
+        ("log.level=off", |s| s.log.level == "off"),
+        ("log.level=info,pushline::edge=debug", |s| s.log.level == "info,pushline::edge=debug"),
+        ("log.format=json", |s| s.log.format == LogFormat::Json),
+        ("slow.rules=[{channels='t/**', policy='latest'}, {channels='t', policy='skip'}]", |s| {
+            let pattern = |text| Pattern::parse(text).unwrap();
+            s.slow.rules == [(pattern("t/**"), SlowPolicy::Latest), (pattern("t"), SlowPolicy::Skip)]
+        }),
+    ] {
+        assert!(right(&settings(set(&[assignment]))), "{assignment}");
+    }
+    assert!(settings(env(&[("PUSHLINE_OPEN", "true"), ("PUSHLINE_LISTEN", "0.0.0.0:80,[::]:80")])).open);
+}
+
+#[test]
+fn the_environment_of_others_is_left_alone() {
+    let of_kubernetes = [
+        ("PUSHLINE_SERVICE_HOST", "10.0.0.1"),
+        ("PUSHLINE_SERVICE_PORT_HTTP", "80"),
+        ("PUSHLINE_PORT", "tcp://10.0.0.1:80"),
+        ("PUSHLINE_PORT_80_TCP_ADDR", "10.0.0.1"),
+        ("PATH", "/bin"),
+        ("pushline_workers", "x"),
+    ];
+    assert_eq!(settings(env(&of_kubernetes)), settings(set(&[])));
+}
+
+/// Each refusal names the key, the value given, where, and what would be right.
+#[test]
+fn bad_values_are_refused() {
+    for (assignment, words) in [
+        ("limits.connections=0", &["limits.connections = 0", "--set", "1 to 100000000", "1000000"][..]),
+        ("limits.connections=-1", &["limits.connections = -1", "whole number"]),
+        ("limits.connections=1.5", &["limits.connections = 1.5", "whole number"]),
+        ("limits.connections=many", &["limits.connections = \"many\"", "whole number"]),
+        ("limits.connections=1KiB", &["\"1KiB\"", "whole number"]),
+        ("limits.connections=", &["limits.connections = \"\"", "whole number"]),
+        ("limits.head_bytes=1023", &["limits.head_bytes = 1023", "1024 to 1048576", "16384"]),
+        ("limits.message_bytes=64k", &["limits.message_bytes = \"64k\"", "64KiB"]),
+        ("limits.message_bytes=65MiB", &["\"65MiB\"", "67108864"]),
+        ("timeouts.head_seconds=0", &["timeouts.head_seconds = 0", "0.001 to 3600", "10"]),
+        ("timeouts.head_seconds=nan", &["timeouts.head_seconds = nan", "0.001"]),
+        ("timeouts.head_seconds=inf", &["timeouts.head_seconds = inf", "3600"]),
+        ("timeouts.head_seconds=10s", &["\"10s\"", "number of seconds"]),
+        ("drain.window_seconds=-1", &["drain.window_seconds = -1", "0 to 3600"]),
+        ("workers=0", &["workers = 0", "1 to 1024", "auto"]),
+        ("workers=1025", &["workers = 1025", "1 to 1024"]),
+        ("driver=uring", &["driver = \"uring\"", "\"auto\", \"io_uring\", \"epoll\""]),
+        ("files=per_worker", &["files = \"per_worker\"", "\"per-worker\""]),
+        ("open=1", &["open = 1", "true or false"]),
+        ("slow.policy=drop", &["slow.policy = \"drop\"", "\"disconnect\", \"skip\", \"latest\""]),
+        ("slow.rules=[{channels='a/**/b', policy='skip'}]", &["slow.rules", "a/**/b", "ticker/**"]),
+        ("slow.rules=[{channels='a', policy='drop'}]", &["slow.rules", "policy = \"drop\"", "latest"]),
+        ("slow.rules=[{chanels='a', policy='skip'}]", &["slow.rules", "chanels", "`channels`"]),
+        ("slow.rules=[{channels='a'}]", &["slow.rules", "policy"]),
+        ("slow.rules=a", &["slow.rules = \"a\"", "each rule is"]),
+        ("listen=8080", &["listen = 8080", "127.0.0.1:8080"]),
+        ("listen=localhost:8080", &["localhost:8080", "127.0.0.1:8080", "no host names"]),
+        ("listen=[]", &["listen = []", "at least"]),
+        ("listen=127.0.0.1:1,127.0.0.1:1", &["127.0.0.1:1 twice"]),
+        ("origins.allow=*", &["origins.allow = \"*\"", "list each origin"]),
+        ("origins.allow=['https://a.example/']", &["origins.allow", "https://a.example/", "no path"]),
+        ("origins.allow=1", &["origins.allow = 1", "list of origins"]),
+        ("log.level=inof", &["log.level = \"inof\"", "info"]),
+        ("log.level=pushline=loud", &["pushline=loud", "debug"]),
+        ("log.level=", &["log.level = \"\"", "info"]),
+        ("log.format=xml", &["log.format = \"xml\"", "\"json\""]),
+        ("limits=5", &["limits = 5", "is a table", "limits.connections"]),
+        ("workers", &["--set workers", "KEY=VALUE"]),
+    ] {
+        let told = told(set(&[assignment]));
+        assert_eq!(told.len(), 1, "{assignment}: {told:?}");
+        assert!(words.iter().all(|word| told[0].contains(word)), "{assignment}: {told:?}");
+    }
+}
+
+#[test]
+fn unknown_keys_are_refused_wherever_they_stand() {
+    for (got, words) in [
+        (set(&["limits.conections=1"]), ["limits.conections (--set)", "did you mean limits.connections?"]),
+        (set(&["=1"]), ["unknown key  (--set)", "did you mean"]),
+        (
+            env(&[("PUSHLINE_LIMITS_CONECTIONS", "1")]),
+            [
+                "unknown key PUSHLINE_LIMITS_CONECTIONS (environment",
+                "did you mean PUSHLINE_LIMITS_CONNECTIONS?",
+            ],
+        ),
+        (file("typo", "[limits]\nconections = 1"), ["typo.toml", "did you mean limits.connections?"]),
+        (file("table", "[limit]\nconnections = 1"), ["limit.connections (", "limits.connections?"]),
+        (file("empty", "[limit]"), ["unknown key limit (", "did you mean limits."]),
+        (file("deep", "[limits.connections.x]\ny = 1"), ["limits.connections = ", "whole number"]),
+        (file("syntax", "limits = = 1"), ["syntax.toml is not TOML", "line 1"]),
+        (file("twice", "workers = 1\nworkers = 2"), ["twice.toml is not TOML", "workers"]),
+        (
+            load(&Inputs { config: Some("/no/such.toml".into()), ..Inputs::default() }),
+            ["/no/such.toml", "read"],
+        ),
+        (env(&[("PUSHLINE_CONFIG", "/no/such.toml")]), ["/no/such.toml", "read"]),
+    ] {
+        let told = told(got);
+        assert_eq!(told.len(), 1, "{words:?}: {told:?}");
+        assert!(words.iter().all(|word| told[0].contains(word)), "{words:?}: {told:?}");
+    }
+}
+
+#[test]
+fn values_that_do_not_go_together_are_refused() {
+    for (assignments, words) in [
+        (
+            &["heartbeat.interval_seconds=60"][..],
+            ["heartbeat.timeout_seconds = 60 (the default)", "heartbeat.interval_seconds = 60 (--set)"],
+        ),
+        (
+            &["heartbeat.timeout_seconds=2"],
+            ["heartbeat.timeout_seconds = 2 (--set)", "interval_seconds = 25 (the"],
+        ),
+        (&["feed.bytes=135167"], ["feed.bytes = 135167 (--set)", "at least 135168"]),
+        (&["limits.message_bytes=1MiB"], ["feed.bytes = 1048576 (the", "message_bytes = \"1MiB\" (--set)"]),
+        (&["limits.mailbox_bytes=64KiB"], ["limits.mailbox_bytes = \"64KiB\"", "message_bytes = 65536"]),
+        (&["limits.batch_bytes=1024"], ["limits.batch_bytes = 1024 (--set)", "message_bytes = 65536"]),
+        (&["history.bytes=1GiB"], ["history.node_bytes = 536870912", "history.bytes = \"1GiB\" (--set)"]),
+        (&["listen=0.0.0.0:8080"], ["listen = 0.0.0.0:8080 (--set)", "--open"]),
+        (&["listen=127.0.0.1:1,[::]:1"], ["listen = [::]:1 (--set)", "--open"]),
+    ] {
+        let told = told(set(assignments));
+        assert_eq!(told.len(), 1, "{assignments:?}: {told:?}");
+        assert!(words.iter().all(|word| told[0].contains(word)), "{assignments:?}: {told:?}");
+    }
+    assert_eq!(told(set(&["feed.bytes=135168"])), [""; 0]);
+    assert_eq!(told(set(&["listen=0.0.0.0:8080", "open=true"])), [""; 0]);
+}
+
+#[test]
+fn all_refusals_are_told_at_once() {
+    let told =
+        told(set(&["a=1", "workers=0", "driver=x", "heartbeat.timeout_seconds=1", "listen=0.0.0.0:1"]));
+    assert_eq!(told.len(), 3, "comparisons wait until each value is right: {told:?}");
+}
+
+#[test]
+fn what_is_shown_is_a_file_that_gives_the_same() {
+    let config = set(&["limits.connections=5", "slow.rules=[{channels='t/**', policy='latest'}]"]).unwrap();
+    let shown = config.to_string();
+    assert!(shown.contains("connections = 5  # --set\n"), "{shown}");
+    assert!(shown.contains("driver = \"auto\"\n"), "{shown}");
+    assert_eq!(settings(file("shown", &shown)), config.settings);
+}

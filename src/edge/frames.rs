@@ -1,0 +1,224 @@
+//! What WebSocket clients say: raw frames are published, `pushline.v1` frames are acted on one after another.
+
+use std::rc::Rc;
+
+use crate::domain::channel::Name;
+use crate::domain::cursor::Cursor;
+use crate::domain::feed::Encoding;
+use crate::domain::history::From;
+use crate::domain::message::{Body, Draft};
+use crate::proto::client_frame::{Operation, Start, parse_v1};
+use crate::proto::envelope;
+use crate::proto::publish::Publish;
+use crate::proto::refusal::{ErrorCode, Refusal};
+use crate::runtime::close::Reason;
+use crate::runtime::entry::ConnId;
+use crate::runtime::framing::text_frame;
+use crate::runtime::holder::Last;
+use crate::runtime::state::Frame;
+use crate::runtime::worker::Worker;
+
+use super::ask;
+use super::channels::newest;
+use super::publish::{Refused, publish_one, publish_parsed};
+use super::stream::{has_channel, subscribed_frame};
+
+/// Ends a connection whose frames were not acted on to the end: that was a fault of ours.
+struct Unfinished {
+    worker: Rc<Worker>,
+    conn: ConnId,
+    finished: bool,
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if !self.finished {
+            let conn = self.conn;
+            self.worker.with(|state| {
+                if state.conn(conn).is_some() {
+                    state.farewell(conn.slot, Reason::Internal, 0);
+                    state.bury();
+                }
+            });
+        }
+    }
+}
+
+/// Acts on frames, in order.
+pub async fn act(
+    worker: Rc<Worker>,
+    conn: ConnId,
+    raw: Option<Name>,
+    frames: Vec<Frame>,
+    last: Option<Last>,
+    message_bytes_max: usize,
+) {
+    let mut unfinished = Unfinished { worker: Rc::clone(&worker), conn, finished: false };
+    for frame in frames {
+        match (&raw, frame) {
+            (Some(channel), frame) => {
+                if let Err(refused) = publish_raw(&worker, channel, frame).await {
+                    unfinished.finished = true;
+                    worker.with(|state| {
+                        let reconnect_ms = state.reconnect_ms();
+                        if state.conn(conn).is_some() {
+                            state.farewell(conn.slot, refused, reconnect_ms);
+                            state.bury();
+                        }
+                    });
+                    return;
+                }
+            }
+            (None, Frame::Text(text)) => on_text(&worker, conn, &text, message_bytes_max).await,
+            // Refused by the session already.
+            (None, Frame::Binary(_)) => {}
+        }
+    }
+    unfinished.finished = true;
+    worker.with(|state| state.on_acted(conn, last));
+}
+
+async fn publish_raw(worker: &Rc<Worker>, channel: &Name, frame: Frame) -> Result<(), Reason> {
+    let body = match frame {
+        Frame::Text(text) => Body::Text(text.into()),
+        Frame::Binary(bytes) => Body::Binary(bytes.into()),
+    };
+    let draft = Draft { event: None, body, ttl_seconds: None };
+    match publish_one(worker, channel, draft, None).await {
+        Ok(_) => Ok(()),
+        Err(Refused::Draining) => Err(Reason::Drain),
+        Err(Refused::Overloaded | Refused::Key(_)) => Err(Reason::Full),
+    }
+}
+
+async fn on_text(worker: &Rc<Worker>, conn: ConnId, text: &str, message_bytes_max: usize) {
+    let (seq, result) = match parse_v1(text) {
+        Ok(frame) => (frame.seq, operate(worker, conn, frame.operation, frame.seq, message_bytes_max).await),
+        Err(refused) => (refused.seq, Err(refused.refusal)),
+    };
+    if let Err(refusal) = result {
+        say(worker, conn, |json| {
+            envelope::write_v1_error(json, refusal.code, refusal.detail, None, seq);
+        });
+    }
+}
+
+fn say(worker: &Rc<Worker>, conn: ConnId, write: impl FnOnce(&mut Vec<u8>)) {
+    let mut out = Vec::with_capacity(128);
+    text_frame(&mut out, write);
+    worker.with(|state| {
+        if state.conn(conn).is_some() {
+            state.say(conn.slot, &out);
+            state.bury();
+        }
+    });
+}
+
+async fn operate(
+    worker: &Rc<Worker>,
+    conn: ConnId,
+    operation: Operation<'_>,
+    seq: Option<u64>,
+    message_bytes_max: usize,
+) -> Result<(), Refusal> {
+    match operation {
+        Operation::Ping => say(worker, conn, |json| envelope::write_v1_pong(json, seq)),
+        Operation::Auth { .. } => {
+            return Err(Refusal::new(
+                ErrorCode::Unauthorized,
+                "this server takes no tokens: it has no keys configured; leave auth out",
+            ));
+        }
+        Operation::Subscribe { channel, start } => subscribe(worker, conn, &channel, &start, seq).await?,
+        Operation::Unsubscribe { channel } => unsubscribe(worker, conn, &channel, seq)?,
+        Operation::Publish(publish) => publish_v1(worker, conn, publish, seq, message_bytes_max).await?,
+    }
+    Ok(())
+}
+
+fn name_of(channel: &str) -> Result<Name, Refusal> {
+    Name::parse(channel).map_err(|error| Refusal::new(ErrorCode::BadChannel, error.detail()))
+}
+
+async fn subscribe(
+    worker: &Rc<Worker>,
+    conn: ConnId,
+    channel: &str,
+    start: &Start<'_>,
+    seq: Option<u64>,
+) -> Result<(), Refusal> {
+    let name = name_of(channel)?;
+    let from = match start {
+        Start::Now => From::Now,
+        Start::Cursor(text) => From::After(
+            Cursor::parse(text).map_err(|error| Refusal::new(ErrorCode::BadCursor, error.detail()))?,
+        ),
+        Start::History(count) => newest(u64::from(*count)),
+    };
+    let (has, full) = worker.with(|state| {
+        let count = state.conn(conn).map_or(0, |entry| entry.subs.as_slice().len());
+        (has_channel(state, conn, &name), count >= state.node.settings.limits.subscriptions)
+    });
+    if has {
+        return Err(Refusal::new(
+            ErrorCode::AlreadySubscribed,
+            "this connection has the channel already; unsubscribe first to begin elsewhere",
+        ));
+    }
+    if full {
+        return Err(Refusal::new(
+            ErrorCode::TooManySubscriptions,
+            "this connection has as many channels as limits.subscriptions allows; unsubscribe one, or open another \
+             connection",
+        ));
+    }
+    let place = ask::place(worker, &name, from).await.map_err(|_| {
+        Refusal::new(ErrorCode::Overloaded, "the server has more to do than it can; subscribe again later")
+    })?;
+    let mut out = Vec::with_capacity(128);
+    subscribed_frame(&mut out, &name, &place, seq);
+    worker.with(|state| {
+        if state.conn(conn).is_some() {
+            state.say(conn.slot, &out);
+            state.subscribe(conn.slot, place.feed, place.after, Encoding::V1, false);
+            state.bury();
+        }
+    });
+    Ok(())
+}
+
+fn unsubscribe(worker: &Rc<Worker>, conn: ConnId, channel: &str, seq: Option<u64>) -> Result<(), Refusal> {
+    let name = name_of(channel)?;
+    let had = worker.with(|state| {
+        if !has_channel(state, conn, &name) {
+            return false;
+        }
+        if let Some(&feed) = state.feeds_by_name.get(&name) {
+            state.unsubscribe(conn.slot, feed);
+        }
+        true
+    });
+    if !had {
+        return Err(Refusal::new(
+            ErrorCode::NotSubscribed,
+            "this connection does not have the channel; subscribe first",
+        ));
+    }
+    say(worker, conn, |json| envelope::write_v1_unsubscribed(json, name.as_str(), seq));
+    Ok(())
+}
+
+async fn publish_v1(
+    worker: &Rc<Worker>,
+    conn: ConnId,
+    publish: Publish<'_>,
+    seq: Option<u64>,
+    message_bytes_max: usize,
+) -> Result<(), Refusal> {
+    let (name, published) =
+        publish_parsed(worker, publish, message_bytes_max).await.map_err(|(refusal, _)| refusal)?;
+    say(worker, conn, |json| {
+        envelope::write_v1_published(json, name.as_str(), &published.cursor.text(), published.replayed, seq);
+    });
+    Ok(())
+}

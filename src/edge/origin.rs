@@ -1,0 +1,115 @@
+//! Who may call from a browser: hosts, origins, CORS (Fetch standard; contract, "Who may do what").
+//! Owns the decision, made before anything a request asks for is done, and the fields that tell a browser of it.
+
+use crate::proto::http::host;
+use crate::proto::http::request::Request;
+use crate::proto::http::response::ResponseWriter;
+use crate::runtime::settings::Settings;
+
+/// How long a browser may remember a preflight, in seconds.
+const MAX_AGE_S: u64 = 600;
+const METHODS: &str = "GET, HEAD, POST, DELETE, OPTIONS";
+const FIELDS: &str = "Authorization, Content-Type, Prefer, If-None-Match, Last-Event-ID, Pushline-Event, \
+                      Pushline-TTL, Idempotency-Key";
+const EXPOSED: &str = "ETag, Pushline-Cursor, Retry-After, Idempotency-Replayed, Preference-Applied";
+
+/// What is checked of every request.
+#[derive(Debug, Clone)]
+pub struct Gate {
+    /// Only loopback hosts and origins: nobody configured anything else.
+    loopback_alone: bool,
+    allowed: Vec<String>,
+}
+
+/// A request that passed, and the origin to tell its browser of.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Passed<'r> {
+    pub origin: Option<&'r str>,
+}
+
+/// Why a request did not pass: the answer is 403.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Barred {
+    Host,
+    Origin,
+}
+
+impl Barred {
+    pub const fn detail(self) -> &'static str {
+        match self {
+            Self::Host => {
+                "this server serves loopback alone, and Host is another name; use localhost, 127.0.0.1 or [::1], or \
+                 start it with --open"
+            }
+            Self::Origin => {
+                "pages of this Origin may not use this server; add the origin to origins.allow in its configuration"
+            }
+        }
+    }
+}
+
+impl Gate {
+    pub fn new(settings: &Settings) -> Self {
+        Self { loopback_alone: !settings.open, allowed: settings.origins.allow.clone() }
+    }
+
+    /// # Errors
+    /// [`Barred`]
+    pub fn pass<'r>(&self, request: &Request<'r>) -> Result<Passed<'r>, Barred> {
+        if self.loopback_alone && !request.host.is_empty() && !is_loopback(host::split(request.host).0) {
+            return Err(Barred::Host);
+        }
+        let mut origins = request.fields.all("origin");
+        let Some(origin) = origins.next() else { return Ok(Passed::default()) };
+        let origin = std::str::from_utf8(origin).map_err(|_| Barred::Origin)?;
+        if origins.next().is_some() || !self.allows(origin, request.host) {
+            return Err(Barred::Origin);
+        }
+        Ok(Passed { origin: Some(origin) })
+    }
+
+    fn allows(&self, origin: &str, own: &str) -> bool {
+        // A serialized origin (RFC 6454 §6.2), and nothing more: no path, no user.
+        let Some((scheme, authority)) = origin.split_once("://") else { return false };
+        let default_port = match scheme.to_ascii_lowercase().as_str() {
+            "http" => 80,
+            "https" => 443,
+            // Pages of extensions and apps have schemes of their own: only by name.
+            _ => return self.allowed.iter().any(|allowed| allowed.eq_ignore_ascii_case(origin)),
+        };
+        if host::parse(authority.as_bytes()).is_none() {
+            return false;
+        }
+        let (name, port) = host::split(authority);
+        let (own_name, own_port) = host::split(own);
+        let same_port = port.unwrap_or(default_port) == own_port.unwrap_or(default_port);
+        (!own.is_empty() && name.eq_ignore_ascii_case(own_name) && same_port)
+            || (self.loopback_alone && self.allowed.is_empty() && is_loopback(name))
+            || self.allowed.iter().any(|allowed| allowed.eq_ignore_ascii_case(origin))
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    host.eq_ignore_ascii_case("localhost") || host == "127.0.0.1" || host == "[::1]"
+}
+
+impl Passed<'_> {
+    /// Appends what lets the browser show an answer to its page.
+    pub fn write<'o>(self, writer: ResponseWriter<'o>) -> ResponseWriter<'o> {
+        match self.origin {
+            Some(origin) => writer
+                .field("Access-Control-Allow-Origin", origin)
+                .field("Access-Control-Allow-Credentials", "true")
+                .field("Access-Control-Expose-Headers", EXPOSED),
+            None => writer,
+        }
+    }
+
+    /// Appends what answers a preflight.
+    pub fn write_preflight<'o>(self, writer: ResponseWriter<'o>) -> ResponseWriter<'o> {
+        self.write(writer)
+            .field("Access-Control-Allow-Methods", METHODS)
+            .field("Access-Control-Allow-Headers", FIELDS)
+            .number("Access-Control-Max-Age", MAX_AGE_S)
+    }
+}

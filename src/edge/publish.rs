@@ -1,0 +1,378 @@
+//! Publishing: one message to the channels of a URL, batches, deletion (contract, "Publishing").
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use sha1::{Digest, Sha1};
+
+use crate::domain::channel::Name;
+use crate::domain::home::{PublishRefusal, Published};
+use crate::domain::idempotency::{Key, Known};
+use crate::domain::message::{Body, Draft};
+use crate::proto::http::fields::ContentKind;
+use crate::proto::http::request::Fields;
+use crate::proto::json;
+use crate::proto::publish::{Publish, PublishData, check_event, check_key, parse_batch_line, parse_ttl};
+use crate::proto::refusal::{ErrorCode, Refusal};
+use crate::runtime::mail::{Answer as Told, Ask};
+use crate::runtime::worker::Worker;
+
+use super::answer::Answer;
+use super::channels::refused;
+
+/// A publish that waits for the first one with its key asks so often, and so many times.
+const IN_FLIGHT_PAUSE: Duration = Duration::from_millis(5);
+const IN_FLIGHT_TRIES: usize = 2_000;
+
+/// What the head of a publish says of the message.
+#[derive(Debug)]
+pub struct Labels {
+    event: Option<Box<str>>,
+    ttl_seconds: Option<u32>,
+    key: Option<Box<[u8]>>,
+    kind: ContentKind,
+}
+
+/// Why a message was not published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    Key(PublishRefusal),
+    Overloaded,
+    Draining,
+}
+
+impl Refused {
+    pub const fn status(self) -> u16 {
+        match self {
+            Self::Key(PublishRefusal::KeyConflict) => 409,
+            Self::Key(PublishRefusal::KeysFull) => 429,
+            Self::Key(PublishRefusal::InFlight | PublishRefusal::ChannelsFull)
+            | Self::Overloaded
+            | Self::Draining => 503,
+        }
+    }
+
+    pub const fn code(self) -> ErrorCode {
+        match self {
+            Self::Key(PublishRefusal::KeyConflict) => ErrorCode::KeyConflict,
+            Self::Key(PublishRefusal::KeysFull) => ErrorCode::KeyStoreFull,
+            Self::Key(PublishRefusal::InFlight | PublishRefusal::ChannelsFull) | Self::Overloaded => {
+                ErrorCode::Overloaded
+            }
+            Self::Draining => ErrorCode::Draining,
+        }
+    }
+
+    pub const fn detail(self) -> &'static str {
+        match self {
+            Self::Key(PublishRefusal::KeyConflict) => {
+                "this idempotency key was used for another message in the last two minutes; use a new key"
+            }
+            Self::Key(PublishRefusal::KeysFull) => {
+                "the store of idempotency keys is full; publish again later with the same key"
+            }
+            Self::Key(PublishRefusal::InFlight) => {
+                "the first publish with this idempotency key is still under way; publish again later with the same key"
+            }
+            Self::Key(PublishRefusal::ChannelsFull) => {
+                "every channel that the server may have is in use; publish again later, or raise limits.channels"
+            }
+            Self::Overloaded => "the server has more to do than it can; publish again later",
+            Self::Draining => "the server is going away; publish again on a new connection",
+        }
+    }
+}
+
+impl Labels {
+    /// # Errors
+    /// The answer to give.
+    pub fn of(fields: &Fields<'_>) -> Result<Self, Answer> {
+        if fields.get("content-encoding").is_some() {
+            return Err(Answer::problem(415, "Content-Encoding is not taken; send the message as it is"));
+        }
+        let one = |name| fields.one(name).map_err(refused);
+        let event = one("pushline-event")?.map(check_event).transpose();
+        let ttl_seconds = one("pushline-ttl")?.map(parse_ttl).transpose();
+        let key = one("idempotency-key")?;
+        if let Some(Err(error)) = key.map(check_key) {
+            return Err(Answer::problem(400, error.detail()));
+        }
+        Ok(Self {
+            event: event.map_err(|error| Answer::problem(400, error.detail()))?.map(Into::into),
+            ttl_seconds: ttl_seconds.map_err(|error| Answer::problem(400, error.detail()))?,
+            key: key.map(Into::into),
+            kind: ContentKind::of(one("content-type")?),
+        })
+    }
+
+    /// The message that these labels and `content` make.
+    ///
+    /// # Errors
+    /// The answer to give.
+    pub fn draft(&self, content: Vec<u8>) -> Result<Draft, Answer> {
+        let not_utf8 = || {
+            Answer::problem(
+                400,
+                "the body is not UTF-8, as its Content-Type asks; send application/octet-stream for bytes",
+            )
+        };
+        let body = match self.kind {
+            // An empty body is an empty message, whatever its type.
+            _ if content.is_empty() && self.kind != ContentKind::Binary => Body::Text("".into()),
+            ContentKind::Json => {
+                if let Err(error) = json::check(&content) {
+                    return Err(Answer::problem(400, error.detail()));
+                }
+                Body::Json(String::from_utf8(content).map_err(|_| not_utf8())?.into())
+            }
+            ContentKind::Text => Body::Text(String::from_utf8(content).map_err(|_| not_utf8())?.into()),
+            ContentKind::Binary => Body::Binary(content.into()),
+        };
+        Ok(Draft { event: self.event.clone(), body, ttl_seconds: self.ttl_seconds })
+    }
+
+    pub fn key(&self) -> Option<&[u8]> {
+        self.key.as_deref()
+    }
+}
+
+/// Publishes to all channels of a URL.
+pub async fn publish(worker: &Rc<Worker>, names: &[Name], draft: Draft, key: Option<&[u8]>) -> Answer {
+    let key = key.map(|key| Box::new(key_of(key, &draft)));
+    let result = match names {
+        [name] => publish_one(worker, name, draft, key).await.map(|published| vec![published]),
+        names => publish_all(worker, names, &draft, key).await,
+    };
+    match result {
+        Ok(published) => {
+            let mut body = Vec::with_capacity(64 * names.len() + 16);
+            body.extend_from_slice(br#"{"published":["#);
+            for (at, (name, one)) in names.iter().zip(&published).enumerate() {
+                if at > 0 {
+                    body.push(b',');
+                }
+                write_published(&mut body, name, one);
+            }
+            body.extend_from_slice(b"]}");
+            let answer = Answer::json(201, body).field("Cache-Control", "no-store");
+            if published.iter().all(|one| one.replayed) {
+                answer.field("Idempotency-Replayed", "true")
+            } else {
+                answer
+            }
+        }
+        Err(refused) => refusal(worker, refused),
+    }
+}
+
+fn write_published(out: &mut Vec<u8>, name: &Name, published: &Published) {
+    out.extend_from_slice(br#"{"channel":"#);
+    json::write_str(out, name.as_str());
+    out.extend_from_slice(br#","id":"#);
+    json::write_str(out, &published.cursor.text());
+    out.push(b'}');
+}
+
+/// The answer to a publish that was not done.
+pub fn refusal(worker: &Rc<Worker>, refused: Refused) -> Answer {
+    let answer = Answer::problem(refused.status(), refused.detail());
+    match refused {
+        Refused::Key(PublishRefusal::KeyConflict) => answer,
+        Refused::Draining => with_retry_after(worker, answer).closing(),
+        Refused::Key(_) | Refused::Overloaded => with_retry_after(worker, answer),
+    }
+}
+
+/// Adds a jittered `Retry-After`.
+pub fn with_retry_after(worker: &Rc<Worker>, answer: Answer) -> Answer {
+    let seconds = worker.with(|state| state.reconnect_ms()).div_ceil(1_000).max(1);
+    answer.field("Retry-After", seconds.to_string())
+}
+
+/// A key with the digest of what it came with.
+fn key_of(key: &[u8], draft: &Draft) -> Key {
+    let mut digest = Sha1::new();
+    digest.update([match draft.body {
+        Body::Json(_) => 0,
+        Body::Text(_) => 1,
+        Body::Binary(_) => 2,
+        Body::Deletion => 3,
+    }]);
+    digest.update(draft.ttl_seconds.map_or(u64::MAX, u64::from).to_le_bytes());
+    let event = draft.event.as_deref().unwrap_or_default();
+    digest.update((event.len() as u64).to_le_bytes());
+    digest.update(event.as_bytes());
+    digest.update(draft.body.bytes());
+    Key { publisher: "".into(), key: key.into(), digest: digest.finalize().into() }
+}
+
+/// Publishes one message to one channel.
+///
+/// # Errors
+/// [`Refused`]; nothing was published.
+pub async fn publish_one(
+    worker: &Rc<Worker>,
+    name: &Name,
+    draft: Draft,
+    key: Option<Box<Key>>,
+) -> Result<Published, Refused> {
+    if worker.with(|state| state.draining.is_some()) {
+        return Err(Refused::Draining);
+    }
+    worker.with(|state| state.stats().published.add(1));
+    let Some(key) = key else {
+        let ask = Ask::Publish { name: name.clone(), draft, key: None };
+        return told(worker.ask(name, ask).await);
+    };
+    for _ in 0..IN_FLIGHT_TRIES {
+        let ask = Ask::Publish { name: name.clone(), draft: draft.clone(), key: Some(key.clone()) };
+        match told(worker.ask(name, ask).await) {
+            Err(Refused::Key(PublishRefusal::InFlight)) => monoio::time::sleep(IN_FLIGHT_PAUSE).await,
+            other => return other,
+        }
+    }
+    Err(Refused::Key(PublishRefusal::InFlight))
+}
+
+fn told(answer: Result<Told, crate::runtime::state::Overloaded>) -> Result<Published, Refused> {
+    match answer {
+        Ok(Told::Published(Ok(published))) => Ok(published),
+        Ok(Told::Published(Err(refusal))) => Err(Refused::Key(refusal)),
+        Ok(_) | Err(_) => Err(Refused::Overloaded),
+    }
+}
+
+/// Publishes to several channels: with a key, only when it is free, or done, in all of them.
+async fn publish_all(
+    worker: &Rc<Worker>,
+    names: &[Name],
+    draft: &Draft,
+    key: Option<Box<Key>>,
+) -> Result<Vec<Published>, Refused> {
+    if worker.with(|state| state.draining.is_some()) {
+        return Err(Refused::Draining);
+    }
+    let Some(key) = key else {
+        let mut published = Vec::with_capacity(names.len());
+        for name in names {
+            published.push(publish_one(worker, name, draft.clone(), None).await?);
+        }
+        return Ok(published);
+    };
+    let mut known = Vec::with_capacity(names.len());
+    for name in names {
+        match reserve(worker, name, &key).await {
+            Ok(one) => known.push(one),
+            Err(refused) => {
+                for (name, known) in names.iter().zip(&known) {
+                    if *known == Known::New {
+                        let ask = Ask::Release { name: name.clone(), key: key.clone() };
+                        let _ = worker.ask(name, ask).await;
+                    }
+                }
+                return Err(refused);
+            }
+        }
+    }
+    let mut published = Vec::with_capacity(names.len());
+    for (name, known) in names.iter().zip(known) {
+        published.push(match known {
+            Known::Done(cursor) => Published { cursor, replayed: true },
+            _ => {
+                let ask = Ask::PublishReserved { name: name.clone(), draft: draft.clone(), key: key.clone() };
+                told(worker.ask(name, ask).await)?
+            }
+        });
+    }
+    Ok(published)
+}
+
+/// Reserves a key in one channel; waits for another publish that has it.
+async fn reserve(worker: &Rc<Worker>, name: &Name, key: &Key) -> Result<Known, Refused> {
+    for _ in 0..IN_FLIGHT_TRIES {
+        let ask = Ask::Reserve { name: name.clone(), key: Box::new(key.clone()) };
+        match worker.ask(name, ask).await {
+            Ok(Told::Known(known @ (Known::New | Known::Done(_)))) => return Ok(known),
+            Ok(Told::Known(Known::InFlight)) => monoio::time::sleep(IN_FLIGHT_PAUSE).await,
+            Ok(Told::Known(Known::Conflict)) => return Err(Refused::Key(PublishRefusal::KeyConflict)),
+            Ok(Told::Known(Known::Full)) => return Err(Refused::Key(PublishRefusal::KeysFull)),
+            Ok(_) | Err(_) => return Err(Refused::Overloaded),
+        }
+    }
+    Err(Refused::Key(PublishRefusal::InFlight))
+}
+
+/// Publishes what a batch line or a frame says.
+///
+/// # Errors
+/// The code and the words for it.
+pub async fn publish_parsed(
+    worker: &Rc<Worker>,
+    publish: Publish<'_>,
+    message_bytes_max: usize,
+) -> Result<(Name, Published), (Refusal, u16)> {
+    let name = Name::parse(&publish.channel)
+        .map_err(|error| (Refusal::new(ErrorCode::BadChannel, error.detail()), 400))?;
+    let body = match publish.data {
+        PublishData::Json(text) => Body::Json(text.into()),
+        PublishData::Text(text) => Body::Text(text.into()),
+        PublishData::Binary(bytes) => Body::Binary(bytes.into()),
+    };
+    if body.bytes().len() > message_bytes_max {
+        return Err((Refusal::new(ErrorCode::MessageTooLarge, TOO_LARGE), 413));
+    }
+    let draft = Draft { event: publish.event.as_deref().map(Into::into), body, ttl_seconds: publish.ttl_s };
+    let key = publish.key.as_deref().map(|key| Box::new(key_of(key.as_bytes(), &draft)));
+    let published = publish_one(worker, &name, draft, key).await;
+    published
+        .map(|published| (name, published))
+        .map_err(|refused| (Refusal::new(refused.code(), refused.detail()), refused.status()))
+}
+
+pub const TOO_LARGE: &str =
+    "the message is larger than limits.message_bytes; publish less at once, or raise the limit";
+
+/// Publishes the lines of a batch, in order; each is answered by one line.
+pub async fn batch(worker: &Rc<Worker>, body: &[u8], message_bytes_max: usize) -> Answer {
+    let mut out = Vec::with_capacity(body.len().min(64 * 1024));
+    for line in body.split(|byte| *byte == b'\n') {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        if line.iter().all(u8::is_ascii_whitespace) {
+            continue;
+        }
+        let result = match parse_batch_line(line) {
+            Ok(publish) => publish_parsed(worker, publish, message_bytes_max).await,
+            Err(refusal) => Err((refusal, 400)),
+        };
+        match result {
+            Ok((name, published)) => {
+                write_published(&mut out, &name, &published);
+                if published.replayed {
+                    out.pop();
+                    out.extend_from_slice(br#","replayed":true}"#);
+                }
+            }
+            Err((refusal, status)) => {
+                out.extend_from_slice(br#"{"status":"#);
+                json::write_u64(&mut out, u64::from(status));
+                out.extend_from_slice(br#","code":"#);
+                json::write_str(&mut out, refusal.code.as_str());
+                out.extend_from_slice(br#","detail":"#);
+                json::write_str(&mut out, refusal.detail);
+                out.push(b'}');
+            }
+        }
+        out.push(b'\n');
+    }
+    Answer::of(200, "application/x-ndjson", out).field("Cache-Control", "no-store")
+}
+
+/// Forgets the history of channels.
+pub async fn delete(worker: &Rc<Worker>, names: &[Name]) -> Answer {
+    for name in names {
+        if worker.ask(name, Ask::Delete { name: name.clone() }).await.is_err() {
+            return refusal(worker, Refused::Overloaded);
+        }
+    }
+    Answer::new(204).field("Cache-Control", "no-store")
+}

@@ -1,0 +1,248 @@
+//! Reading by polling: short polls, answered from memory, and long polls, which are held (contract, "Reading by polling").
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use foldhash::fast::RandomState;
+use sha1::{Digest, Sha1};
+
+use crate::domain::channel::Name;
+use crate::domain::cursor::Cursor;
+use crate::domain::feed::{Encoding, Link};
+use crate::domain::history::{From, Page, PageMax};
+use crate::proto::http::fields::if_none_match;
+use crate::proto::http::request::{Fields, Version};
+use crate::proto::http::response::ResponseWriter;
+use crate::runtime::clock::TICK_MS;
+use crate::runtime::entry::{HeldPoll, Kind};
+use crate::runtime::poll::{cursor_of, write_body};
+use crate::runtime::state::{LEASE_MS, Overloaded, Socket};
+use crate::runtime::worker::Worker;
+
+use super::answer::{Answer, Content, Manner, VARY_READ};
+use super::ask;
+use super::publish::with_retry_after;
+
+/// Answers remembered by one worker; beyond it all are forgotten.
+const REMEMBERED_MAX: usize = 4_096;
+
+/// One poll.
+#[derive(Debug, Clone)]
+pub struct PollRequest {
+    pub names: Vec<Name>,
+    pub from: Vec<From>,
+    /// Most messages: of each channel without a cursor, of all together with one.
+    pub limit: u32,
+    pub has_cursor: bool,
+}
+
+/// Short polls that were answered, to be answered again as long as nothing has changed.
+#[derive(Default)]
+pub struct Remembered(RefCell<HashMap<Box<str>, Rc<ShortAnswer>, RandomState>>);
+
+struct ShortAnswer {
+    body: Rc<Vec<u8>>,
+    etag: String,
+    /// The heads that it was made at: feed, generation, head.
+    heads: Vec<(u32, u32, Cursor)>,
+    /// Something in it ends then.
+    until_ms: u64,
+}
+
+impl Remembered {
+    /// The answer to the poll at `target`, if it was given before and still holds.
+    pub fn get(&self, worker: &Rc<Worker>, target: &str, fields: &Fields<'_>) -> Option<Answer> {
+        let remembered = self.0.borrow().get(target).cloned()?;
+        ask::read_mail(worker);
+        let holds = worker.with(|state| {
+            let now_ms = state.node.clock.now_ms();
+            remembered.until_ms > now_ms
+                && remembered.heads.iter().all(|(feed, generation, head)| {
+                    let Some(feed) = state.feeds.get_checked_mut(*feed, *generation) else { return false };
+                    feed.leased_until_ms = feed.leased_until_ms.max(now_ms + LEASE_MS);
+                    feed.link == Link::Live && feed.head() == *head
+                })
+        });
+        if !holds {
+            self.0.borrow_mut().remove(target);
+            return None;
+        }
+        Some(short_answer(&remembered, fields))
+    }
+
+    fn put(&self, target: &str, answer: Rc<ShortAnswer>) {
+        let mut remembered = self.0.borrow_mut();
+        if remembered.len() >= REMEMBERED_MAX {
+            remembered.clear();
+        }
+        remembered.insert(target.into(), answer);
+    }
+}
+
+/// Answers a poll at once.
+pub async fn short_poll(
+    worker: &Rc<Worker>,
+    remembered: &Remembered,
+    target: &str,
+    poll: &PollRequest,
+    fields: &Fields<'_>,
+) -> Answer {
+    let mut pages = match pages(worker, poll).await {
+        Ok(pages) => pages,
+        Err(Overloaded) => return overloaded(worker),
+    };
+    let mut body = Vec::with_capacity(256);
+    write_body(&mut body, &mut pages, poll.has_cursor.then_some(poll.limit as usize));
+    let digest = Sha1::digest(&body);
+    let etag = format!("\"{}\"", URL_SAFE_NO_PAD.encode(&digest[..12]));
+    let answer = worker.with(|state| {
+        let age_ms = state.node.settings.history.age.as_millis() as u64;
+        let messages = pages.iter().flat_map(|(_, page)| &page.messages);
+        let until = messages.map(|message| message.ends_ms.unwrap_or(u64::MAX).min(message.ts_ms + age_ms));
+        let heads = pages.iter().filter_map(|(name, page)| {
+            let feed = *state.feeds_by_name.get(name)?;
+            let generation = state.feeds.generation(feed)?;
+            let head = Cursor { incarnation: page.incarnation, seq: page.head };
+            Some((feed, generation, head))
+        });
+        ShortAnswer {
+            until_ms: until.min().unwrap_or(u64::MAX),
+            heads: heads.collect(),
+            body: Rc::new(body),
+            etag,
+        }
+    });
+    let answer = Rc::new(answer);
+    if answer.heads.len() == poll.names.len() {
+        remembered.put(target, Rc::clone(&answer));
+    }
+    short_answer(&answer, fields)
+}
+
+fn short_answer(answer: &ShortAnswer, fields: &Fields<'_>) -> Answer {
+    let fresh = if_none_match(fields.all("if-none-match"), answer.etag.as_bytes());
+    let told = Answer::new(if fresh { 304 } else { 200 });
+    let told =
+        told.field("ETag", answer.etag.clone()).field("Cache-Control", "private, no-cache").vary(VARY_READ);
+    if fresh {
+        return told;
+    }
+    Answer { content: Content::Of("application/json", Rc::clone(&answer.body)), ..told }
+}
+
+async fn pages(worker: &Rc<Worker>, poll: &PollRequest) -> Result<Vec<(Name, Page)>, Overloaded> {
+    let max = PageMax { messages: (poll.limit as usize).max(1), bytes: usize::MAX };
+    let mut pages = Vec::with_capacity(poll.names.len());
+    for (name, from) in poll.names.iter().zip(&poll.from) {
+        pages.push((name.clone(), ask::page(worker, name, *from, max).await?));
+    }
+    Ok(pages)
+}
+
+fn overloaded(worker: &Rc<Worker>) -> Answer {
+    let answer = Answer::problem(503, "the server has more to do than it can; ask again later");
+    with_retry_after(worker, answer).vary(VARY_READ)
+}
+
+/// What a long poll came to.
+pub enum Waited {
+    Answer(Answer),
+    /// Nothing yet: to be held at these places.
+    Hold(Vec<ask::Place>),
+}
+
+/// Looks for what a long poll waits for.
+pub async fn long_poll(worker: &Rc<Worker>, poll: &PollRequest, wait_s: u64) -> Waited {
+    let mut pages = match pages(worker, poll).await {
+        Ok(pages) => pages,
+        Err(Overloaded) => return Waited::Answer(overloaded(worker)),
+    };
+    let told = |status| {
+        Answer::new(status)
+            .field("Cache-Control", "no-store")
+            .field("Preference-Applied", format!("wait={wait_s}"))
+            .vary(VARY_READ)
+    };
+    if worker.with(|state| state.draining.is_some()) {
+        let answer = told(204).field(
+            "Pushline-Cursor",
+            joined(pages.iter().map(|(_, page)| Cursor { incarnation: page.incarnation, seq: page.after })),
+        );
+        return Waited::Answer(with_retry_after(worker, answer).closing());
+    }
+    if pages.iter().any(|(_, page)| page.gap || !page.messages.is_empty()) {
+        let mut body = Vec::with_capacity(256);
+        write_body(&mut body, &mut pages, Some(poll.limit as usize));
+        let cursor = String::from_utf8_lossy(cursor_of(&body)).into_owned();
+        let answer = told(200).field("Pushline-Cursor", cursor);
+        return Waited::Answer(Answer { content: Content::Of("application/json", Rc::new(body)), ..answer });
+    }
+    let mut places = Vec::with_capacity(poll.names.len());
+    for (name, page) in &pages {
+        let from = From::After(Cursor { incarnation: page.incarnation, seq: page.next });
+        match ask::place(worker, name, from).await {
+            Ok(place) => places.push(place),
+            Err(Overloaded) => return Waited::Answer(overloaded(worker)),
+        }
+    }
+    Waited::Hold(places)
+}
+
+pub fn joined(cursors: impl IntoIterator<Item = Cursor>) -> String {
+    let mut text = Vec::new();
+    crate::domain::cursor::write_joined(&mut text, cursors);
+    String::from_utf8(text).unwrap_or_default()
+}
+
+/// What the answer to a held poll will say, whenever it comes.
+pub fn held_fields(manner: &Manner<'_>, wait_s: u64) -> Vec<u8> {
+    let mut fields = Vec::with_capacity(128);
+    let writer = ResponseWriter::new(&mut fields, 200);
+    let writer = manner.passed.write(writer).field("Vary", VARY_READ).field("Cache-Control", "no-store");
+    let writer = writer.field("Preference-Applied", format!("wait={wait_s}"));
+    let writer = if manner.version == Version::Http10 && manner.keep_alive {
+        writer.field("Connection", "keep-alive")
+    } else {
+        writer
+    };
+    writer.end();
+    // Only the lines of fields: without the status line before and the empty line after.
+    let start = fields.iter().position(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    fields.drain(..start);
+    fields.truncate(fields.len().saturating_sub(2));
+    fields
+}
+
+/// Gives a poll to the holder.
+pub fn hold(
+    worker: &Rc<Worker>,
+    socket: Socket,
+    places: &[ask::Place],
+    limit: u32,
+    wait_s: u64,
+    fields: Vec<u8>,
+    keep_alive: bool,
+    leftover: Vec<u8>,
+) {
+    worker.with(|state| {
+        let until_tick = state.tick() + (wait_s * 1_000 / TICK_MS) as u32;
+        let held = HeldPoll { limit, until_tick, fields: fields.into(), keep_alive, leftover };
+        hold_at(state, socket, places, Box::new(held));
+    });
+}
+
+/// Gives a poll to the holder, as a reader of the feeds at `places`.
+pub fn hold_at(
+    state: &mut crate::runtime::state::State,
+    socket: Socket,
+    places: &[ask::Place],
+    held: Box<HeldPoll>,
+) {
+    let conn = state.adopt(socket, Kind::Poll(held));
+    for place in places {
+        state.subscribe(conn.slot, place.feed, place.after, Encoding::Poll, false);
+    }
+}

@@ -1,0 +1,188 @@
+//! Opening streams: Server-Sent Events and WebSockets, from the request to the hands of the holder (contract, "Reading by
+//! Server-Sent Events", "Reading and writing by WebSocket").
+
+use std::rc::Rc;
+
+use crate::domain::channel::Name;
+use crate::domain::cursor::Cursor;
+use crate::domain::feed::Encoding;
+use crate::domain::history::From;
+use crate::proto::http::date::format_imf_date;
+use crate::proto::http::response::ResponseWriter;
+use crate::proto::ws::handshake::{Accept, Subprotocol, write_switching};
+use crate::proto::{envelope, sse};
+use crate::runtime::close::{Reason, Transport};
+use crate::runtime::entry::{ConnId, Kind};
+use crate::runtime::framing::text_frame;
+use crate::runtime::state::{Overloaded, State};
+use crate::runtime::stream::Stream;
+use crate::runtime::worker::Worker;
+
+use super::answer::{Manner, VARY_READ};
+use super::ask::{self, Place};
+use super::identity::connection_id;
+
+/// An EventSource that lost its stream waits so long, and up to so much longer, before it comes back.
+const RETRY_MS: u64 = 1_000;
+const RETRY_JITTER_MS: u64 = 2_000;
+
+/// The head of a stream of events.
+pub fn event_stream_head(out: &mut Vec<u8>, manner: &Manner<'_>) {
+    let writer = ResponseWriter::new(out, 200).date(&format_imf_date(manner.unix_s));
+    manner
+        .passed
+        .write(writer)
+        .field("Content-Type", "text/event-stream")
+        .field("Cache-Control", "no-cache, no-transform")
+        .field("X-Accel-Buffering", "no")
+        .field("Vary", VARY_READ)
+        .field("Connection", "close")
+        .end();
+}
+
+/// Opens an event stream.
+pub async fn open_events(
+    worker: &Rc<Worker>,
+    stream: Stream,
+    manner: &Manner<'_>,
+    names: &[Name],
+    from: &[From],
+    envelope: bool,
+) {
+    let mut head = Vec::with_capacity(512);
+    event_stream_head(&mut head, manner);
+    let places = match places(worker, names, from).await {
+        Ok(places) if !worker.with(|state| state.draining.is_some()) => places,
+        refused => {
+            let reason = if refused.is_ok() { Reason::Drain } else { Reason::Full };
+            refuse_events(worker, stream, head, reason);
+            return;
+        }
+    };
+    let Some(socket) = stream.into_socket() else { return };
+    worker.with(|state| {
+        let conn = state.adopt(socket, Kind::Sse);
+        let mut out = head;
+        sse::write_retry(&mut out, RETRY_MS + state.random_below(RETRY_JITTER_MS));
+        // Until a gap is told, a reader that is cut off must be told it again: its place is still the old one.
+        let mut told: Vec<Cursor> = places
+            .iter()
+            .zip(from)
+            .map(|(place, from)| if place.gap { asked(*from) } else { place.cursor() })
+            .collect();
+        let joined = |cursors: &[Cursor]| super::read::joined(cursors.iter().copied());
+        sse::write_open(&mut out, &joined(&told), &connection_id(state, conn));
+        for (at, place) in places.iter().enumerate() {
+            if place.gap {
+                told[at] = place.cursor();
+                let cursor = joined(&told);
+                sse::write_gap(&mut out, names[at].as_str(), &cursor, &cursor);
+            }
+        }
+        state.say(conn.slot, &out);
+        let many = places.len() > 1;
+        let encoding = if many || envelope { Encoding::SseEnvelope } else { Encoding::Sse };
+        for place in &places {
+            state.subscribe(conn.slot, place.feed, place.after, encoding, many);
+        }
+        state.bury();
+    });
+}
+
+/// Chromium never comes back after an error status: a stream refused for a passing reason is a stream that ends.
+fn refuse_events(worker: &Rc<Worker>, stream: Stream, mut out: Vec<u8>, reason: Reason) {
+    let Some(socket) = stream.into_socket() else { return };
+    worker.with(|state| {
+        let reconnect_ms = state.reconnect_ms();
+        let conn = state.adopt(socket, Kind::Sse);
+        sse::write_close(&mut out, reason.as_str(), reconnect_ms);
+        state.end(conn.slot, Transport::Sse, reason, &out);
+        state.bury();
+    });
+}
+
+/// The cursor that a reader came with; nowhere, if it had none.
+fn asked(from: From) -> Cursor {
+    match from {
+        From::After(cursor) => cursor,
+        From::Now | From::Newest(_) => Cursor::NOWHERE,
+    }
+}
+
+async fn places(worker: &Rc<Worker>, names: &[Name], from: &[From]) -> Result<Vec<Place>, Overloaded> {
+    let mut places = Vec::with_capacity(names.len());
+    for (name, from) in names.iter().zip(from) {
+        places.push(ask::place(worker, name, *from).await?);
+    }
+    Ok(places)
+}
+
+/// A handshake that was found good.
+pub struct Handshake {
+    pub accept: Accept,
+    pub subprotocol: Subprotocol,
+}
+
+/// Opens a WebSocket. `leftover` are the client's first frames, if they came already.
+pub async fn open_websocket(
+    worker: &Rc<Worker>,
+    stream: Stream,
+    handshake: &Handshake,
+    names: &[Name],
+    from: &[From],
+    mut leftover: Vec<u8>,
+) {
+    let v1 = handshake.subprotocol == Subprotocol::V1;
+    let mut out = Vec::with_capacity(256);
+    write_switching(&mut out, &handshake.accept, handshake.subprotocol);
+    let places = places(worker, names, from).await;
+    let Some(socket) = stream.into_socket() else { return };
+    worker.with(|state| {
+        let conn = state.adopt(socket, Kind::Ws { v1, reader: Default::default() });
+        if state.draining.is_some() || places.is_err() {
+            state.say(conn.slot, &out);
+            let reason = if places.is_ok() { Reason::Drain } else { Reason::Full };
+            let reconnect_ms = state.reconnect_ms();
+            state.farewell(conn.slot, reason, reconnect_ms);
+            state.bury();
+            return;
+        }
+        let places = places.unwrap_or_default();
+        if v1 {
+            let id = connection_id(state, conn);
+            text_frame(&mut out, |json| envelope::write_v1_open(json, &id));
+            for (name, place) in names.iter().zip(&places) {
+                subscribed_frame(&mut out, name, place, None);
+            }
+        }
+        state.say(conn.slot, &out);
+        if !v1 && places.iter().any(|place| place.gap) {
+            // Raw cannot tell a gap.
+            state.farewell(conn.slot, Reason::Slow, 0);
+            state.bury();
+            return;
+        }
+        let encoding = if v1 { Encoding::V1 } else { Encoding::Raw };
+        for place in &places {
+            state.subscribe(conn.slot, place.feed, place.after, encoding, false);
+        }
+        if !leftover.is_empty() {
+            state.on_frames(conn, &mut leftover);
+        }
+        state.bury();
+    });
+}
+
+/// Appends the frame that answers a subscription.
+pub fn subscribed_frame(out: &mut Vec<u8>, name: &Name, place: &Place, seq: Option<u64>) {
+    let cursor = place.cursor().text();
+    text_frame(out, |json| {
+        envelope::write_v1_subscribed(json, name.as_str(), &cursor, place.gap, seq);
+    });
+}
+
+/// Whether a connection has the channel already.
+pub fn has_channel(state: &State, conn: ConnId, name: &Name) -> bool {
+    let Some(entry) = state.conn(conn) else { return false };
+    entry.subs.as_slice().iter().any(|sub| state.feeds.get(sub.feed).is_some_and(|feed| feed.name == *name))
+}

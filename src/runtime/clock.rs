@@ -1,0 +1,34 @@
+//! The node's clock: ticks for deadlines, milliseconds since 1970 for messages. Never goes back.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Milliseconds in a tick.
+pub const TICK_MS: u64 = 100;
+
+#[derive(Debug, Clone, Copy)]
+pub struct Clock {
+    started: Instant,
+    unix_ms: u64,
+}
+
+impl Clock {
+    pub fn start() -> Self {
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self { started: Instant::now(), unix_ms: unix.as_millis() as u64 }
+    }
+
+    /// Milliseconds since 1970.
+    pub fn now_ms(&self) -> u64 {
+        self.unix_ms + self.started.elapsed().as_millis() as u64
+    }
+
+    /// Ticks since the node started.
+    pub fn tick(&self) -> u32 {
+        (self.started.elapsed().as_millis() as u64 / TICK_MS) as u32
+    }
+}
+
+/// A duration in ticks, at least one unless it is zero.
+pub fn ticks(duration: Duration) -> u32 {
+    (duration.as_millis() as u64).div_ceil(TICK_MS).min(u64::from(u32::MAX / 2)) as u32
+}

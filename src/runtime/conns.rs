@@ -1,0 +1,430 @@
+//! The held connections: taken in, spoken to, subscribed, ended. Every byte that goes to one outside of a fan-out pass
+//! goes through here, and so does everything that makes it blocked or free again.
+
+use std::os::fd::RawFd;
+
+use crate::domain::feed::{Encoding, Reader, Standing};
+use crate::domain::message::Message;
+use crate::proto::ws::close::write_close;
+use crate::proto::{envelope, sse};
+
+use super::close::{Reason, Transport};
+use super::entry::{ConnId, Entry, Flags, Kind, Owed, Sub, Subs};
+use super::framing::text_frame;
+use super::io::{self, Interest};
+use super::sendring::{Outcome, send_now};
+use super::state::{Socket, State};
+
+/// How long an ended connection may take to close after us.
+pub const LINGER_TICKS: u32 = 10;
+/// How long a blocked connection has to take its close notice.
+const NOTICE_TICKS: u32 = 50;
+/// Connections that linger at once; those beyond are just closed.
+const LINGERING_MAX: usize = 4_096;
+/// Replies owed to a client that does not read them, before it is not read from either.
+const OWED_INPUT_OFF_BYTES: usize = 16 * 1024;
+
+impl State {
+    /// Takes a socket in. Its first bytes, if any, were given to the session before.
+    pub fn adopt(&mut self, socket: Socket, kind: Kind) -> ConnId {
+        let tick = self.tick();
+        let fd = socket.fd;
+        let entry = Entry {
+            fd,
+            flags: Flags::default(),
+            kind,
+            subs: Subs::None,
+            owed: None,
+            opened_tick: socket.opened_tick,
+            heard_tick: tick,
+            said_tick: tick,
+            due_tick: tick,
+            batch: 0,
+            sent_messages: socket.sent_messages,
+            sent_bytes: socket.sent_bytes,
+        };
+        let (slot, generation) = self.conns.insert(entry);
+        let conn = ConnId { slot, generation };
+        if self.epoll.add(fd, conn.token(), Interest::Read).is_err() {
+            self.remove(slot, Reason::Internal);
+            return conn;
+        }
+        self.schedule(conn);
+        conn
+    }
+
+    pub fn conn(&self, conn: ConnId) -> Option<&Entry> {
+        self.conns.get_checked(conn.slot, conn.generation)
+    }
+
+    pub fn conn_mut(&mut self, conn: ConnId) -> Option<&mut Entry> {
+        self.conns.get_checked_mut(conn.slot, conn.generation)
+    }
+
+    pub fn conn_id(&self, slot: u32) -> Option<ConnId> {
+        self.conns.generation(slot).map(|generation| ConnId { slot, generation })
+    }
+
+    /// Sends bytes of the server's own, after what is owed.
+    pub fn say(&mut self, slot: u32, bytes: &[u8]) {
+        let tick = self.tick();
+        let Some(entry) = self.conns.get_mut(slot) else { return };
+        entry.said_tick = tick;
+        entry.sent_bytes += bytes.len() as u64;
+        if entry.flags.blocked || entry.owed.is_some() {
+            let owed = entry.owed.get_or_insert_default();
+            owed.bytes.extend_from_slice(bytes);
+            if owed.len() > OWED_INPUT_OFF_BYTES && !entry.flags.input_off {
+                entry.flags.input_off = true;
+                self.set_interest(slot);
+            }
+            return;
+        }
+        match send_now(entry.fd, bytes) {
+            Outcome::Whole => {}
+            Outcome::Short(sent) => self.block(slot, &bytes[sent..]),
+            Outcome::Full => self.block(slot, bytes),
+            Outcome::Failed(_) => self.doom(slot),
+        }
+    }
+
+    /// Says the latest pong alone to a client that does not read (RFC 6455 §5.5.3).
+    pub fn say_pong(&mut self, slot: u32, frame: Vec<u8>) {
+        let Some(entry) = self.conns.get_mut(slot) else { return };
+        if entry.flags.blocked || entry.owed.is_some() {
+            entry.owed.get_or_insert_default().pong = Some(frame);
+        } else {
+            self.say(slot, &frame);
+        }
+    }
+
+    /// The socket takes no more; `owed` is what is missing of the message that it has begun.
+    pub fn block(&mut self, slot: u32, owed: &[u8]) {
+        let Some(entry) = self.conns.get_mut(slot) else { return };
+        if !owed.is_empty() {
+            entry.owed.get_or_insert_default().bytes.extend_from_slice(owed);
+        }
+        entry.flags.blocked = true;
+        for sub in entry.subs.as_slice() {
+            if let Some(feed) = self.feeds.get_mut(sub.feed) {
+                let reader = feed.reader_mut(sub.lane, sub.index);
+                if reader.standing == Standing::Live {
+                    reader.standing = Standing::Blocked;
+                }
+            }
+        }
+        self.set_interest(slot);
+    }
+
+    /// The socket takes more again: what is owed goes first, then every channel is visited.
+    pub fn on_writable(&mut self, slot: u32) {
+        let Some(entry) = self.conns.get_mut(slot) else { return };
+        while let Some(owed) = &mut entry.owed {
+            match send_now(entry.fd, &owed.bytes[owed.sent..]) {
+                Outcome::Whole => match owed.pong.take() {
+                    Some(pong) => **owed = Owed { bytes: pong, sent: 0, pong: None },
+                    None => entry.owed = None,
+                },
+                Outcome::Short(sent) => {
+                    owed.sent += sent;
+                    return;
+                }
+                Outcome::Full => return,
+                Outcome::Failed(_) => {
+                    self.doom(slot);
+                    return;
+                }
+            }
+        }
+        entry.flags.blocked = false;
+        entry.flags.input_off = false;
+        if let Kind::Ending { .. } = entry.kind {
+            self.shut(slot);
+            return;
+        }
+        self.visit(slot);
+        self.set_interest(slot);
+    }
+
+    /// Asks the kernel to be told of just what this connection waits for.
+    pub fn set_interest(&mut self, slot: u32) {
+        let Some(generation) = self.conns.generation(slot) else { return };
+        let Some(entry) = self.conns.get(slot) else { return };
+        let read = !entry.flags.busy && !entry.flags.input_off;
+        let interest = match (read, entry.flags.blocked) {
+            (true, true) => Interest::ReadWrite,
+            (true, false) => Interest::Read,
+            (false, true) => Interest::Write,
+            (false, false) => Interest::Trouble,
+        };
+        if self.epoll.modify(entry.fd, ConnId { slot, generation }.token(), interest).is_err() {
+            self.doom(slot);
+        }
+    }
+
+    /// Makes the connection a reader of `feed` from after `seq` on.
+    pub fn subscribe(&mut self, slot: u32, feed_slot: u32, seq: u64, encoding: Encoding, joined: bool) {
+        let tick = self.tick();
+        let Some(entry) = self.conns.get_mut(slot) else { return };
+        let Some(feed) = self.feeds.get_mut(feed_slot) else { return };
+        let shared = !matches!(entry.subs, Subs::None);
+        let blocked = entry.flags.blocked;
+        let reader = Reader {
+            slot,
+            fd: entry.fd,
+            seq,
+            bytes: 0,
+            messages: 0,
+            sent_tick: tick,
+            standing: if blocked { Standing::Blocked } else { Standing::Live },
+            shared,
+            joined,
+        };
+        let behind = seq < feed.head().seq;
+        let (lane, index) = feed.add_reader(encoding, reader);
+        if !blocked && encoding != Encoding::Poll && !feed.lanes[usize::from(lane)].holds(seq) {
+            feed.reader_mut(lane, index).standing = Standing::CatchUp;
+        }
+        let standing = feed.reader_mut(lane, index).standing;
+        if let Subs::One(first) = &entry.subs
+            && let Some(feed) = self.feeds.get_mut(first.feed)
+        {
+            feed.reader_mut(first.lane, first.index).shared = true;
+        }
+        entry.subs.push(Sub { feed: feed_slot, index, lane, fresh: behind });
+        match standing {
+            Standing::CatchUp => {
+                if let Some(conn) = self.conn_id(slot) {
+                    self.catchups.push_back((conn, feed_slot));
+                }
+            }
+            Standing::Live if behind => self.touch(feed_slot),
+            Standing::Live | Standing::Blocked => {}
+        }
+    }
+
+    /// Takes the connection out of one feed.
+    pub fn unsubscribe(&mut self, slot: u32, feed: u32) {
+        let Some(entry) = self.conns.get_mut(slot) else { return };
+        if let Some(sub) = entry.subs.remove(feed) {
+            self.leave(slot, sub);
+        }
+    }
+
+    /// Takes the connection out of all feeds.
+    pub fn unsubscribe_all(&mut self, slot: u32) {
+        let Some(entry) = self.conns.get_mut(slot) else { return };
+        let subs = std::mem::replace(&mut entry.subs, Subs::None);
+        for sub in subs.as_slice() {
+            self.leave(slot, *sub);
+        }
+    }
+
+    fn leave(&mut self, slot: u32, sub: Sub) {
+        let lease = self.node.clock.now_ms() + super::state::LEASE_MS;
+        let Some(feed) = self.feeds.get_mut(sub.feed) else { return };
+        let (gone, moved) = feed.remove_reader(sub.lane, sub.index);
+        debug_assert_eq!(gone.slot, slot);
+        if !feed.has_readers() {
+            feed.leased_until_ms = lease;
+        }
+        if let Some((moved_slot, _)) = moved
+            && let Some(moved_entry) = self.conns.get_mut(moved_slot)
+            && let Some(moved_sub) =
+                moved_entry.subs.as_mut_slice().iter_mut().find(|other| other.feed == sub.feed)
+        {
+            moved_sub.index = sub.index;
+        }
+        if let Some(entry) = self.conns.get_mut(slot) {
+            entry.sent_bytes += gone.bytes;
+            entry.sent_messages = entry.sent_messages.wrapping_add(gone.messages);
+        }
+    }
+
+    /// Takes a connection out of the holder, to be served by a task.
+    pub fn release(&mut self, slot: u32) -> Option<Socket> {
+        self.unsubscribe_all(slot);
+        let entry = self.conns.remove(slot)?;
+        // A socket that cannot be taken out of the set would be told of twice.
+        if self.epoll.remove(entry.fd).is_err() {
+            io::close(entry.fd);
+            self.connections -= 1;
+            return None;
+        }
+        Some(Socket {
+            fd: entry.fd,
+            opened_tick: entry.opened_tick,
+            sent_messages: entry.sent_messages,
+            sent_bytes: entry.sent_bytes,
+        })
+    }
+
+    /// Ends a connection as its transport says it: the notice, if the socket takes it in time, then the end.
+    pub fn farewell(&mut self, slot: u32, reason: Reason, reconnect_ms: u64) {
+        let Some(entry) = self.conns.get(slot) else { return };
+        let transport = entry.kind.transport();
+        let mut notice = Vec::new();
+        match entry.kind {
+            Kind::Ending { .. } => return,
+            Kind::Idle => {}
+            Kind::Poll(_) => {
+                self.drain_poll(slot, reconnect_ms);
+                return;
+            }
+            Kind::Sse => sse::write_close(&mut notice, reason.as_str(), reconnect_ms),
+            Kind::Ws { v1, .. } => {
+                if v1 {
+                    text_frame(&mut notice, |json| {
+                        envelope::write_v1_closing(json, reason.as_str(), reconnect_ms);
+                    });
+                }
+                write_close(&mut notice, reason.close_code(), reason.as_str());
+            }
+        }
+        self.end(slot, transport, reason, &notice);
+    }
+
+    /// Says `last`, then nothing more, and waits a little for the client to close.
+    pub fn end(&mut self, slot: u32, transport: Transport, reason: Reason, last: &[u8]) {
+        self.unsubscribe_all(slot);
+        let until_tick = self.tick() + NOTICE_TICKS;
+        let Some(entry) = self.conns.get_mut(slot) else { return };
+        entry.kind = Kind::Ending { transport, reason, until_tick };
+        entry.flags.busy = false;
+        self.lingering += 1;
+        if !last.is_empty() {
+            self.say(slot, last);
+        }
+        if self.conns.get(slot).is_some_and(|entry| !entry.flags.blocked) {
+            self.shut(slot);
+        } else {
+            self.reschedule(slot);
+        }
+    }
+
+    /// Everything is said: shuts our direction, and lingers until the client has closed its own.
+    fn shut(&mut self, slot: u32) {
+        let until = self.tick() + LINGER_TICKS;
+        let Some(entry) = self.conns.get_mut(slot) else { return };
+        if entry.flags.shut {
+            return;
+        }
+        entry.flags.shut = true;
+        if io::shutdown_write(entry.fd).is_err() || self.lingering > LINGERING_MAX {
+            self.doom(slot);
+            return;
+        }
+        if let Kind::Ending { until_tick, .. } = &mut entry.kind {
+            *until_tick = until;
+        }
+        entry.flags.blocked = false;
+        entry.flags.input_off = false;
+        self.set_interest(slot);
+        self.reschedule(slot);
+    }
+
+    /// The connection is lost; it is taken out when nothing is being walked over.
+    pub fn doom(&mut self, slot: u32) {
+        if let Some(conn) = self.conn_id(slot) {
+            self.pass.doomed.push(conn);
+        }
+    }
+
+    /// Takes out what was found lost.
+    pub fn bury(&mut self) {
+        while let Some(conn) = self.pass.doomed.pop() {
+            if self.conn(conn).is_some() {
+                self.remove(conn.slot, Reason::Gone);
+            }
+        }
+    }
+
+    /// Closes the socket and forgets the connection.
+    pub fn remove(&mut self, slot: u32, reason: Reason) {
+        self.unsubscribe_all(slot);
+        let Some(entry) = self.conns.remove(slot) else { return };
+        let (transport, reason) = match entry.kind {
+            Kind::Ending { transport, reason, .. } => {
+                self.lingering -= 1;
+                (transport, reason)
+            }
+            ref kind => (kind.transport(), reason),
+        };
+        let socket = Socket {
+            fd: entry.fd,
+            opened_tick: entry.opened_tick,
+            sent_messages: entry.sent_messages,
+            sent_bytes: entry.sent_bytes,
+        };
+        self.close(&socket, transport, reason);
+    }
+
+    /// Closes a socket, and says why in the log.
+    pub fn close(&mut self, socket: &Socket, transport: Transport, reason: Reason) {
+        io::close(socket.fd);
+        self.connections -= 1;
+        self.stats().closed.add(1);
+        tracing::debug!(
+            worker = self.index,
+            transport = transport.as_str(),
+            reason = reason.as_str(),
+            duration_ms = u64::from(self.tick() - socket.opened_tick) * super::clock::TICK_MS,
+            messages = socket.sent_messages,
+            bytes = socket.sent_bytes,
+            "closed"
+        );
+    }
+
+    /// The descriptor of a held connection.
+    pub fn fd(&self, slot: u32) -> RawFd {
+        self.conns.get(slot).map_or(-1, |entry| entry.fd)
+    }
+
+    /// Appends the id that a reader of several channels by SSE is at.
+    pub fn write_joined_cursor(&self, slot: u32, feed: u32, seq: u64, out: &mut Vec<u8>) {
+        let Some(entry) = self.conns.get(slot) else { return };
+        let cursors = entry.subs.as_slice().iter().filter_map(|sub| {
+            let channel = self.feeds.get(sub.feed)?;
+            let at = if sub.feed == feed {
+                seq
+            } else {
+                channel.lanes.get(usize::from(sub.lane))?.readers.get(sub.index as usize)?.seq
+            };
+            Some(channel.at(at))
+        });
+        crate::domain::cursor::write_joined(out, cursors);
+    }
+
+    /// Appends a message as this reader takes it.
+    pub fn write_message(&self, slot: u32, sub: Sub, message: &Message, out: &mut Vec<u8>) {
+        let Some(lane) = self.feeds.get(sub.feed).and_then(|feed| feed.lanes.get(usize::from(sub.lane)))
+        else {
+            return;
+        };
+        let tail = super::framing::frame(lane.encoding, message, out);
+        if lane.readers.get(sub.index as usize).is_some_and(|reader| reader.joined) {
+            out.truncate(out.len() - usize::from(tail));
+            self.write_joined_id(slot, sub.feed, message.cursor.seq, out);
+        }
+    }
+
+    pub fn write_joined_id(&self, slot: u32, feed: u32, seq: u64, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"id: ");
+        self.write_joined_cursor(slot, feed, seq, out);
+        out.extend_from_slice(b"\n\n");
+    }
+
+    /// Appends the notice that what came before `seq` is lost to this reader.
+    pub fn write_gap(&self, slot: u32, sub: Sub, seq: u64, out: &mut Vec<u8>) {
+        let Some(feed) = self.feeds.get(sub.feed) else { return };
+        let Some(lane) = feed.lanes.get(usize::from(sub.lane)) else { return };
+        if lane.readers.get(sub.index as usize).is_some_and(|reader| reader.joined) {
+            let mut cursor = Vec::new();
+            self.write_joined_cursor(slot, sub.feed, seq, &mut cursor);
+            let cursor = String::from_utf8(cursor).unwrap_or_default();
+            sse::write_gap(out, feed.name.as_str(), &cursor, &cursor);
+        } else {
+            super::framing::gap(lane.encoding, &feed.name, &feed.at(seq).text(), out);
+        }
+    }
+}

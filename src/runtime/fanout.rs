@@ -1,0 +1,347 @@
+//! From feeds to sockets: each reader gets everything from its position to the feed's head, in one send.
+//! A pass goes over all readers of a feed that has something new; batches of at most 64 sends may hold several passes.
+//! Owns the order: at most one send per connection in a batch, nothing to a connection that owes. Synchronous; the
+//! worker slices it in time.
+
+use crate::domain::feed::{Encoding, Standing};
+
+use super::entry::{ConnId, Sub};
+use super::sendring::{BATCH_MAX, Outcome, Send, send_now};
+use super::state::State;
+
+/// Bytes in one batch, unless a single send has more.
+const BATCH_BYTES_MAX: usize = 1 << 20;
+
+/// Where the fan-out is.
+#[derive(Default)]
+pub struct Passes {
+    current: Option<Pass>,
+    jobs: Vec<Job>,
+    outcomes: Vec<(u32, Outcome)>,
+    /// Feeds whose pass has come to its end in this batch.
+    finished: Vec<u32>,
+    batch: u32,
+    /// Connections found lost.
+    pub doomed: Vec<ConnId>,
+}
+
+struct Pass {
+    feed: u32,
+    lane: usize,
+    index: usize,
+}
+
+/// One send: everything after `from` in the lane.
+struct Job {
+    feed: u32,
+    index: u32,
+    lane: u8,
+    from: u64,
+    bytes: u64,
+}
+
+/// What to do about the next reader.
+enum Step {
+    Taken,
+    /// Not with others in one batch.
+    Alone(ConnId, Sub),
+    /// The batch must go first.
+    Flush,
+    Idle,
+}
+
+impl State {
+    /// Whether there is anything to fan out.
+    pub fn has_fan_out(&self) -> bool {
+        self.pass.current.is_some() || !self.dirty.is_empty()
+    }
+
+    /// Sends one batch. False when there was nothing to send.
+    pub fn fan_out_batch(&mut self) -> bool {
+        let mut jobs = std::mem::take(&mut self.pass.jobs);
+        self.pass.batch = self.pass.batch.wrapping_add(1);
+        let (mut bytes, mut worked) = (0, false);
+        while jobs.len() < BATCH_MAX && bytes < BATCH_BYTES_MAX {
+            match self.next_step(&mut jobs, &mut bytes) {
+                Step::Taken => worked = true,
+                Step::Alone(conn, sub) => {
+                    worked = true;
+                    self.send_alone(conn, sub);
+                }
+                Step::Flush => {
+                    worked = true;
+                    break;
+                }
+                Step::Idle => break,
+            }
+        }
+        if !jobs.is_empty() {
+            self.send(&jobs);
+            jobs.clear();
+        }
+        self.pass.jobs = jobs;
+        self.finish_passes();
+        self.bury();
+        worked
+    }
+
+    /// Takes the next reader that is behind into the batch. Its position moves at once, and back if the send falls short.
+    fn next_step(&mut self, jobs: &mut Vec<Job>, bytes: &mut usize) -> Step {
+        let Some(pass) = &mut self.pass.current else {
+            let Some(feed) = self.dirty.pop_front() else { return Step::Idle };
+            if let Some(feed) = self.feeds.get_mut(feed) {
+                feed.queued = false;
+            }
+            self.pass.current = Some(Pass { feed, lane: 0, index: 0 });
+            return Step::Taken;
+        };
+        let Some(feed) = self.feeds.get_mut(pass.feed) else {
+            self.pass.current = None;
+            return Step::Taken;
+        };
+        let head = feed.head().seq;
+        let Some(lane) = feed.lanes.get_mut(pass.lane) else {
+            self.pass.finished.push(pass.feed);
+            self.pass.current = None;
+            return Step::Taken;
+        };
+        let behind = lane.readers[pass.index.min(lane.readers.len())..]
+            .iter()
+            .position(|reader| reader.standing == Standing::Live && reader.seq < head);
+        let Some(skipped) = behind else {
+            pass.lane += 1;
+            pass.index = 0;
+            return Step::Taken;
+        };
+        pass.index += skipped;
+        let index = pass.index;
+        let reader = lane.readers[index];
+        let alone = reader.joined || lane.encoding == Encoding::Poll || !lane.holds(reader.seq);
+        if alone {
+            if !jobs.is_empty() {
+                return Step::Flush;
+            }
+            pass.index += 1;
+            let sub = Sub { feed: pass.feed, index: index as u32, lane: pass.lane as u8, fresh: false };
+            let generation = self.conns.generation(reader.slot).unwrap_or_default();
+            return Step::Alone(ConnId { slot: reader.slot, generation }, sub);
+        }
+        if reader.shared
+            && let Some(entry) = self.conns.get_mut(reader.slot)
+        {
+            if entry.batch == self.pass.batch {
+                return Step::Flush;
+            }
+            entry.batch = self.pass.batch;
+        }
+        pass.index += 1;
+        let job_bytes = lane.bytes_after(reader.seq).len();
+        let mover = &mut lane.readers[index];
+        mover.seq = head;
+        if job_bytes == 0 {
+            // Only numbers that ended by their own TTL.
+            return Step::Taken;
+        }
+        *bytes += job_bytes;
+        mover.messages = mover.messages.wrapping_add((head - reader.seq) as u32);
+        mover.bytes += job_bytes as u64;
+        mover.sent_tick = self.node.clock.tick();
+        jobs.push(Job {
+            feed: pass.feed,
+            index: index as u32,
+            lane: pass.lane as u8,
+            from: reader.seq,
+            bytes: job_bytes as u64,
+        });
+        Step::Taken
+    }
+
+    fn send(&mut self, jobs: &[Job]) {
+        let mut outcomes = std::mem::take(&mut self.pass.outcomes);
+        outcomes.clear();
+        {
+            let mut sends = [Send { fd: -1, bytes: &[] }; BATCH_MAX];
+            for (send, job) in sends.iter_mut().zip(jobs) {
+                let Some(feed) = self.feeds.get(job.feed) else { continue };
+                let lane = &feed.lanes[usize::from(job.lane)];
+                *send = Send { fd: lane.readers[job.index as usize].fd, bytes: lane.bytes_after(job.from) };
+            }
+            self.ring.send_batch(&sends[..jobs.len()], &mut outcomes);
+        }
+        self.stats().sends.add(jobs.len() as u64);
+        self.stats().short_sends.add(outcomes.len() as u64);
+        for (at, outcome) in &outcomes {
+            self.fall_short(&jobs[*at as usize], *outcome);
+        }
+        self.pass.outcomes = outcomes;
+    }
+
+    /// A send did not go out whole: the reader's position goes back to the last message that did at least in part.
+    fn fall_short(&mut self, job: &Job, outcome: Outcome) {
+        let Some(feed) = self.feeds.get_mut(job.feed) else { return };
+        let lane = &feed.lanes[usize::from(job.lane)];
+        let slot = lane.readers[job.index as usize].slot;
+        let (sent, (seq, owed)) = match outcome {
+            Outcome::Whole => return,
+            Outcome::Short(sent) => (sent, lane.split(job.from, sent)),
+            Outcome::Full => (0, (job.from, &[][..])),
+            Outcome::Failed(_) => {
+                self.doom(slot);
+                return;
+            }
+        };
+        let owed = owed.to_vec();
+        let reader = feed.reader_mut(job.lane, job.index);
+        reader.messages = reader.messages.wrapping_sub((reader.seq - seq) as u32);
+        reader.bytes = reader.bytes + sent as u64 + owed.len() as u64 - job.bytes;
+        reader.seq = seq;
+        self.block(slot, &owed);
+    }
+
+    /// Sends to one reader that the batch cannot hold: its bytes are its own, or it must catch up, or it is a poll.
+    fn send_alone(&mut self, conn: ConnId, sub: Sub) {
+        let Some(feed) = self.feeds.get_mut(sub.feed) else { return };
+        let lane = &feed.lanes[usize::from(sub.lane)];
+        let Some(reader) = lane.readers.get(sub.index as usize).copied() else { return };
+        if lane.encoding == Encoding::Poll {
+            self.answer_poll(conn.slot);
+        } else if !lane.holds(reader.seq) {
+            feed.reader_mut(sub.lane, sub.index).standing = Standing::CatchUp;
+            self.catchups.push_back((conn, sub.feed));
+        } else if reader.joined {
+            self.send_joined(conn.slot, sub);
+        } else {
+            self.send_one(sub);
+        }
+    }
+
+    /// Sends what the lane holds after the reader's position to it alone.
+    fn send_one(&mut self, sub: Sub) {
+        let tick = self.tick();
+        let Some(feed) = self.feeds.get_mut(sub.feed) else { return };
+        let head = feed.head().seq;
+        let lane = &feed.lanes[usize::from(sub.lane)];
+        let reader = lane.readers[sub.index as usize];
+        let bytes = lane.bytes_after(reader.seq);
+        let outcome = if bytes.is_empty() { Outcome::Whole } else { send_now(reader.fd, bytes) };
+        let job = Job {
+            feed: sub.feed,
+            index: sub.index,
+            lane: sub.lane,
+            from: reader.seq,
+            bytes: bytes.len() as u64,
+        };
+        let mover = feed.reader_mut(sub.lane, sub.index);
+        mover.seq = head;
+        mover.messages = mover.messages.wrapping_add((head - job.from) as u32);
+        mover.bytes += job.bytes;
+        mover.sent_tick = tick;
+        self.stats().sends.add(1);
+        self.fall_short(&job, outcome);
+    }
+
+    /// Sends what the lane holds to a reader of several channels, each event with an id line of its own.
+    fn send_joined(&mut self, slot: u32, sub: Sub) {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        scratch.clear();
+        let mut ends = Vec::new();
+        if let Some(feed) = self.feeds.get(sub.feed) {
+            let lane = &feed.lanes[usize::from(sub.lane)];
+            let seq = lane.readers[sub.index as usize].seq;
+            for framed in lane.framed_after(seq) {
+                match framed.tail {
+                    Some(_) if framed.bytes.is_empty() => {}
+                    Some(tail) => {
+                        scratch.extend_from_slice(&framed.bytes[..framed.bytes.len() - usize::from(tail)]);
+                        self.write_joined_id(slot, sub.feed, framed.seq, &mut scratch);
+                    }
+                    None => self.write_gap(slot, sub, framed.seq, &mut scratch),
+                }
+                ends.push((scratch.len(), framed.seq));
+            }
+        }
+        self.send_own(slot, sub, &scratch, &ends);
+        scratch.clear();
+        scratch.shrink_to(super::state::PAGE.bytes);
+        self.scratch = scratch;
+    }
+
+    /// Sends bytes that were framed for one reader. `ends`: where each message ends, and its number.
+    pub fn send_own(&mut self, slot: u32, sub: Sub, bytes: &[u8], ends: &[(usize, u64)]) {
+        let tick = self.tick();
+        let Some(fd) = self.conns.get(slot).map(|entry| entry.fd) else { return };
+        let Some(&(_, last)) = ends.last() else { return };
+        let outcome = if bytes.is_empty() { Outcome::Whole } else { send_now(fd, bytes) };
+        let sent = match outcome {
+            Outcome::Whole => bytes.len(),
+            Outcome::Short(sent) => sent,
+            Outcome::Full => 0,
+            Outcome::Failed(_) => {
+                self.doom(slot);
+                return;
+            }
+        };
+        // The message in which the send ended; it counts as sent, what is missing of it is owed.
+        let whole = ends.partition_point(|(end, _)| *end <= sent);
+        let boundary = if whole == 0 { 0 } else { ends[whole - 1].0 };
+        let begun = usize::from(sent > boundary);
+        let reached = whole + begun;
+        let upto = if begun == 1 { ends[whole].0 } else { sent };
+        if reached > 0
+            && let Some(feed) = self.feeds.get_mut(sub.feed)
+        {
+            let reader = feed.reader_mut(sub.lane, sub.index);
+            reader.seq = if sent == bytes.len() { last } else { ends[reached - 1].1 };
+            reader.messages = reader.messages.wrapping_add(reached as u32);
+            reader.bytes += upto as u64;
+            reader.sent_tick = tick;
+        }
+        if sent < bytes.len() {
+            self.block(slot, &bytes[sent..upto]);
+        }
+    }
+
+    /// A connection takes bytes again: each of its channels goes on, until it is full once more.
+    pub fn visit(&mut self, slot: u32) {
+        let count = self.conns.get(slot).map_or(0, |entry| entry.subs.as_slice().len());
+        for at in 0..count {
+            let Some(entry) = self.conns.get(slot) else { return };
+            if entry.flags.blocked {
+                return;
+            }
+            let Some(sub) = entry.subs.as_slice().get(at).copied() else { return };
+            let Some(feed) = self.feeds.get_mut(sub.feed) else { continue };
+            let head = feed.head().seq;
+            let reader = feed.reader_mut(sub.lane, sub.index);
+            if reader.standing != Standing::Blocked {
+                continue;
+            }
+            reader.standing = Standing::Live;
+            if reader.seq >= head {
+                continue;
+            }
+            if let Some(conn) = self.conn_id(slot) {
+                self.send_alone(conn, sub);
+            }
+        }
+        // Those that were not reached are still marked as blocked, and wait for the next time.
+    }
+
+    /// After a batch: lanes that all have read are emptied, feeds with more to send queue up again.
+    fn finish_passes(&mut self) {
+        let mut finished = std::mem::take(&mut self.pass.finished);
+        for slot in finished.drain(..) {
+            let Some(feed) = self.feeds.get_mut(slot) else { continue };
+            let head = feed.head().seq;
+            for lane in &mut feed.lanes {
+                if lane.held_bytes() > 0 && lane.readers.iter().all(|reader| reader.seq >= head) {
+                    lane.clear(head);
+                }
+            }
+            if feed.has_work() {
+                self.touch(slot);
+            }
+        }
+        self.pass.finished = finished;
+    }
+}

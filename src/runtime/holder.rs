@@ -1,0 +1,224 @@
+//! What comes on held connections: bytes for sessions, ends, room for what is owed.
+//! Owns the reading; never blocks, never runs what a frame asks for: that is put on `spawns`.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::domain::channel::Name;
+use crate::proto::ws::close::write_close;
+use crate::proto::ws::frame::{Opcode, write_frame};
+use crate::proto::ws::reader::{Control, Event, Fed, ReaderState};
+
+use super::close::Reason;
+use super::entry::{ConnId, Kind};
+use super::io::{Ready, RecvOutcome, recv_nonblocking};
+use super::state::{Frame, Spawn, State};
+
+/// Bytes read at once.
+pub const READ_BYTES: usize = 64 * 1024;
+/// Reads of one connection before the others have their turn.
+const READS_MAX: usize = 4;
+/// What a client may send behind a request that is held.
+const LEFTOVER_BYTES_MAX: usize = 16 * 1024;
+
+/// In debug builds, a text message that makes a session panic: so that tests can see it contained.
+#[cfg(debug_assertions)]
+const PANIC: &str = "$debug/panic";
+
+/// How a WebSocket session ends, once its last frames are acted on.
+#[derive(Debug, Clone, Copy)]
+pub enum Last {
+    /// The client said goodbye: answered with the same.
+    Closed(Option<u16>),
+    Refused(u16, &'static str),
+}
+
+impl State {
+    /// Something is the case with a held connection.
+    pub fn on_ready(&mut self, token: u64, ready: Ready, buffer: &mut [u8]) {
+        let conn = ConnId::of_token(token);
+        if self.conn(conn).is_none() {
+            return;
+        }
+        if ready.is_writable() && self.conn(conn).is_some_and(|entry| entry.flags.blocked) {
+            self.on_writable(conn.slot);
+        }
+        let reads = ready.is_readable()
+            && self.conn(conn).is_some_and(|entry| !entry.flags.busy && !entry.flags.input_off);
+        if reads {
+            self.read(conn, buffer);
+        } else if ready.is_dead() {
+            self.remove(conn.slot, Reason::Gone);
+        }
+        self.bury();
+    }
+
+    fn read(&mut self, conn: ConnId, buffer: &mut [u8]) {
+        let tick = self.tick();
+        for _ in 0..READS_MAX {
+            let Some(entry) = self.conn_mut(conn) else { return };
+            if entry.flags.busy || entry.flags.input_off {
+                return;
+            }
+            if matches!(entry.kind, Kind::Idle) && entry.owed.is_some() {
+                entry.flags.input_off = true;
+                self.set_interest(conn.slot);
+                return;
+            }
+            let bytes = match recv_nonblocking(entry.fd, buffer) {
+                RecvOutcome::Bytes(bytes) => bytes,
+                RecvOutcome::Empty => return,
+                RecvOutcome::Eof | RecvOutcome::Failed(_) => {
+                    self.remove(conn.slot, Reason::Gone);
+                    return;
+                }
+            };
+            if !matches!(entry.kind, Kind::Ending { .. }) {
+                entry.heard_tick = tick;
+            }
+            entry.flags.pinged = false;
+            let input = &mut buffer[..bytes];
+            match &mut entry.kind {
+                Kind::Idle => {
+                    let input = input.to_vec();
+                    if let Some(socket) = self.release(conn.slot) {
+                        self.spawns.push(Spawn::Serve { socket, input });
+                    }
+                    return;
+                }
+                Kind::Poll(held) => {
+                    held.leftover.extend_from_slice(input);
+                    if held.leftover.len() >= LEFTOVER_BYTES_MAX {
+                        entry.flags.input_off = true;
+                        self.set_interest(conn.slot);
+                    }
+                }
+                // A stream's request was its last.
+                Kind::Sse | Kind::Ending { .. } => {}
+                Kind::Ws { .. } => self.on_frames(conn, input),
+            }
+            if bytes < buffer.len() {
+                return;
+            }
+        }
+    }
+
+    /// Feeds a WebSocket session.
+    pub fn on_frames(&mut self, conn: ConnId, input: &mut [u8]) {
+        let message_bytes = self.node.settings.limits.message_bytes as u64;
+        let Some(entry) = self.conn_mut(conn) else { return };
+        let Kind::Ws { v1, reader } = &mut entry.kind else { return };
+        let (v1, mut reader) = (*v1, std::mem::take(reader));
+        let mut pongs = Vec::new();
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            session(v1, &mut reader, input, message_bytes, &mut |payload| {
+                pongs.clear();
+                write_frame(&mut pongs, Opcode::Pong, payload);
+            })
+        }));
+        if let Some(entry) = self.conn_mut(conn)
+            && let Kind::Ws { reader: kept, .. } = &mut entry.kind
+        {
+            *kept = reader;
+        }
+        if !pongs.is_empty() {
+            self.say_pong(conn.slot, pongs);
+        }
+        let Ok((frames, last)) = outcome else {
+            self.stats().panics.add(1);
+            tracing::error!(
+                worker = self.index,
+                slot = conn.slot,
+                "a session panicked; its connection is closed"
+            );
+            self.farewell(conn.slot, Reason::Internal, 0);
+            return;
+        };
+        if !frames.is_empty() {
+            if let Some(entry) = self.conn_mut(conn) {
+                entry.flags.busy = true;
+            }
+            self.set_interest(conn.slot);
+            let raw = (!v1).then(|| self.only_channel(conn)).flatten();
+            self.spawns.push(Spawn::Frames { conn, raw, frames, last });
+        } else if let Some(last) = last {
+            self.end_session(conn, last);
+        }
+    }
+
+    fn only_channel(&self, conn: ConnId) -> Option<Name> {
+        let sub = *self.conn(conn)?.subs.as_slice().first()?;
+        Some(self.feeds.get(sub.feed)?.name.clone())
+    }
+
+    /// The frames of a busy session are acted on: it is read again, or ends.
+    pub fn on_acted(&mut self, conn: ConnId, last: Option<Last>) {
+        let Some(entry) = self.conn_mut(conn) else { return };
+        if matches!(entry.kind, Kind::Ending { .. }) {
+            return;
+        }
+        entry.flags.busy = false;
+        match last {
+            Some(last) => self.end_session(conn, last),
+            None => self.set_interest(conn.slot),
+        }
+        self.bury();
+    }
+
+    fn end_session(&mut self, conn: ConnId, last: Last) {
+        let Some(transport) = self.conn(conn).map(|entry| entry.kind.transport()) else { return };
+        let mut notice = Vec::with_capacity(64);
+        let reason = match last {
+            Last::Closed(Some(code)) => {
+                write_close(&mut notice, code, "");
+                Reason::Asked
+            }
+            Last::Closed(None) => {
+                write_frame(&mut notice, Opcode::Close, &[]);
+                Reason::Asked
+            }
+            Last::Refused(code, why) => {
+                write_close(&mut notice, code, why);
+                Reason::of_close_code(code)
+            }
+        };
+        self.end(conn.slot, transport, reason, &notice);
+    }
+}
+
+/// The pure part: bytes in, what to do out.
+fn session(
+    v1: bool,
+    reader: &mut ReaderState,
+    input: &mut [u8],
+    message_bytes_max: u64,
+    pong: &mut dyn FnMut(&[u8]),
+) -> (Vec<Frame>, Option<Last>) {
+    let limit =
+        if v1 { crate::proto::client_frame::frame_bytes_max(message_bytes_max) } else { message_bytes_max };
+    let (mut frames, mut closed, mut unacceptable) = (Vec::new(), None, false);
+    let fed = reader.feed(input, limit, &mut |event: Event<'_>| {
+        match event {
+            Event::Text(text) => {
+                #[cfg(debug_assertions)]
+                assert!(text != PANIC, "a panic that a test asked for");
+                frames.push(Frame::Text(text.to_owned()));
+            }
+            Event::Binary(_) if v1 => {
+                unacceptable = true;
+                return Control::Stop;
+            }
+            Event::Binary(bytes) => frames.push(Frame::Binary(bytes.to_vec())),
+            Event::Ping(payload) => pong(payload),
+            Event::Pong => {}
+            Event::Close(close) => closed = Some(close.code),
+        }
+        Control::Continue
+    });
+    let last = match fed {
+        Err(error) => Some(Last::Refused(error.close_code(), error.reason())),
+        Ok(_) if unacceptable => Some(Last::Refused(1003, "pushline.v1 is text frames of JSON")),
+        Ok(Fed::Closed) => Some(Last::Closed(closed.flatten())),
+        Ok(Fed::All | Fed::Stopped { .. }) => None,
+    };
+    (frames, last)
+}

@@ -1,0 +1,220 @@
+//! Held long polls: answered at the first message, at the end of their wait, or when the server drains.
+//! Owns the bytes of those answers; the fields that a request decided were written when it came.
+
+use std::rc::Rc;
+
+use crate::domain::channel::Name;
+use crate::domain::cursor::{Cursor, write_joined};
+use crate::domain::history::{From, Page, PageMax};
+use crate::proto::envelope;
+use crate::proto::http::date::format_imf_date;
+use crate::proto::http::response::ResponseWriter;
+
+use super::close::{Reason, Transport};
+use super::entry::Kind;
+use super::framing::view;
+use super::state::{Spawn, State};
+
+/// The last body that was written, for the next poll that waited at the same place.
+pub struct Body {
+    feed: u32,
+    incarnation: u64,
+    from: u64,
+    head: u64,
+    limit: u32,
+    bytes: Rc<Vec<u8>>,
+}
+
+/// Appends a poll's body: the messages of `pages`, oldest first over all channels, the joined cursor and the gaps. With
+/// a `limit`, pages are cut so that no more messages than that stand in it.
+pub fn write_body(out: &mut Vec<u8>, pages: &mut [(Name, Page)], limit: Option<usize>) {
+    envelope::write_poll_start(out);
+    let mut taken = vec![0; pages.len()];
+    for count in 0..limit.unwrap_or(usize::MAX) {
+        let next = (0..pages.len())
+            .filter_map(|at| Some((at, pages[at].1.messages.get(taken[at])?)))
+            .min_by_key(|(_, message)| message.ts_ms);
+        let Some((at, message)) = next else { break };
+        let id = message.cursor.text();
+        if let Some(view) = view(message, &id) {
+            if count > 0 {
+                out.push(b',');
+            }
+            envelope::write_message_object(out, &view);
+        }
+        taken[at] += 1;
+    }
+    for ((_, page), taken) in pages.iter_mut().zip(taken) {
+        if taken < page.messages.len() {
+            page.messages.truncate(taken);
+            page.next = page.messages.last().map_or(page.after, |last| last.cursor.seq);
+        }
+    }
+    let mut cursor = Vec::new();
+    write_joined(&mut cursor, pages.iter().map(|(_, page)| next_of(page)));
+    let gaps: Vec<&str> = pages.iter().filter(|(_, page)| page.gap).map(|(name, _)| name.as_str()).collect();
+    envelope::write_poll_end(out, &String::from_utf8(cursor).unwrap_or_default(), &gaps);
+}
+
+/// The cursor just after a page.
+pub fn next_of(page: &Page) -> Cursor {
+    Cursor { incarnation: page.incarnation, seq: page.next }
+}
+
+impl State {
+    /// Something came for a held poll: answers it. What its feeds do not hold any more, a task asks the homes for.
+    pub fn answer_poll(&mut self, slot: u32) {
+        let Some((limit, subs)) = self.conns.get(slot).and_then(|entry| match &entry.kind {
+            Kind::Poll(held) => Some((held.limit, entry.subs.as_slice().to_vec())),
+            _ => None,
+        }) else {
+            return;
+        };
+        let (now_ms, bounds) = (self.node.clock.now_ms(), self.node.feed_bounds());
+        let mut body = None;
+        if let [sub] = subs[..]
+            && let Some(feed) = self.feeds.get(sub.feed)
+            && let Some(cached) = &self.poll_body
+        {
+            let seq = feed.lanes[usize::from(sub.lane)].readers[sub.index as usize].seq;
+            let same = cached.feed == sub.feed
+                && cached.incarnation == feed.head().incarnation
+                && (cached.from, cached.head, cached.limit) == (seq, feed.head().seq, limit);
+            body = same.then(|| Rc::clone(&cached.bytes));
+        }
+        if body.is_none() {
+            let mut pages = Vec::with_capacity(subs.len());
+            for sub in &subs {
+                let Some(feed) = self.feeds.get_mut(sub.feed) else { return };
+                let cursor = feed.at(feed.lanes[usize::from(sub.lane)].readers[sub.index as usize].seq);
+                let max = PageMax { messages: limit as usize, bytes: usize::MAX };
+                let Some(page) = feed.read(From::After(cursor), max, bounds, now_ms) else {
+                    self.repoll(slot);
+                    return;
+                };
+                pages.push((feed.name.clone(), page));
+            }
+            if pages.iter().all(|(_, page)| page.messages.is_empty()) {
+                // Only messages that ended by their own TTL before they could be read: it goes on waiting.
+                for (sub, (_, page)) in subs.iter().zip(&pages) {
+                    if let Some(feed) = self.feeds.get_mut(sub.feed) {
+                        feed.reader_mut(sub.lane, sub.index).seq = page.next;
+                    }
+                }
+                return;
+            }
+            let mut bytes = Vec::with_capacity(256);
+            write_body(&mut bytes, &mut pages, Some(limit as usize));
+            let bytes = Rc::new(bytes);
+            if let ([sub], [(_, page)]) = (&subs[..], &pages[..])
+                && let Some(feed) = self.feeds.get(sub.feed)
+            {
+                self.poll_body = Some(Body {
+                    feed: sub.feed,
+                    incarnation: page.incarnation,
+                    from: feed.lanes[usize::from(sub.lane)].readers[sub.index as usize].seq,
+                    head: page.head,
+                    limit,
+                    bytes: Rc::clone(&bytes),
+                });
+            }
+            body = Some(bytes);
+        }
+        if let Some(body) = body {
+            self.end_poll(slot, 200, None, &body);
+        }
+    }
+
+    /// The wait is over without a message.
+    pub fn expire_poll(&mut self, slot: u32) {
+        self.end_poll(slot, 204, None, &[]);
+    }
+
+    /// The server stops: come back after `reconnect_ms`.
+    pub fn drain_poll(&mut self, slot: u32, reconnect_ms: u64) {
+        self.end_poll(slot, 204, Some(reconnect_ms.div_ceil(1_000).max(1)), &[]);
+    }
+
+    fn end_poll(&mut self, slot: u32, status: u16, retry_after_s: Option<u64>, body: &[u8]) {
+        let mut cursor = Vec::new();
+        let Some(entry) = self.conns.get(slot) else { return };
+        let Kind::Poll(held) = &entry.kind else { return };
+        if status == 204 {
+            let feeds = entry.subs.as_slice().iter();
+            let cursors = feeds.filter_map(|sub| {
+                let feed = self.feeds.get(sub.feed)?;
+                Some(feed.at(feed.lanes[usize::from(sub.lane)].readers[sub.index as usize].seq))
+            });
+            write_joined(&mut cursor, cursors);
+        } else {
+            // The body ends `"cursor":"…"`: the field repeats it.
+            cursor.extend_from_slice(cursor_of(body));
+        }
+        let keep_alive = held.keep_alive && retry_after_s.is_none();
+        let mut out = Vec::with_capacity(512 + body.len());
+        let mut writer = ResponseWriter::new(&mut out, status)
+            .date(&format_imf_date(self.node.clock.now_ms() / 1_000))
+            .field("Pushline-Cursor", &cursor);
+        if status == 200 {
+            writer = writer.field("Content-Type", "application/json");
+        }
+        if let Some(seconds) = retry_after_s {
+            writer = writer.number("Retry-After", seconds);
+        }
+        if !keep_alive {
+            writer = writer.field("Connection", "close");
+        }
+        writer.lines(&held.fields).end_with(body);
+        self.unsubscribe_all(slot);
+        if !keep_alive {
+            let reason = if retry_after_s.is_some() { Reason::Drain } else { Reason::Answered };
+            self.end(slot, Transport::LongPoll, reason, &out);
+            return;
+        }
+        self.say(slot, &out);
+        let tick = self.tick();
+        let Some(entry) = self.conns.get_mut(slot) else { return };
+        let Kind::Poll(held) = std::mem::replace(&mut entry.kind, Kind::Idle) else { return };
+        entry.heard_tick = tick;
+        entry.sent_messages += 1;
+        if held.leftover.is_empty() {
+            if entry.flags.input_off {
+                entry.flags.input_off = false;
+                self.set_interest(slot);
+            }
+            self.reschedule(slot);
+        } else if let Some(entry) = self.conns.get_mut(slot) {
+            if entry.owed.is_some() {
+                // A client that pipelines must read too.
+                self.doom(slot);
+            } else if let Some(socket) = self.release(slot) {
+                self.spawns.push(Spawn::Serve { socket, input: held.leftover });
+            }
+        }
+    }
+
+    /// Gives a poll back to a task, which asks the channels' homes.
+    fn repoll(&mut self, slot: u32) {
+        let Some(entry) = self.conns.get_mut(slot) else { return };
+        let Kind::Poll(held) = std::mem::replace(&mut entry.kind, Kind::Idle) else { return };
+        let feeds = entry.subs.as_slice().iter();
+        let (names, cursors) = feeds
+            .filter_map(|sub| {
+                let feed = self.feeds.get(sub.feed)?;
+                let seq = feed.lanes[usize::from(sub.lane)].readers[sub.index as usize].seq;
+                Some((feed.name.clone(), feed.at(seq)))
+            })
+            .unzip();
+        if let Some(socket) = self.release(slot) {
+            self.spawns.push(Spawn::Repoll { socket, names, cursors, held });
+        }
+    }
+}
+
+/// The cursor in a body that [`write_body`] wrote.
+pub fn cursor_of(body: &[u8]) -> &[u8] {
+    const KEY: &[u8] = br#"],"cursor":""#;
+    let start = memchr::memmem::rfind(body, KEY).map_or(body.len(), |at| at + KEY.len());
+    let end = body[start..].iter().position(|byte| *byte == b'"').unwrap_or(0);
+    &body[start..start + end]
+}

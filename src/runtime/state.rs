@@ -1,0 +1,436 @@
+//! All that one worker knows: its connections, feeds and channels, and what is to be done next.
+//! Everything here is synchronous and belongs to one thread. What needs a task is put on `spawns`, which the worker
+//! runs when nothing is borrowed.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::RawFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Waker;
+
+use foldhash::fast::RandomState;
+
+use crate::domain::channel::Name;
+use crate::domain::feed::{Arrival, Feed, FeedBounds, Link};
+use crate::domain::history::{Bounds, PageMax};
+use crate::domain::home::{Home, HomeBounds, WorkerIndex};
+use crate::domain::message::Message;
+
+use super::clock::{Clock, ticks};
+use super::entry::{ConnId, Entry, HeldPoll};
+use super::framing::frame;
+use super::holder::Last;
+use super::io::Epoll;
+use super::mail::{Answer, Ask, Mail};
+use super::mailbox::Sender;
+use super::sendring::SendRing;
+use super::settings::{Settings, SlowPolicy};
+use super::slots::ChunkedSlab;
+use super::stats::Stats;
+use super::wheel::Wheel;
+
+/// What a worker asks for when it joins a channel, and one page of history.
+pub const PAGE: PageMax = PageMax { messages: 64, bytes: 64 * 1024 };
+/// A feed stays this long for polls and for readers that come back.
+pub const LEASE_MS: u64 = 5_000;
+
+/// What all workers share; nothing of it changes.
+pub struct Node {
+    pub settings: Settings,
+    pub clock: Clock,
+    pub mailboxes: Vec<Sender<Mail>>,
+    pub stats: Vec<Stats>,
+    /// Keeps connection ids unguessable.
+    pub secret: [u8; 20],
+    /// Of hashes that choose a channel's home.
+    pub home_seed: RandomState,
+}
+
+impl Node {
+    /// The worker on which a channel lives.
+    pub fn home_of(&self, name: &Name) -> WorkerIndex {
+        use std::hash::BuildHasher;
+        (self.home_seed.hash_one(name.as_str()) % self.mailboxes.len() as u64) as WorkerIndex
+    }
+
+    pub fn policy_for(&self, name: &Name) -> SlowPolicy {
+        let slow = &self.settings.slow;
+        let rule = slow.rules.iter().find(|(pattern, _)| pattern.matches(name.as_str()));
+        rule.map_or(slow.policy, |(_, policy)| *policy)
+    }
+
+    pub fn feed_bounds(&self) -> FeedBounds {
+        FeedBounds { bytes: self.settings.feed.bytes, history: self.channel_bounds() }
+    }
+
+    fn channel_bounds(&self) -> Bounds {
+        let history = &self.settings.history;
+        Bounds { messages: history.messages, bytes: history.bytes, age_ms: history.age.as_millis() as u64 }
+    }
+}
+
+/// A place for one answer, and who waits for it.
+#[derive(Default)]
+pub struct Reply {
+    pub answer: Option<Answer>,
+    pub waker: Option<Waker>,
+}
+
+/// What an answer that is on its way is for.
+pub enum Pending {
+    Task(Rc<RefCell<Reply>>),
+    /// The next page for a reader that catches up.
+    Page {
+        conn: ConnId,
+        feed: u32,
+    },
+    /// A feed that joins.
+    Join(Name),
+    /// Nobody waits any more.
+    Dropped,
+}
+
+/// A socket on its way between the holder and a task, with what is known of it.
+#[derive(Debug)]
+pub struct Socket {
+    pub fd: RawFd,
+    pub opened_tick: u32,
+    pub sent_messages: u32,
+    pub sent_bytes: u64,
+}
+
+/// What a frame of a WebSocket client asks for that cannot be done at once.
+pub enum Spawn {
+    /// Bytes came on a kept-alive connection.
+    Serve { socket: Socket, input: Vec<u8> },
+    /// A held poll that the feed cannot answer.
+    Repoll {
+        socket: Socket,
+        names: Vec<Name>,
+        cursors: Vec<crate::domain::cursor::Cursor>,
+        held: Box<HeldPoll>,
+    },
+<<<<<<< HEAD
+    /// Frames came: to be acted on in order. `raw`: the channel that they are published to; `None`: `pushline.v1`.
+    Frames { conn: ConnId, raw: Option<Name>, frames: Vec<Frame>, last: Option<Last> },
+=======
+    /// Frames came: to be run in order.
+    Frames { conn: ConnId, frames: Vec<Frame>, last: Option<Last> },
+>>>>>>> h/tests
+}
+
+/// One frame of a WebSocket client to act on.
+#[derive(Debug)]
+pub enum Frame {
+    Text(String),
+    Binary(Vec<u8>),
+}
+
+/// A drain under way.
+#[derive(Debug, Clone, Copy)]
+pub struct Draining {
+    pub begun_tick: u32,
+    pub window_ticks: u32,
+}
+
+pub struct State {
+    pub node: Arc<Node>,
+    pub index: WorkerIndex,
+    pub conns: ChunkedSlab<Entry>,
+    pub epoll: Epoll,
+    pub wheel: Wheel,
+    pub feeds: ChunkedSlab<Feed>,
+    pub feeds_by_name: HashMap<Name, u32, RandomState>,
+    pub home: Home,
+    pub pending: slab::Slab<Pending>,
+    /// Feeds with something to send.
+    pub dirty: VecDeque<u32>,
+    pub catchups: VecDeque<(ConnId, u32)>,
+    pub spawns: Vec<Spawn>,
+    pub ring: SendRing,
+    pub pass: super::fanout::Passes,
+    pub scratch: Vec<u8>,
+    pub draining: Option<Draining>,
+    /// Open connections, held or in tasks.
+    pub connections: usize,
+    /// Connections that only wait for the client's close.
+    pub lingering: usize,
+    pub poll_body: Option<super::poll::Body>,
+    pub sweep_feed_at: u32,
+    /// Messages placed here for feeds here.
+    arrived: Vec<Arc<Message>>,
+    random: u64,
+}
+
+impl State {
+    pub fn new(node: Arc<Node>, index: WorkerIndex, ring: SendRing, epoll: Epoll, seed: u64) -> Self {
+        let workers = node.mailboxes.len();
+        let settings = &node.settings;
+        let bounds = HomeBounds {
+            channel: node.channel_bounds(),
+            bytes: settings.history.node_bytes / workers,
+            channels: (settings.limits.channels / workers).max(1),
+            keys: (settings.limits.idempotency_keys / workers).max(1),
+        };
+        let incarnations = u64::from_le_bytes(std::array::from_fn(|at| node.secret[at]));
+        let first = incarnations.wrapping_add(u64::from(index));
+        Self {
+            home: Home::new(bounds, first, workers as u64),
+            wheel: Wheel::new(u64::from(node.clock.tick())),
+            node,
+            index,
+            conns: ChunkedSlab::new(),
+            epoll,
+            feeds: ChunkedSlab::new(),
+            feeds_by_name: HashMap::default(),
+            pending: slab::Slab::new(),
+            dirty: VecDeque::new(),
+            catchups: VecDeque::new(),
+            spawns: Vec::new(),
+            ring,
+            pass: super::fanout::Passes::default(),
+            scratch: Vec::new(),
+            draining: None,
+            connections: 0,
+            lingering: 0,
+            poll_body: None,
+            sweep_feed_at: 0,
+            arrived: Vec::new(),
+            random: seed | 1,
+        }
+    }
+
+    pub fn stats(&self) -> &Stats {
+        &self.node.stats[usize::from(self.index)]
+    }
+
+    pub fn tick(&self) -> u32 {
+        self.node.clock.tick()
+    }
+
+    /// A number below `end`, for jitter (xorshift; not for secrets).
+    pub fn random_below(&mut self, end: u64) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random % end.max(1)
+    }
+
+    /// Does, as their home, what `from` asks of this worker's channels.
+    pub fn answer(&mut self, from: WorkerIndex, ask: Ask) -> Answer {
+        let now_ms = self.node.clock.now_ms();
+        let (index, node, arrived) = (self.index, &self.node, &mut self.arrived);
+        let mut delivered = 0u64;
+        let deliver = |worker: WorkerIndex, message: &Arc<Message>| {
+            delivered += 1;
+            if worker == index {
+                arrived.push(Arc::clone(message));
+                return true;
+            }
+            let mailbox = &node.mailboxes[usize::from(worker)];
+            let mail = Mail::Live(Arc::clone(message));
+            let bytes = mail.cost_bytes();
+            if mailbox.try_send(mail, bytes).is_ok() {
+                return true;
+            }
+            let lost = Mail::Lost(message.channel.clone());
+            let bytes = lost.cost_bytes();
+            mailbox.send_reserved(lost, bytes);
+            false
+        };
+        let answer = match ask {
+            Ask::Publish { name, draft, key } => {
+                Answer::Published(self.home.publish(&name, draft, key.as_deref(), now_ms, deliver))
+            }
+            Ask::PublishReserved { name, draft, key } => {
+                Answer::Published(self.home.publish_reserved(&name, draft, &key, now_ms, deliver))
+            }
+            Ask::Reserve { name, key } => Answer::Known(self.home.reserve(&name, &key, now_ms)),
+            Ask::Release { name, key } => {
+                self.home.release(&name, &key);
+                Answer::Done
+            }
+            Ask::Delete { name } => {
+                self.home.delete(&name, now_ms, deliver);
+                Answer::Done
+            }
+            Ask::Read { name, from, max } => Answer::Page(self.home.read(&name, from, max, now_ms)),
+            Ask::Join { name, max } => Answer::Page(self.home.join(&name, from, max, now_ms)),
+            Ask::Leave { name } => {
+                self.home.leave(&name, from, now_ms);
+                Answer::Done
+            }
+        };
+        if delivered > 0 {
+            for message in std::mem::take(&mut self.arrived) {
+                self.on_live(message);
+            }
+        }
+        answer
+    }
+
+    /// Sends a request to another worker.
+    ///
+    /// # Errors
+    /// The request did not fit into its mailbox: this node is overloaded.
+    pub fn ask(&mut self, home: WorkerIndex, ask: Ask, pending: Pending) -> Result<u32, Overloaded> {
+        let token = self.pending.insert(pending) as u32;
+        let mail = Mail::Ask { from: self.index, token, ask };
+        let bytes = mail.cost_bytes();
+        match self.node.mailboxes[usize::from(home)].try_send(mail, bytes) {
+            Ok(()) => Ok(token),
+            Err(_) => {
+                self.pending.remove(token as usize);
+                Err(Overloaded)
+            }
+        }
+    }
+
+    pub fn on_mail(&mut self, mail: Mail) {
+        match mail {
+            Mail::Ask { from, token, ask } => {
+                let is_leave = matches!(ask, Ask::Leave { .. });
+                let answer = self.answer(from, ask);
+                if !is_leave {
+                    let mail = Mail::Answer { token, answer };
+                    let bytes = mail.cost_bytes();
+                    self.node.mailboxes[usize::from(from)].send_reserved(mail, bytes);
+                }
+            }
+            Mail::Answer { token, answer } => self.on_answer(token, answer),
+            Mail::Live(message) => self.on_live(message),
+            Mail::Lost(name) => {
+                if let Some(&feed) = self.feeds_by_name.get(&name)
+                    && let Some(feed) = self.feeds.get_mut(feed)
+                {
+                    feed.link = Link::Joining;
+                    self.join(name);
+                }
+            }
+            // The worker's own: its listeners are not of the state.
+            Mail::Drain { .. } | Mail::CloseListeners | Mail::Unsteer => {}
+        }
+    }
+
+    fn on_answer(&mut self, token: u32, answer: Answer) {
+        let Some(pending) = self.pending.try_remove(token as usize) else { return };
+        match pending {
+            Pending::Task(reply) => {
+                let mut reply = reply.borrow_mut();
+                reply.answer = Some(answer);
+                if let Some(waker) = reply.waker.take() {
+                    waker.wake();
+                }
+            }
+            Pending::Page { conn, feed } => {
+                if let Answer::Page(page) = answer {
+                    self.on_page(conn, feed, page);
+                }
+            }
+            Pending::Join(name) => {
+                if let Answer::Page(page) = answer {
+                    self.on_joined(&name, page);
+                }
+            }
+            Pending::Dropped => {}
+        }
+    }
+
+    /// The channel's feed here; made, and asked for at its home, if there is none.
+    pub fn feed(&mut self, name: &Name) -> u32 {
+        let leased_until_ms = self.node.clock.now_ms() + LEASE_MS;
+        if let Some(&feed) = self.feeds_by_name.get(name) {
+            if let Some(feed) = self.feeds.get_mut(feed) {
+                feed.leased_until_ms = feed.leased_until_ms.max(leased_until_ms);
+            }
+            return feed;
+        }
+        let mut feed = Feed::new(name.clone());
+        feed.leased_until_ms = leased_until_ms;
+        let (slot, _) = self.feeds.insert(feed);
+        self.feeds_by_name.insert(name.clone(), slot);
+        self.join(name.clone());
+        slot
+    }
+
+    fn join(&mut self, name: Name) {
+        let home = self.node.home_of(&name);
+        let ask = Ask::Join { name: name.clone(), max: PAGE };
+        if home == self.index {
+            if let Answer::Page(page) = self.answer(self.index, ask) {
+                self.on_joined(&name, page);
+            }
+            return;
+        }
+        // Joining is what makes an overloaded reader whole again: its request always has room.
+        let token = self.pending.insert(Pending::Join(name)) as u32;
+        let mail = Mail::Ask { from: self.index, token, ask };
+        let bytes = mail.cost_bytes();
+        self.node.mailboxes[usize::from(home)].send_reserved(mail, bytes);
+    }
+
+    fn on_joined(&mut self, name: &Name, page: Option<crate::domain::history::Page>) {
+        let Some(&slot) = self.feeds_by_name.get(name) else { return };
+        let bounds = self.node.feed_bounds();
+        let Some(feed) = self.feeds.get_mut(slot) else { return };
+        match page {
+            Some(page) => {
+                feed.on_joined(page, bounds, &mut frame);
+                self.touch(slot);
+            }
+            None => {
+                // No room for the channel: whoever waits for the feed finds it gone.
+                self.drop_feed(slot);
+            }
+        }
+    }
+
+    fn on_live(&mut self, message: Arc<Message>) {
+        let Some(&slot) = self.feeds_by_name.get(&message.channel) else { return };
+        let bounds = self.node.feed_bounds();
+        let Some(feed) = self.feeds.get_mut(slot) else { return };
+        let name = message.channel.clone();
+        match feed.on_message(message, bounds, &mut frame) {
+            Arrival::Placed => self.touch(slot),
+            Arrival::Ignored => {}
+            Arrival::Hole => self.join(name),
+        }
+    }
+
+    /// Puts a feed into the fan-out's queue if anybody reads it.
+    pub fn touch(&mut self, slot: u32) {
+        if let Some(feed) = self.feeds.get_mut(slot)
+            && !feed.queued
+            && feed.has_readers()
+        {
+            feed.queued = true;
+            self.dirty.push_back(slot);
+        }
+    }
+
+    /// Lets go of a feed that nobody reads, and tells the channel's home.
+    pub fn drop_feed(&mut self, slot: u32) {
+        let Some(feed) = self.feeds.remove(slot) else { return };
+        assert!(!feed.has_readers(), "a feed with readers was dropped");
+        self.feeds_by_name.remove(&feed.name);
+        let home = self.node.home_of(&feed.name);
+        let ask = Ask::Leave { name: feed.name };
+        if home == self.index {
+            self.answer(self.index, ask);
+        } else {
+            let mail = Mail::Ask { from: self.index, token: u32::MAX, ask };
+            let bytes = mail.cost_bytes();
+            self.node.mailboxes[usize::from(home)].send_reserved(mail, bytes);
+        }
+    }
+
+    pub fn heartbeat_ticks(&self) -> (u32, u32) {
+        let heartbeat = &self.node.settings.heartbeat;
+        (ticks(heartbeat.interval), ticks(heartbeat.timeout))
+    }
+}
+
+/// A worker's mailbox is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Overloaded;

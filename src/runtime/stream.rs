@@ -1,0 +1,173 @@
+//! A connection that a task serves: read and written with deadlines, then given to the holder or closed.
+//! Owns the way of a descriptor between monoio and the holder, and what is known of the connection meanwhile.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use monoio::buf::IoBufMut;
+use monoio::io::{CancelableAsyncReadRent, CancelableAsyncWriteRent, Canceller};
+use monoio::net::TcpStream;
+
+use super::close::{Reason, Transport};
+use super::sendring::{Outcome, send_now};
+use super::state::Socket;
+use super::worker::Worker;
+
+/// Why a read or write came to nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StreamError {
+    /// The deadline passed.
+    Late,
+    /// The client sends no more.
+    Eof,
+    /// The connection is broken.
+    Broken,
+}
+
+/// A connection in the hands of a task.
+pub struct Stream {
+    /// `None` once it was given away.
+    tcp: Option<TcpStream>,
+    pub socket: Socket,
+    /// What the log says of it if it ends here.
+    pub transport: Transport,
+    pub reason: Reason,
+    worker: Rc<Worker>,
+}
+
+impl Stream {
+    /// # Errors
+    /// The driver could not take the descriptor; it is closed.
+    pub fn new(worker: Rc<Worker>, socket: Socket) -> io::Result<Self> {
+        // SAFETY: the holder or the accept loop gave this descriptor away; nobody else has it now.
+        let std = unsafe { std::net::TcpStream::from_raw_fd(socket.fd) };
+        let tcp = match TcpStream::from_std(std) {
+            Ok(tcp) => tcp,
+            Err(error) => {
+                // The descriptor was closed with `std`; only the count is left to mend.
+                worker.with(|state| state.connections -= 1);
+                return Err(error);
+            }
+        };
+        Ok(Self { tcp: Some(tcp), socket, transport: Transport::Http, reason: Reason::Gone, worker })
+    }
+
+    /// Appends what comes to `buffer`, at least a byte.
+    ///
+    /// # Errors
+    /// [`StreamError`]; nothing that came is lost but for a broken connection.
+    pub async fn read(&mut self, buffer: &mut Vec<u8>, deadline: Duration) -> Result<(), StreamError> {
+        let Some(tcp) = &mut self.tcp else { return Err(StreamError::Broken) };
+        if buffer.capacity() - buffer.len() < 512 {
+            buffer.reserve(buffer.len().clamp(2_048, 65_536));
+        }
+        let taken = std::mem::take(buffer);
+        let (start, end) = (taken.len(), taken.capacity());
+        let canceller = Canceller::new();
+        let mut read = std::pin::pin!(tcp.cancelable_read(taken.slice_mut(start..end), canceller.handle()));
+        let (result, slice) = monoio::select! {
+            done = &mut read => done,
+            () = monoio::time::sleep(deadline) => {
+                canceller.cancel();
+                // The operation is awaited to its end: bytes that came meanwhile are not lost.
+                read.await
+            }
+        };
+        *buffer = slice.into_inner();
+        match result {
+            Ok(0) => Err(StreamError::Eof),
+            Ok(_) => Ok(()),
+            Err(error) if error.raw_os_error() == Some(libc::ECANCELED) => Err(StreamError::Late),
+            Err(_) => Err(StreamError::Broken),
+        }
+    }
+
+    /// Sends all of `bytes`; what the socket does not take at once is waited for.
+    ///
+    /// # Errors
+    /// [`StreamError`]
+    pub async fn write_all(&mut self, bytes: &[u8], deadline: Duration) -> Result<(), StreamError> {
+        let Some(tcp) = &mut self.tcp else { return Err(StreamError::Broken) };
+        self.socket.sent_bytes += bytes.len() as u64;
+        let sent = match send_now(self.socket.fd, bytes) {
+            Outcome::Whole => return Ok(()),
+            Outcome::Short(sent) => sent,
+            Outcome::Full => 0,
+            Outcome::Failed(_) => return Err(StreamError::Broken),
+        };
+        let mut rest = bytes[sent..].to_vec();
+        let until = std::time::Instant::now() + deadline;
+        while !rest.is_empty() {
+            let left = until.saturating_duration_since(std::time::Instant::now());
+            let canceller = Canceller::new();
+            let mut write = std::pin::pin!(tcp.cancelable_write(rest, canceller.handle()));
+            let (result, buffer) = monoio::select! {
+                done = &mut write => done,
+                () = monoio::time::sleep(left) => {
+                    canceller.cancel();
+                    write.await
+                }
+            };
+            rest = buffer;
+            match result {
+                Ok(0) => return Err(StreamError::Broken),
+                Ok(sent) => drop(rest.drain(..sent)),
+                Err(error) if error.raw_os_error() == Some(libc::ECANCELED) => return Err(StreamError::Late),
+                Err(_) => return Err(StreamError::Broken),
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the connection away, to the holder.
+    pub fn into_socket(mut self) -> Option<Socket> {
+        let tcp = self.tcp.take()?;
+        let fd = tcp.into_raw_fd();
+        debug_assert_eq!(fd, self.socket.fd);
+        let Socket { fd, opened_tick, sent_messages, sent_bytes } = self.socket;
+        Some(Socket { fd, opened_tick, sent_messages, sent_bytes })
+    }
+
+    pub fn fd(&self) -> RawFd {
+        self.socket.fd
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let Some(tcp) = self.tcp.take() else { return };
+        self.socket.fd = tcp.into_raw_fd();
+        self.worker.with(|state| state.close(&self.socket, self.transport, self.reason));
+    }
+}
+
+/// A descriptor of the worker's own whose readiness is awaited: a listener, an eventfd, an epoll set.
+pub struct Awaited(TcpStream);
+
+impl Awaited {
+    /// # Errors
+    /// The driver could not take it.
+    pub fn new(fd: OwnedFd) -> io::Result<Self> {
+        // monoio's type for sockets serves for any descriptor that can be polled: only readiness is asked of it.
+        Ok(Self(TcpStream::from_std(std::net::TcpStream::from(fd))?))
+    }
+
+    /// A duplicate of a descriptor that stays its owner's.
+    ///
+    /// # Errors
+    /// No descriptor was left, or the driver could not take it.
+    pub fn duplicate_of(fd: RawFd) -> io::Result<Self> {
+        // SAFETY: `fd` is open for as long as this call: the caller owns it.
+        let borrowed = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
+        Self::new(borrowed.try_clone_to_owned()?)
+    }
+
+    /// Waits until a read would not wait.
+    pub async fn readable(&self) {
+        // An error means that the descriptor is in a state that the next use of it will tell of.
+        let _ = self.0.readable(false).await;
+    }
+}

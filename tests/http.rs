@@ -1,0 +1,520 @@
+//! HTTP/1.1 itself (RFC 9110, 9112): what holds for every route.
+
+mod common;
+
+use std::time::Duration;
+
+use common::http::{
+    AT_ONCE, Conn, End, Poll, Response, ask, get, head_cursor, poll, post, publish, published, timed,
+};
+use common::server::Server;
+use common::until;
+use serde_json::json;
+
+const TEXT: (&str, &str) = ("Content-Type", "text/plain");
+const CHUNKED: (&str, &str) = ("Transfer-Encoding", "chunked");
+const A_WHILE: Duration = Duration::from_millis(200);
+
+// --- Connections ----------------------------------------------------------------------------------------------------
+
+#[test]
+fn healthz_is_200() {
+    let server = Server::start(&[]);
+    get(server.addr(), "/healthz").expect(200);
+    let head = ask(server.addr(), "HEAD", "/healthz", &[], "").expect(200);
+    assert!(head.body.is_empty());
+    let answer = post(server.addr(), "/healthz", &[], "");
+    answer.problem(405);
+    assert!(answer.lists("allow", "GET") && answer.lists("allow", "HEAD"), "{answer}");
+}
+
+#[test]
+fn a_connection_serves_request_after_request() {
+    let server = Server::start(&[]);
+    let mut conn = Conn::open(server.addr());
+    for n in 0..50 {
+        assert!(!conn.get("/healthz").expect(200).closes());
+        published(&conn.request("POST", "/channels/ka", &[TEXT], n.to_string()));
+        assert_eq!(Poll::of(&conn.get("/channels/ka")).data(), [json!(n.to_string())]);
+        // A refusal that leaves no doubt about framing leaves the connection, too.
+        conn.get("/nowhere").problem(404);
+        conn.request("POST", "/channels/a//b", &[TEXT], "refused").problem(400);
+        conn.request("DELETE", "/channels/other", &[], "").expect(204);
+    }
+}
+
+#[test]
+fn connection_close_is_honoured() {
+    let server = Server::start(&[]);
+    for value in ["close", "Close", "x, close", "keep-alive, close"] {
+        let mut conn = Conn::open(server.addr());
+        let answer = conn.request("GET", "/healthz", &[("Connection", value)], "").expect(200);
+        assert!(answer.lists("connection", "close"), "{value}: {answer}");
+        conn.eof();
+    }
+    // What is pipelined behind it is not answered (RFC 9112 §9.6).
+    let mut conn = Conn::open(server.addr());
+    conn.send("GET", "/healthz", &[("Connection", "close")], "");
+    conn.send("POST", "/channels/behind", &[TEXT], "x");
+    conn.read_response().expect(200);
+    conn.eof();
+    assert!(poll(server.addr(), "/channels/behind").messages.is_empty());
+}
+
+#[test]
+fn pipelined_requests_are_answered_in_order() {
+    let server = Server::start(&["--workers", "2"]);
+    let mut conn = Conn::open(server.addr());
+    let mut wire = Vec::new();
+    for n in 0..200 {
+        let request = match n % 5 {
+            0 => common::http::wire(server.addr(), "GET", "/healthz", &[], b""),
+            1 => common::http::wire(server.addr(), "POST", &format!("/channels/p{n}"), &[TEXT], b"x"),
+            2 => common::http::wire(server.addr(), "GET", &format!("/channels/p{}", n - 1), &[], b""),
+            3 => common::http::wire(
+                server.addr(),
+                "POST",
+                "/channels/p",
+                &[TEXT, CHUNKED],
+                b"1\r\nx\r\n0\r\n\r\n",
+            ),
+            _ => common::http::wire(server.addr(), "DELETE", &format!("/channels/p{}", n - 3), &[], b""),
+        };
+        wire.extend_from_slice(&request);
+    }
+    conn.send_raw(&wire);
+    for n in 0..200 {
+        let answer = conn.read_response();
+        match n % 5 {
+            0 => assert_eq!(answer.status, 200, "{n}: {answer}"),
+            2 => assert_eq!(Poll::of(&answer).messages.len(), 1, "{n}: what was published just before"),
+            4 => assert_eq!(answer.status, 204, "{n}: {answer}"),
+            _ => drop(published(&answer)),
+        }
+    }
+}
+
+#[test]
+fn requests_are_read_however_they_are_cut() {
+    let server = Server::start(&[]);
+    let mut wire = common::http::wire(server.addr(), "POST", "/channels/cut", &[TEXT], b"one");
+    wire.extend_from_slice(b"\r\n"); // an empty line before a request line (RFC 9112 §2.2)
+    wire.extend_from_slice(&common::http::wire(server.addr(), "GET", "/channels/cut", &[], b""));
+    for cut in 1..wire.len() {
+        let mut conn = Conn::open(server.addr());
+        conn.send_raw(&wire[..cut]);
+        conn.send_raw(&wire[cut..]);
+        published(&conn.read_response());
+        assert_eq!(Poll::of(&conn.read_response()).data(), [json!("one")], "cut at {cut}");
+    }
+    let mut conn = Conn::open(server.addr());
+    for byte in &wire {
+        conn.send_raw([*byte]);
+    }
+    published(&conn.read_response());
+    Poll::of(&conn.read_response());
+}
+
+#[test]
+fn a_half_closed_client_still_gets_its_answer() {
+    let server = Server::start(&[]);
+    let mut conn = Conn::open(server.addr());
+    conn.send("POST", "/channels/half", &[TEXT], "x");
+    conn.shutdown_write();
+    published(&conn.read_response());
+    conn.eof();
+}
+
+// --- Bodies ---------------------------------------------------------------------------------------------------------
+
+#[test]
+fn chunked_bodies() {
+    let server = Server::start(&[]);
+    for (name, body, want) in [
+        ("one", "5\r\nhello\r\n0\r\n\r\n", "hello"),
+        ("three", "1\r\na\r\n2\r\nbc\r\n3\r\ndef\r\n0\r\n\r\n", "abcdef"),
+        ("hexadecimal", "A\r\n0123456789\r\na\r\n0123456789\r\n0\r\n\r\n", "01234567890123456789"),
+        ("leading zeros", "0005\r\nhello\r\n000\r\n\r\n", "hello"),
+        ("extensions", "5;a=b;c=\"d\"\r\nhello\r\n0;x\r\n\r\n", "hello"),
+        ("trailers", "5\r\nhello\r\n0\r\nX-Sum: 1\r\nX-Other: 2\r\n\r\n", "hello"),
+        ("empty", "0\r\n\r\n", ""),
+        ("CRLF inside", "7\r\na\r\n0\r\nb\r\n0\r\n\r\n", "a\r\n0\r\nb"),
+    ] {
+        let mut whole = Conn::open(server.addr());
+        published(&whole.request("POST", "/channels/chunks", &[TEXT, CHUNKED], body));
+        assert_eq!(poll(server.addr(), "/channels/chunks").data(), [json!(want)], "{name}");
+        // The connection is in step behind it.
+        whole.get("/healthz").expect(200);
+        let mut bytes = Conn::open(server.addr());
+        let coding = ("Transfer-Encoding", "Chunked");
+        let wire =
+            common::http::wire(server.addr(), "POST", "/channels/bytes", &[TEXT, coding], body.as_bytes());
+        for byte in wire {
+            bytes.send_raw([byte]);
+        }
+        published(&bytes.read_response());
+        assert_eq!(poll(server.addr(), "/channels/bytes").data(), [json!(want)], "{name}, byte by byte");
+        bytes.get("/healthz").expect(200);
+    }
+}
+
+#[test]
+fn expect_100_continue() {
+    let server = Server::start(&[]);
+    let mut conn = Conn::open(server.addr());
+    for value in ["100-continue", "100-Continue"] {
+        conn.send_raw(format!(
+            "POST /channels/x HTTP/1.1\r\nHost: localhost\r\nExpect: {value}\r\nContent-Length: 2\r\n\r\n"
+        ));
+        assert_eq!(
+            conn.take_through(b"\r\n\r\n").expect("an interim answer"),
+            b"HTTP/1.1 100 Continue\r\n\r\n"
+        );
+        conn.send_raw("ok");
+        published(&conn.read_response());
+    }
+    // The body is there already: 100 may be left out, the answer may not.
+    conn.send("POST", "/channels/x", &[("Expect", "100-continue")], "ok");
+    published(&conn.read_response());
+    // Nothing to continue with.
+    let answer = conn.request("GET", "/healthz", &[("Expect", "100-continue")], "").expect(200);
+    assert!(answer.interim.is_empty(), "{:?}", answer.interim);
+    // Refused before the body is asked for.
+    let mut conn = Conn::open(server.addr());
+    conn.send_raw(
+        "POST /channels/x HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 99999999\r\n\r\n",
+    );
+    let answer = conn.read_response();
+    answer.problem(413);
+    assert!(answer.interim.is_empty(), "{:?}", answer.interim);
+    // Any other expectation.
+    let mut conn = Conn::open(server.addr());
+    conn.request("POST", "/channels/x", &[("Expect", "a-miracle")], "x").problem(417);
+    // HTTP/1.0 knows no 100 (RFC 9110 §10.1.1).
+    let mut conn = Conn::open(server.addr());
+    conn.send_raw(
+        "POST /channels/x HTTP/1.0\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n",
+    );
+    conn.quiet(A_WHILE);
+    conn.send_raw("ok");
+    let answer = conn.read_response().expect(201);
+    assert!(answer.interim.is_empty(), "{:?}", answer.interim);
+}
+
+// --- Methods, targets, versions -------------------------------------------------------------------------------------
+
+#[test]
+fn head_has_no_body_anywhere() {
+    let server = Server::start(&[]);
+    publish(server.addr(), "h", "x");
+    let mut conn = Conn::open(server.addr());
+    for (target, status) in
+        [("/healthz", 200), ("/channels/h", 200), ("/nowhere", 404), ("/channels/a//b", 400)]
+    {
+        let full = conn.get(target).expect(status);
+        let head = conn.request("HEAD", target, &[], "").expect(status);
+        assert_eq!(head.header("content-length"), full.body.len().to_string(), "{target}");
+        assert_eq!(head.header("content-type"), full.header("content-type"), "{target}");
+    }
+    conn.get("/healthz").expect(200);
+}
+
+#[test]
+fn options_tell_the_methods() {
+    let server = Server::start(&[]);
+    let mut conn = Conn::open(server.addr());
+    for (target, methods) in [
+        ("/channels/x", &["GET", "HEAD", "POST", "DELETE", "OPTIONS"][..]),
+        ("/publish", &["POST", "OPTIONS"]),
+        ("/healthz", &["GET", "HEAD", "OPTIONS"]),
+    ] {
+        let answer = conn.request("OPTIONS", target, &[], "");
+        assert!([200, 204].contains(&answer.status), "{target}: {answer}");
+        for method in methods {
+            assert!(answer.lists("allow", method), "{method} {target}: {answer}");
+        }
+    }
+    let answer = conn.request("OPTIONS", "*", &[], "");
+    assert!([200, 204].contains(&answer.status), "{answer}");
+    conn.request("OPTIONS", "/nowhere", &[], "").problem(404);
+    conn.get("/healthz").expect(200);
+}
+
+#[test]
+fn absolute_form_targets() {
+    let server = Server::start(&[]);
+    let addr = server.addr();
+    let mut conn = Conn::open(addr);
+    publish(addr, "abs", "x");
+    for authority in [addr.to_string(), format!("localhost:{}", addr.port()), "LOCALHOST".to_owned()] {
+        let answer = conn.get(&format!("http://{authority}/channels/abs?limit=1"));
+        assert_eq!(Poll::of(&answer).data(), [json!("x")], "{authority}");
+    }
+    conn.get(&format!("HTTP://{addr}/healthz")).expect(200);
+    // The target's host counts, not the header's (RFC 9112 §3.2.2).
+    let answer = conn.get("http://evil.example/channels/abs");
+    assert!((400..500).contains(&answer.status), "{answer}");
+}
+
+#[test]
+fn http_1_0() {
+    let server = Server::start(&[]);
+    publish(server.addr(), "old", "x");
+    let mut conn = Conn::open(server.addr());
+    conn.send_raw("GET /channels/old HTTP/1.0\r\nHost: localhost\r\n\r\n");
+    let answer = conn.read_response();
+    assert_eq!(Poll::of(&answer).data(), [json!("x")]);
+    assert!(answer.closes() && answer.get("transfer-encoding").is_none(), "{answer}");
+    conn.eof();
+    // `Upgrade` is of HTTP/1.1 alone, so this is a key without a handshake.
+    let mut conn = Conn::open(server.addr());
+    conn.send_raw(
+        "GET /channels/old HTTP/1.0\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n",
+    );
+    conn.read_response().problem(426);
+}
+
+#[test]
+fn an_unknown_upgrade_is_ignored() {
+    let server = Server::start(&[]);
+    let mut conn = Conn::open(server.addr());
+    for value in ["h2c", "foo/2, bar"] {
+        conn.request("GET", "/channels/up", &[("Connection", "Upgrade"), ("Upgrade", value)], "").expect(200);
+    }
+}
+
+#[test]
+fn unknown_paths_and_methods() {
+    let server = Server::start(&[]);
+    let mut conn = Conn::open(server.addr());
+    for target in
+        ["/nowhere", "/channelsx", "/Channels/a", "/publish/x", "/healthz/", "/index.php", "//", "/.."]
+    {
+        conn.get(target).problem(404);
+    }
+    for (method, target, allowed) in [
+        ("PUT", "/channels/x", &["GET", "HEAD", "POST", "DELETE"][..]),
+        ("PATCH", "/channels/x", &["GET", "HEAD", "POST", "DELETE"]),
+        ("PUT", "/healthz", &["GET", "HEAD"]),
+        ("GET", "/publish", &["POST"]),
+        ("DELETE", "/publish", &["POST"]),
+    ] {
+        let answer = conn.request(method, target, &[], "");
+        answer.problem(405);
+        for method in allowed {
+            assert!(answer.lists("allow", method), "{target}: {answer}");
+        }
+        assert!(!answer.lists("allow", "PUT"), "{answer}");
+    }
+    // Methods that no route has; names are case-sensitive.
+    for method in ["FOO", "get", "M-SEARCH"] {
+        let answer = conn.request(method, "/channels/x", &[], "");
+        assert!([405, 501].contains(&answer.status), "{answer}");
+        answer.problem(answer.status);
+    }
+}
+
+#[test]
+fn accept() {
+    let server = Server::start(&[]);
+    publish(server.addr(), "acc", "x");
+    let mut conn = Conn::open(server.addr());
+    for (accept, good) in [
+        ("*/*", true),
+        ("application/json", true),
+        ("Application/JSON", true),
+        ("application/*", true),
+        ("text/html, application/xhtml+xml, application/xml;q=0.9, */*;q=0.8", true),
+        ("application/json;q=0.1, text/html", true),
+        ("image/png", false),
+        ("text/html", false),
+        ("application/json;q=0", false),
+        ("application/json;q=0, */*", false),
+        ("*/*;q=0.0", false),
+    ] {
+        let answer = conn.request("GET", "/channels/acc", &[("Accept", accept)], "");
+        if good {
+            assert_eq!(answer.status, 200, "{accept}: {answer}");
+            assert_eq!(answer.header("content-type"), "application/json", "{accept}");
+        } else {
+            assert_eq!(answer.status, 406, "{accept}: {answer}");
+            answer.problem(406);
+        }
+    }
+}
+
+#[test]
+fn every_answer_has_a_date_and_a_length() {
+    let server = Server::start(&[]);
+    let mut conn = Conn::open(server.addr());
+    for target in ["/healthz", "/channels/d", "/nowhere", "/channels/a//b"] {
+        let answer = conn.get(target);
+        // RFC 9110 §6.6.1; the form: Sun, 06 Nov 1994 08:49:37 GMT
+        let date = answer.header("date");
+        assert!(date.len() == 29 && date.ends_with(" GMT") && date.as_bytes()[3] == b',', "{date}");
+        assert_eq!(answer.header("content-length"), answer.body.len().to_string());
+    }
+}
+
+#[test]
+fn problems_tell_what_is_wrong() {
+    let server = Server::start(&[]);
+    let over = "x".repeat(64 * 1024 + 1);
+    let json = ("Content-Type", "application/json");
+    for (name, answer, status) in [
+        ("a name", get(server.addr(), "/channels/a//b"), 400),
+        ("a cursor", get(server.addr(), "/channels/a?cursor=%25"), 400),
+        ("JSON", post(server.addr(), "/channels/a", &[json], "{"), 400),
+        ("a path", get(server.addr(), "/a"), 404),
+        ("a method", ask(server.addr(), "PUT", "/channels/a", &[], ""), 405),
+        ("a type", ask(server.addr(), "GET", "/channels/a", &[("Accept", "image/png")], ""), 406),
+        ("a size", post(server.addr(), "/channels/a", &[TEXT], &over), 413),
+        ("a coding", post(server.addr(), "/channels/a", &[("Content-Encoding", "gzip")], ""), 415),
+        ("a line", get(server.addr(), &format!("/{}", "x".repeat(20_000))), 414),
+        (
+            "a key without an upgrade",
+            ask(
+                server.addr(),
+                "GET",
+                "/channels/a",
+                &[("Sec-WebSocket-Key", "AAAAAAAAAAAAAAAAAAAAAA==")],
+                "",
+            ),
+            426,
+        ),
+    ] {
+        assert_eq!(answer.status, status, "{name}: {answer}");
+        let detail = answer.problem(status);
+        assert_ne!(detail, answer.json()["title"], "{name}: the detail says more than the title");
+        if status == 426 {
+            assert_eq!(answer.header("upgrade").to_ascii_lowercase(), "websocket", "{answer}");
+            assert_eq!(answer.header("sec-websocket-version"), "13", "{answer}");
+        }
+    }
+}
+
+// --- Deadlines and limits -------------------------------------------------------------------------------------------
+
+#[test]
+fn a_slow_head_is_408() {
+    let server = Server::start(&["--set", "timeouts.head_seconds=0.5", "--set", "timeouts.idle_seconds=60"]);
+    let mut first = Conn::open(server.addr());
+    let mut kept = Conn::open(server.addr());
+    kept.get("/healthz").expect(200);
+    for conn in [&mut first, &mut kept] {
+        let (answer, took) = timed(|| {
+            // Trickling does not extend it: the deadline is of the whole head.
+            for byte in b"GET /healthz HT" {
+                if conn.try_send_raw([*byte]).is_err()
+                    || conn.end_within(Duration::from_millis(60)) != End::Open
+                {
+                    break;
+                }
+            }
+            conn.read_response()
+        });
+        answer.problem(408);
+        assert!(answer.closes(), "{answer}");
+        conn.eof();
+        assert!(took < AT_ONCE, "{took:?}");
+    }
+}
+
+#[test]
+fn an_idle_connection_is_just_closed() {
+    let server = Server::start(&["--set", "timeouts.head_seconds=60", "--set", "timeouts.idle_seconds=0.5"]);
+    let mut fresh = Conn::open(server.addr());
+    let mut kept = Conn::open(server.addr());
+    kept.get("/healthz").expect(200);
+    fresh.eof();
+    kept.eof();
+    // And where the head's deadline is the shorter one, no first byte is still no 408.
+    let server = Server::start(&["--set", "timeouts.head_seconds=0.5", "--set", "timeouts.idle_seconds=1"]);
+    Conn::open(server.addr()).eof();
+}
+
+#[test]
+fn a_slow_body_is_408() {
+    let server = Server::start(&["--set", "timeouts.body_seconds=0.5"]);
+    for head in ["Content-Length: 5", "Transfer-Encoding: chunked"] {
+        let mut conn = Conn::open(server.addr());
+        conn.send_raw(format!("POST /channels/slow HTTP/1.1\r\nHost: localhost\r\n{head}\r\n\r\n3"));
+        let answer = conn.read_response();
+        answer.problem(408);
+        assert!(answer.closes(), "{head}: {answer}");
+        conn.eof();
+    }
+    assert!(poll(server.addr(), "/channels/slow").messages.is_empty());
+}
+
+#[test]
+fn the_head_limit_is_configured() {
+    let server = Server::start(&["--set", "limits.head_bytes=1024"]);
+    let padding = "x".repeat(900);
+    ask(server.addr(), "GET", "/healthz", &[("X-Padding", &padding)], "").expect(200);
+    let padding = "x".repeat(1024);
+    let mut conn = Conn::open(server.addr());
+    let answer = conn.request("GET", "/healthz", &[("X-Padding", &padding)], "");
+    answer.problem(431);
+    assert!(answer.closes(), "{answer}");
+    conn.eof();
+}
+
+#[test]
+fn over_the_connection_limit_closed_without_an_answer() {
+    let server = Server::start(&["--set", "limits.connections=12"]);
+    let mut open = Vec::new();
+    let mut refused = 0;
+    for _ in 0..48 {
+        // A refusal closes with RST where bytes were sent, so nothing is sent before the connection proves refused.
+        let Ok(mut conn) = Conn::try_open(server.addr()) else {
+            refused += 1;
+            continue;
+        };
+        let _ = conn.try_send_raw("GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        match conn.try_read_response() {
+            Ok(answer) => open.push((conn, answer.expect(200))),
+            Err(_) => {
+                assert!(conn.ahead().is_empty(), "{:?}", String::from_utf8_lossy(conn.ahead()));
+                refused += 1;
+            }
+        }
+    }
+    assert!((1..=12).contains(&open.len()), "{} open", open.len());
+    assert_eq!(open.len() + refused, 48);
+    // Those inside it go on; places are given again.
+    for (conn, _) in &mut open {
+        conn.get("/healthz").expect(200);
+    }
+    open.clear();
+    until("a place is free again", || {
+        let mut conn = Conn::try_open(server.addr()).ok()?;
+        conn.try_send_raw("GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").ok()?;
+        conn.try_read_response().ok().filter(|answer: &Response| answer.status == 200)
+    });
+}
+
+#[test]
+fn a_client_that_reads_late_gets_all_its_answers() {
+    let server = Server::start(&[]);
+    let addr = server.addr();
+    let text = "x".repeat(60_000);
+    for _ in 0..4 {
+        publish(addr, "fat", &text);
+    }
+    // Answers of megabytes pile up unread; the server keeps serving others, and this one when it reads.
+    let mut lazy = Conn::open(addr);
+    let request = common::http::wire(addr, "GET", "/channels/fat?limit=4", &[], b"");
+    let pipelined: Vec<u8> = request.repeat(60);
+    lazy.send_raw(&pipelined);
+    for _ in 0..20 {
+        get(addr, "/healthz").expect(200);
+    }
+    for _ in 0..60 {
+        assert_eq!(Poll::of(&lazy.read_response()).messages.len(), 4);
+    }
+    let cursor = head_cursor(addr, "fat");
+    let answer = lazy.get(&format!("/channels/fat?cursor={cursor}"));
+    assert!(Poll::of(&answer).messages.is_empty());
+}
