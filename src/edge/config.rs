@@ -22,11 +22,6 @@ use crate::runtime::settings::{
     Drain, FeedLimits, Heartbeat, HistoryLimits, Limits, Log, Origins, Settings, SlowReaders, Timeouts,
 };
 
-/// Room for names, ids and heads beside a message's data, in a feed or a mailbox. With twice the data this holds every
-/// usual encoding; text of nothing but line breaks or control characters grows more, so a feed still copes with a
-/// message that it cannot hold.
-const FRAMING_BYTES: usize = 4096;
-
 /// Checked settings, and how they came to be.
 #[derive(Debug)]
 pub struct Config {
@@ -168,36 +163,12 @@ impl Check<'_> {
 
     /// What only values together can get wrong.
     fn together(&mut self, settings: &Settings) {
-        let Settings { limits, heartbeat, history, feed, .. } = settings;
-        let framed = 2 * limits.message_bytes + FRAMING_BYTES;
-        let twice = format!("at least {framed}, which is {FRAMING_BYTES} more than twice");
-        let rules = [
-            (
-                heartbeat.timeout > heartbeat.interval,
-                ("heartbeat.timeout_seconds", "greater than", "heartbeat.interval_seconds"),
-                "a live client must get a ping, and time to answer it, before it is taken for dead",
-            ),
-            (
-                feed.bytes >= framed,
-                ("feed.bytes", &twice, "limits.message_bytes"),
-                "a feed must hold the largest message as it is usually framed",
-            ),
-            (
-                limits.mailbox_bytes >= framed,
-                ("limits.mailbox_bytes", &twice, "limits.message_bytes"),
-                "a mailbox must hold the largest message with its names and ids",
-            ),
-            (
-                limits.batch_bytes >= limits.message_bytes,
-                ("limits.batch_bytes", "at least", "limits.message_bytes"),
-                "a batch must hold the largest message",
-            ),
-            (
-                history.node_bytes >= history.bytes,
-                ("history.node_bytes", "at least", "history.bytes"),
-                "the history of one channel is part of the node's",
-            ),
-        ];
+        let heartbeat = &settings.heartbeat;
+        let rules = [(
+            heartbeat.timeout > heartbeat.interval,
+            ("heartbeat.timeout_seconds", "greater than", "heartbeat.interval_seconds"),
+            "a live client must get a ping, and time to answer it, before it is taken for dead",
+        )];
         for (holds, (first, relation, second), why) in rules {
             if !holds {
                 let (first, second) = (self.shown(first), self.shown(second));

@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::mpsc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use monoio::time::TimeDriver;
@@ -111,8 +111,9 @@ pub fn serve<E: Edge + 'static>(
     let mut last_shared = signals.as_raw_fd().max(done.as_raw_fd()).max(epoll.as_raw_fd());
     let (mut senders, mut mailboxes) = (Vec::new(), Vec::new());
     for _ in 0..workers {
-        let (sender, mailbox) =
-            mailbox(settings.limits.mailbox_bytes).map_err(io_error("cannot make a mailbox"))?;
+        // A message that fits no mailbox could never reach its channel.
+        let bytes_max = settings.limits.mailbox_bytes.max(2 * settings.limits.message_bytes + 4_096);
+        let (sender, mailbox) = mailbox(bytes_max).map_err(io_error("cannot make a mailbox"))?;
         last_shared = last_shared.max(mailbox.wake_fd());
         senders.push(sender);
         mailboxes.push(mailbox);

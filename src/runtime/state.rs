@@ -111,13 +111,8 @@ pub enum Spawn {
         cursors: Vec<crate::domain::cursor::Cursor>,
         held: Box<HeldPoll>,
     },
-<<<<<<< HEAD
     /// Frames came: to be acted on in order. `raw`: the channel that they are published to; `None`: `pushline.v1`.
     Frames { conn: ConnId, raw: Option<Name>, frames: Vec<Frame>, last: Option<Last> },
-=======
-    /// Frames came: to be run in order.
-    Frames { conn: ConnId, frames: Vec<Frame>, last: Option<Last> },
->>>>>>> h/tests
 }
 
 /// One frame of a WebSocket client to act on.

@@ -21,7 +21,6 @@ impl State {
     /// Puts a connection into the wheel, for when it is next to be looked at.
     pub fn schedule(&mut self, conn: ConnId) {
         let now = self.tick();
-<<<<<<< HEAD
         let Some(entry) = self.conn(conn) else { return };
         let due = match self.draining {
             Some(draining) if !matches!(entry.kind, Kind::Ending { .. }) => {
@@ -29,11 +28,6 @@ impl State {
                 now + self.random_below(u64::from(end.saturating_sub(now))) as u32
             }
             _ => self.due(conn.slot, now),
-=======
-        let Some(due) = self.conn(conn).map(|_| self.due(conn.slot, now).clamp(now + 1, now + LOOK_TICKS))
-        else {
-            return;
->>>>>>> h/tests
         };
         let due = due.clamp(now + 1, now + LOOK_TICKS);
         if let Some(entry) = self.conn_mut(conn) {

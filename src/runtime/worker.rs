@@ -54,10 +54,7 @@ pub trait Edge {
         self: Rc<Self>,
         worker: Rc<Worker>,
         conn: ConnId,
-<<<<<<< HEAD
         raw: Option<Name>,
-=======
->>>>>>> h/tests
         frames: Vec<Frame>,
         last: Option<Last>,
     ) -> LocalTask;

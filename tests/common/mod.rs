@@ -4,8 +4,12 @@
 // Each test binary uses its own part of this.
 #![allow(dead_code)]
 
+pub mod crowd;
 pub mod http;
+pub mod rng;
 pub mod server;
+pub mod sse;
+pub mod ws;
 
 use std::time::{Duration, Instant};
 
@@ -25,4 +29,22 @@ pub fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
         assert!(Instant::now() < end, "waited {DEADLINE:?} in vain: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Bounds what the kernel takes for a socket that its owner does not read (`SO_RCVBUF`).
+#[allow(unsafe_code)]
+pub fn receive_buffer(socket: &std::net::TcpStream, bytes: libc::c_int) {
+    use std::os::fd::AsRawFd;
+    let size = libc::socklen_t::try_from(size_of_val(&bytes)).expect("small");
+    // SAFETY: the descriptor is open while `socket` is borrowed; `bytes` has the size given and lives through the call.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVBUF,
+            (&raw const bytes).cast(),
+            size,
+        )
+    };
+    assert_eq!(done, 0, "SO_RCVBUF: {}", std::io::Error::last_os_error());
 }

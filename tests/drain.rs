@@ -1,0 +1,525 @@
+//! Stopping: every reader is told when to come back, publishes are answered, and the process ends well; and a second
+//! process that takes the port over.
+
+mod common;
+
+use std::collections::HashSet;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use common::http::{Conn, End, Poll, get, head_cursor, poll, publish, timed};
+use common::server::Server;
+use common::sse::{Item, Stream};
+use common::ws::{Message, Socket, V1, text_of};
+use common::{receive_buffer, until};
+
+const TEXT: &[(&str, &str)] = &[("Content-Type", "text/plain")];
+
+// --- Under load -------------------------------------------------------------------------------------------------------
+
+const WINDOW: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Stream,
+    SeveralStream,
+    Raw,
+    V1,
+    /// A long poll of a busy channel, asked again and again.
+    BusyPoll,
+    /// A long poll that is held when the signal comes.
+    HeldPoll,
+}
+
+const KINDS: [(Kind, usize); 6] = [
+    (Kind::Stream, 80),
+    (Kind::SeveralStream, 40),
+    (Kind::Raw, 60),
+    (Kind::V1, 80),
+    (Kind::BusyPoll, 20),
+    (Kind::HeldPoll, 40),
+];
+
+/// How a reader was told to come back.
+struct Told {
+    kind: Kind,
+    at: Instant,
+    /// When the server wants it back; raw and polls answered with messages are not told.
+    delay: Option<Duration>,
+    /// The last message it got of the busy channel, each in order.
+    last: Option<usize>,
+}
+
+/// What the publishers share.
+struct Busy {
+    /// Messages answered with 201 before the signal.
+    before: AtomicUsize,
+    signalled: AtomicBool,
+}
+
+#[test]
+fn every_reader_is_told() {
+    let window = format!("drain.window_seconds={}", WINDOW.as_secs());
+    let mut server = Server::start(&["--workers", "4", "--set", &window, "--set", "history.messages=100000"]);
+    let addr = server.addr();
+    let readers: usize = KINDS.iter().map(|(_, count)| count).sum();
+    let (ready, busy) =
+        (Barrier::new(readers + 2), Busy { before: AtomicUsize::new(0), signalled: AtomicBool::new(false) });
+    let (told, signalled, published) = std::thread::scope(|scope| {
+        let mut threads = Vec::new();
+        for (kind, count) in KINDS {
+            for _ in 0..count {
+                let ready = &ready;
+                threads.push(scope.spawn(move || read(addr, kind, ready)));
+            }
+        }
+        let publisher = scope.spawn(|| {
+            ready.wait();
+            publish_through_it(addr, &busy)
+        });
+        ready.wait();
+        until("publishing has begun", || (busy.before.load(Ordering::SeqCst) > 200).then_some(()));
+        busy.signalled.store(true, Ordering::SeqCst);
+        let signalled = Instant::now();
+        server.signal(libc::SIGTERM);
+        let told: Vec<Told> = threads.into_iter().map(|thread| thread.join().expect("it was told")).collect();
+        (told, signalled, publisher.join().expect("each publish was answered"))
+    });
+    assert_eq!(server.wait_exit(), 0);
+    let ended = signalled.elapsed();
+    assert!(ended < WINDOW + Duration::from_secs(8), "{ended:?}");
+    eprintln!("{published:?}, ended after {ended:?}");
+
+    // What was answered before the signal, everyone got who reads that channel.
+    let before = busy.before.load(Ordering::SeqCst);
+    for told in told.iter().filter(|told| told.kind != Kind::HeldPoll) {
+        assert!(
+            told.last.is_some_and(|last| last + 1 >= before),
+            "{:?}: {:?} of {before}",
+            told.kind,
+            told.last
+        );
+    }
+    spread(&told, signalled);
+}
+
+/// Both the goodbyes and the delays are spread over the window.
+fn spread(told: &[Told], signalled: Instant) {
+    let mut closes: Vec<Duration> = told.iter().map(|told| told.at.duration_since(signalled)).collect();
+    closes.sort();
+    let (first, last) = (closes[0], closes[closes.len() - 1]);
+    assert!(last - first >= WINDOW / 2, "goodbyes from {first:?} to {last:?}");
+    assert!(last <= WINDOW + Duration::from_secs(3), "goodbyes until {last:?}");
+    for start in 0..closes.len() {
+        let busiest = closes[start..].iter().take_while(|close| **close - closes[start] < WINDOW / 4).count();
+        assert!(busiest <= closes.len() * 6 / 10, "{busiest} of {} within a quarter", closes.len());
+    }
+    let delays: Vec<Duration> = told.iter().filter_map(|told| told.delay).collect();
+    let distinct: HashSet<Duration> = delays.iter().copied().collect();
+    let (least, most) = (delays.iter().min().expect("some"), delays.iter().max().expect("some"));
+    eprintln!("{} goodbyes from {first:?} to {last:?}, delays from {least:?} to {most:?}", closes.len());
+    assert!(distinct.len() > delays.len() / 5, "{} of {} delays differ", distinct.len(), delays.len());
+    assert!(*most - *least >= WINDOW / 2, "delays from {least:?} to {most:?}");
+    assert!(*most <= Duration::from_secs(60), "{most:?}");
+    for (kind, count) in KINDS {
+        assert_eq!(told.iter().filter(|told| told.kind == kind).count(), count);
+    }
+}
+
+#[derive(Debug, Default)]
+struct Published {
+    accepted: usize,
+    refused: usize,
+    unanswered: usize,
+}
+
+/// Publishes until nobody answers any more. Each is answered by 201, or by 503 and the end of the connection.
+fn publish_through_it(addr: SocketAddr, busy: &Busy) -> Published {
+    let mut published = Published::default();
+    let mut n = 0;
+    loop {
+        let Ok(mut conn) = Conn::try_open(addr) else { return published };
+        let mut used = false;
+        loop {
+            let wire = common::http::wire(addr, "POST", "/channels/busy", TEXT, n.to_string().as_bytes());
+            let before = !busy.signalled.load(Ordering::SeqCst);
+            let answer = conn.try_send_raw(wire).and_then(|()| conn.try_read_response());
+            match answer {
+                Ok(answer) if answer.status == 201 => {
+                    n += 1;
+                    published.accepted += 1;
+                    used = true;
+                    if before {
+                        busy.before.store(n, Ordering::SeqCst);
+                    }
+                    if answer.closes() {
+                        break;
+                    }
+                }
+                Ok(answer) => {
+                    answer.problem(503);
+                    assert!(answer.closes(), "{answer}");
+                    answer.header("retry-after").parse::<u64>().expect("seconds");
+                    assert!(!before, "not before the signal");
+                    published.refused += 1;
+                    break;
+                }
+                // The end of a connection between two requests: HTTP says that the client cannot know.
+                Err(error) => {
+                    assert!(!before && (used || error.kind() != ErrorKind::UnexpectedEof), "{error}");
+                    published.unanswered += 1;
+                    n += 1;
+                    break;
+                }
+            }
+        }
+    }
+}
+
+fn read(addr: SocketAddr, kind: Kind, ready: &Barrier) -> Told {
+    let mut last = None;
+    // After an unanswered publish a number may be missing; else each follows the one before.
+    let mut next = |data: &str| {
+        let n: usize = data.parse().expect("a number");
+        assert!(
+            last.map_or(0, |last| last + 1) <= n && n <= last.map_or(0, |last| last + 4),
+            "{n} after {last:?}"
+        );
+        last = Some(n);
+    };
+    let delay = match kind {
+        Kind::Stream | Kind::SeveralStream => {
+            let several = kind == Kind::SeveralStream;
+            let target = if several { "/channels/calm,busy" } else { "/channels/busy" };
+            let mut stream = Stream::open(addr, target);
+            ready.wait();
+            let mut retry = 0;
+            let told = loop {
+                match stream.item().expect("`$close` comes before the end") {
+                    Item::Retry(ms) => retry = ms,
+                    Item::Comment(_) => {}
+                    Item::Event(event) if event.name == "$close" => break event.json(),
+                    Item::Event(event) if several => next(&text_of(&event.json(), "data")),
+                    Item::Event(event) => next(&event.expect_message().data),
+                }
+            };
+            assert_eq!((&told["reason"], &told["reconnect_ms"]), (&json!("drain"), &json!(retry)));
+            stream.ended();
+            Some(retry)
+        }
+        Kind::Raw => {
+            let mut socket = Socket::open(addr, "/channels/busy");
+            ready.wait();
+            loop {
+                match socket.message() {
+                    Message::Text(text) => next(&text),
+                    end => break assert_eq!(end, Message::Close(1012)),
+                }
+            }
+            socket.close(1012, "");
+            assert_eq!(socket.frame(), None);
+            None
+        }
+        Kind::V1 => {
+            let (mut v1, _) = V1::subscribed(addr, "busy");
+            ready.wait();
+            let told = loop {
+                let object = v1.next();
+                match &text_of(&object, "type")[..] {
+                    "message" => next(&text_of(&object, "data")),
+                    "closing" => break object,
+                    _ => panic!("{object}"),
+                }
+            };
+            assert_eq!(told["reason"], "drain");
+            v1.socket.expect_close(1012);
+            told["reconnect_ms"].as_u64()
+        }
+        Kind::BusyPoll | Kind::HeldPoll => {
+            let channel = if kind == Kind::BusyPoll { "busy" } else { "calm" };
+            let mut cursor = head_cursor(addr, channel);
+            let mut conn = Conn::open(addr);
+            conn.get("/healthz").expect(200);
+            let mut wait = Some(ready);
+            loop {
+                conn.send("GET", &format!("/channels/{channel}?wait=50&cursor={cursor}"), &[], "");
+                if let Some(ready) = wait.take() {
+                    ready.wait();
+                }
+                let answer = conn.read_response();
+                if answer.status == 204 {
+                    assert!(answer.closes(), "{answer}");
+                    assert_eq!(answer.header("pushline-cursor"), cursor);
+                    conn.eof();
+                    break Some(answer.header("retry-after").parse::<u64>().expect("seconds") * 1_000);
+                }
+                let poll = Poll::of(&answer);
+                poll.data().iter().for_each(|data| next(data.as_str().expect("a text")));
+                cursor = poll.cursor;
+                if answer.closes() {
+                    conn.eof();
+                    break None;
+                }
+            }
+        }
+    };
+    Told { kind, at: Instant::now(), delay: delay.map(Duration::from_millis), last }
+}
+
+// --- How it ends ------------------------------------------------------------------------------------------------------
+
+#[test]
+fn with_nobody_there_it_ends_at_once() {
+    for signal in [libc::SIGTERM, libc::SIGINT] {
+        let mut server = Server::start(&[]);
+        get(server.addr(), "/healthz").expect(200);
+        let mut idle = Conn::open(server.addr());
+        idle.get("/healthz").expect(200);
+        let (code, took) = timed(|| {
+            server.signal(signal);
+            server.wait_exit()
+        });
+        assert_eq!(code, 0);
+        assert!(took < Duration::from_secs(5), "it waited {took:?} for a window of 10 s and no reader");
+        idle.eof();
+    }
+}
+
+#[test]
+fn a_window_of_0_is_at_once() {
+    let mut server = Server::start(&["--set", "drain.window_seconds=0"]);
+    let mut v1 = V1::open(server.addr(), "/channels");
+    let mut stream = Stream::open(server.addr(), "/channels/a");
+    let (code, took) = timed(|| {
+        server.signal(libc::SIGTERM);
+        v1.expect("closing");
+        v1.socket.expect_close(1012);
+        stream.event().named("$close");
+        stream.ended();
+        server.wait_exit()
+    });
+    assert_eq!(code, 0);
+    assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+/// Requests that have begun when the signal comes are answered, each as its transport says.
+#[test]
+fn a_request_half_sent_is_answered() {
+    let mut server = Server::start(&["--set", "drain.window_seconds=1"]);
+    let addr = server.addr();
+    let cursor = publish(addr, "a", "1");
+    // Holds the server until the halves have been completed.
+    let mut keeper = Stream::open(addr, "/channels/keep");
+    let begin = |request: Vec<u8>| {
+        let mut conn = Conn::open(addr);
+        conn.send_raw(&request[..20]);
+        (conn, request)
+    };
+    let wire = |method: &str, target: &str, headers: &[(&str, &str)]| {
+        common::http::wire(addr, method, target, headers, b"")
+    };
+    let (mut post, post_wire) = begin(wire("POST", "/channels/a", TEXT));
+    let (mut stream, stream_wire) = begin(wire("GET", "/channels/a", &[("Accept", "text/event-stream")]));
+    let (mut held, held_wire) = begin(wire("GET", &format!("/channels/a?wait=20&cursor={cursor}"), &[]));
+    let (mut socket, socket_wire) = begin(common::ws::request(addr, "/channels/a", &[]));
+    // The heads have begun: the server has read them once it has answered somebody who came later.
+    get(addr, "/healthz").expect(200);
+    server.signal(libc::SIGTERM);
+
+    post.send_raw(&post_wire[20..]);
+    let answer = post.read_response();
+    assert!(matches!(answer.status, 201 | 503) && answer.closes(), "{answer}");
+    post.eof();
+
+    stream.send_raw(&stream_wire[20..]);
+    let mut stream = Stream::of(stream);
+    let mut retry = None;
+    loop {
+        match stream.item().expect("`$close` comes before the end") {
+            Item::Retry(ms) => retry = Some(ms),
+            Item::Event(event) if event.name == "$close" => {
+                let told = event.json();
+                assert_eq!((&told["reason"], &told["reconnect_ms"]), (&json!("drain"), &json!(retry)));
+                break;
+            }
+            Item::Event(_) | Item::Comment(_) => {}
+        }
+    }
+    stream.ended();
+
+    held.send_raw(&held_wire[20..]);
+    let answer = held.read_response().expect(204);
+    assert!(answer.closes() && answer.get("retry-after").is_some(), "{answer}");
+
+    socket.send_raw(&socket_wire[20..]);
+    match Socket::of(socket) {
+        Ok(mut socket) => socket.expect_close(1012),
+        Err(answer) => {
+            answer.problem(503);
+            answer.header("retry-after");
+        }
+    }
+    keeper.event().named("$close");
+    assert_eq!(server.wait_exit(), 0);
+}
+
+/// A v1 connection that publishes while the node drains is answered, or closed as told.
+#[test]
+fn a_publish_over_v1_is_answered_or_closed() {
+    let mut server = Server::start(&["--set", "drain.window_seconds=2"]);
+    let mut sockets: Vec<V1> = (0..10).map(|_| V1::open(server.addr(), "/channels")).collect();
+    server.signal(libc::SIGTERM);
+    for v1 in &mut sockets {
+        let mut seq = 0;
+        let closed = loop {
+            seq += 1;
+            v1.send(json!({"type": "publish", "channel": "a", "data": "x", "seq": seq}));
+            let Message::Text(text) = v1.socket.message() else { panic!("`closing` comes first") };
+            let object: Value = serde_json::from_str(&text).expect("JSON");
+            match &text_of(&object, "type")[..] {
+                "published" | "error" => assert_eq!(object["seq"], seq),
+                "closing" => break object,
+                _ => panic!("{object}"),
+            }
+        };
+        assert_eq!(closed["reason"], "drain");
+        loop {
+            match v1.socket.message() {
+                Message::Text(_) => {}
+                end => break assert_eq!(end, Message::Close(1012)),
+            }
+        }
+        v1.socket.close(1012, "");
+    }
+    assert_eq!(server.wait_exit(), 0);
+}
+
+/// Readers that do not read, and do not answer a close frame, are cut after a while.
+#[test]
+fn stopped_readers_do_not_hold_it_up() {
+    let mut server = Server::start(&["--set", "drain.window_seconds=1"]);
+    let addr = server.addr();
+    let mut stream = Stream::open(addr, "/channels/a");
+    let mut v1 = V1::open(addr, "/channels/a");
+    let mut raw = Socket::open(addr, "/channels/b");
+    for conn in [stream.conn(), v1.socket.conn(), raw.conn()] {
+        receive_buffer(conn.stream(), 4 * 1024);
+    }
+    let mut conn = Conn::open(addr);
+    for _ in 0..300 {
+        conn.request("POST", "/channels/a", TEXT, "x".repeat(16 * 1024)).expect(201);
+    }
+    let (code, took) = timed(|| {
+        server.signal(libc::SIGTERM);
+        server.wait_exit()
+    });
+    assert_eq!(code, 0);
+    assert!(took < Duration::from_secs(12), "{took:?}");
+}
+
+// --- And goes on in another process -------------------------------------------------------------------------------------
+
+/// Memory is all there is: a new process tells a gap, on every transport, and never uses an id again.
+#[test]
+fn cursors_of_another_process_are_a_gap() {
+    let mut old = Server::start(&["--set", "drain.window_seconds=0"]);
+    let ids: Vec<String> = (0..5).map(|n| publish(old.addr(), "a", &n.to_string())).collect();
+    let empty = head_cursor(old.addr(), "empty");
+    old.signal(libc::SIGTERM);
+    assert_eq!(old.wait_exit(), 0);
+    let new = Server::start(&[]);
+    let addr = new.addr();
+    for cursor in [&ids[0], &ids[4]] {
+        let answer = poll(addr, &format!("/channels/a?cursor={cursor}"));
+        assert!(answer.gap && answer.messages.is_empty(), "{answer:?}");
+    }
+    assert!(poll(addr, &format!("/channels/empty?cursor={empty}")).gap, "who knows what was published since");
+    let again: Vec<String> = (0..5).map(|n| publish(addr, "a", &n.to_string())).collect();
+    assert!(ids.iter().all(|id| !again.contains(id)), "{ids:?} {again:?}");
+    for cursor in [&ids[0], &ids[4]] {
+        let mut stream = Stream::resume(addr, "/channels/a", cursor);
+        stream.event().named("$gap");
+        assert_eq!(stream.texts(5), ["0", "1", "2", "3", "4"], "what there is");
+        let mut v1 = V1::open(addr, &format!("/channels/a?cursor={cursor}"));
+        assert_eq!(v1.expect("subscribed")["gap"], true);
+        Socket::open(addr, &format!("/channels/a?cursor={cursor}")).expect_close(4408);
+        let held = get(addr, &format!("/channels/a?wait=20&cursor={cursor}"));
+        assert!(Poll::of(&held).gap, "at once");
+    }
+}
+
+/// While a second process takes the port over, no connection is refused or reset, and every reader is told.
+#[test]
+fn takeover_refuses_nobody() {
+    let mut old = Server::start(&["--set", "drain.window_seconds=2"]);
+    let addr = old.addr();
+    let mut streams: Vec<Stream> = (0..20).map(|_| Stream::open(addr, "/channels/a")).collect();
+    let mut sockets: Vec<V1> = (0..20).map(|_| V1::subscribed(addr, "a").0).collect();
+    let (stop, count) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let new = std::thread::scope(|scope| {
+        // Whatever fails below, the clients must end.
+        let clients: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut worst = Ok(());
+                    while !stop.load(Ordering::SeqCst) && worst.is_ok() {
+                        worst = connect_once(addr);
+                        count.fetch_add(1, Ordering::SeqCst);
+                    }
+                    worst
+                })
+            })
+            .collect();
+        let served = |more: usize| {
+            let from = count.load(Ordering::SeqCst);
+            until("clients are served", || {
+                let ended = clients.iter().any(std::thread::ScopedJoinHandle::is_finished);
+                (ended || count.load(Ordering::SeqCst) >= from + more).then_some(())
+            });
+        };
+        let taken = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            served(50);
+            let new = Server::start_bare(&["--listen", &addr.to_string(), "--takeover"]);
+            for stream in &mut streams {
+                stream.event().named("$close");
+                stream.ended();
+            }
+            for v1 in &mut sockets {
+                assert_eq!(v1.expect("closing")["reason"], "drain");
+                v1.socket.expect_close(1012);
+            }
+            assert_eq!(old.wait_exit(), 0, "the old process ends well");
+            served(200);
+            new
+        }));
+        stop.store(true, Ordering::SeqCst);
+        for client in clients {
+            let ended = client.join().expect("no panic");
+            assert!(ended.is_ok(), "after {} connections: {ended:?}", count.load(Ordering::SeqCst));
+        }
+        taken.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    });
+    let mut stream = Stream::open(addr, "/channels/a");
+    publish(addr, "a", "new");
+    assert_eq!(stream.texts(1), ["new"]);
+    assert_eq!(new.addr(), addr);
+    assert_eq!(stream.conn().end_within(Duration::from_millis(1)), End::Open);
+}
+
+/// Connects, asks, reads the answer to the end.
+fn connect_once(addr: SocketAddr) -> std::io::Result<()> {
+    let mut socket = TcpStream::connect(addr)?;
+    socket.set_read_timeout(Some(common::DEADLINE))?;
+    write!(socket, "GET /healthz HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = Vec::new();
+    socket.read_to_end(&mut answer)?;
+    if answer.starts_with(b"HTTP/1.1 200 ") || answer.starts_with(b"HTTP/1.1 503 ") {
+        return Ok(());
+    }
+    Err(std::io::Error::other(format!("answered {:?}", String::from_utf8_lossy(&answer))))
+}
