@@ -225,14 +225,12 @@ async function stranger(t) {
 const tryAll = (tab, url) => tab.evaluate(async url => {
   const tell = promise => promise.then(async r => [r.status, r.type, r.headers.get('ETag') !== null], e => e.name);
   const json = { 'Content-Type': 'application/json' };
-  const stream = new EventSource(`${url}/channels/x`);
-  const socket = new WebSocket(`${url.replace('http', 'ws')}/channels/x`);
   return {
     read: await tell(fetch(`${url}/channels/x`)),
     publish: await tell(fetch(`${url}/channels/x`, { method: 'POST', body: '{"from":"cors"}', headers: json })),
     simple: await tell(fetch(`${url}/channels/x`, { method: 'POST', body: 'simple', mode: 'no-cors' })),
-    stream: await new Promise(done => { stream.onopen = () => done('open'); stream.onerror = () => done(stream.readyState === 2 ? 'refused' : 'retrying'); }),
-    socket: await new Promise(done => { socket.onopen = () => done('open'); socket.onclose = e => done(e.code); }),
+    stream: await new Promise(done => { const stream = new EventSource(`${url}/channels/x`); stream.onopen = () => done('open'); stream.onerror = () => done(stream.readyState === 2 ? 'refused' : 'retrying'); }),
+    socket: await new Promise(done => { const socket = new WebSocket(`${url.replace('http', 'ws')}/channels/x`); socket.onopen = () => done('open'); socket.onclose = e => done(e.code); }),
   };
 }, url);
 

@@ -264,7 +264,7 @@ test('v1: cut at any byte, it resumes with its cursor: nothing lost, nothing twi
       if (m.type === 'subscribed') { assert.equal(m.gap, false); cursor = m.cursor; }
       if (m.type === 'message') { got.push(m.data); cursor = m.id; if (got.length >= total) socket.close(); }
     });
-    await soon(once(socket, 'close'), 'the cut or the end');
+    await soon(new Promise(done => socket.on('close', done)), 'the cut or the end');
   }
   await publishing;
   assert.deepEqual(got, Array.from({ length: total }, (_, i) => `${i + 1}`));
