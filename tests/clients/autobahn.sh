@@ -50,7 +50,7 @@ settings=(
 )
 mapfile -t flags < <(printf -- '--set\n%s\n' "${settings[@]}")
 [ -z "${PUSHLINE_DRIVER:-}" ] || flags+=(--driver "$PUSHLINE_DRIVER")
-(cd "$work" && exec env -u PUSHLINE_BIN -u PUSHLINE_DRIVER "$bin" serve --listen 127.0.0.1:0 --workers 2 "${flags[@]}") 2>"$work/log" </dev/null &
+(cd "$work" && exec env -u PUSHLINE_BIN -u PUSHLINE_DRIVER "$bin" serve --listen 127.0.0.1:0 --workers 2 "${flags[@]}") >/dev/null 2>"$work/log" </dev/null &
 server=$!
 port=
 for _ in $(seq 200); do
