@@ -165,13 +165,17 @@ fn publish_through_it(addr: SocketAddr, busy: &Busy) -> Published {
                     answer.problem(503);
                     assert!(answer.closes(), "{answer}");
                     answer.header("retry-after").parse::<u64>().expect("seconds");
-                    assert!(!before, "not before the signal");
+                    assert!(busy.signalled.load(Ordering::SeqCst), "not before the signal");
                     published.refused += 1;
                     break;
                 }
                 // The end of a connection between two requests: HTTP says that the client cannot know.
                 Err(error) => {
-                    assert!(!before && (used || error.kind() != ErrorKind::UnexpectedEof), "{error}");
+                    assert!(
+                        busy.signalled.load(Ordering::SeqCst)
+                            && (used || error.kind() != ErrorKind::UnexpectedEof),
+                        "{error}"
+                    );
                     published.unanswered += 1;
                     n += 1;
                     break;
@@ -330,6 +334,8 @@ fn a_request_half_sent_is_answered() {
     // The heads have begun: the server has read them once it has answered somebody who came later.
     get(addr, "/healthz").expect(200);
     server.signal(libc::SIGTERM);
+    // Every worker has heard of the drain once nobody listens any more.
+    until("nobody listens", || Conn::try_open(addr).is_err().then_some(()));
 
     post.send_raw(&post_wire[20..]);
     let answer = post.read_response();
