@@ -310,7 +310,7 @@ fn a_window_of_0_is_at_once() {
 /// Requests that have begun when the signal comes are answered, each as its transport says.
 #[test]
 fn a_request_half_sent_is_answered() {
-    let mut server = Server::start(&["--set", "drain.window_seconds=1"]);
+    let mut server = Server::start(&["--set", "drain.window_seconds=5"]);
     let addr = server.addr();
     let cursor = publish(addr, "a", "1");
     // Holds the server until the halves have been completed.
@@ -327,9 +327,8 @@ fn a_request_half_sent_is_answered() {
     let (mut stream, stream_wire) = begin(wire("GET", "/channels/a", &[("Accept", "text/event-stream")]));
     let (mut held, held_wire) = begin(wire("GET", &format!("/channels/a?wait=20&cursor={cursor}"), &[]));
     let (mut socket, socket_wire) = begin(common::ws::request(addr, "/channels/a", &[]));
-    // The heads have begun: the server has read them once it has answered somebody who came later.
-    get(addr, "/healthz").expect(200);
     server.signal(libc::SIGTERM);
+    until("it stops accepting", || Conn::try_open(addr).is_err().then_some(()));
 
     post.send_raw(&post_wire[20..]);
     let answer = post.read_response();
