@@ -405,6 +405,21 @@ impl Feed {
         Some(Page { incarnation: self.incarnation, after, messages, next, head: self.head, gap: false })
     }
 
+    /// What has come after `seq` for one who was waiting: messages that were for that moment alone included. `None`: not
+    /// all of it is held.
+    pub fn read_live(&self, seq: u64, max: PageMax) -> Option<Page> {
+        if self.link == Link::Joining || seq < self.recent_after || seq > self.head {
+            return None;
+        }
+        let first = self.recent.partition_point(|message| message.cursor.seq <= seq);
+        let (messages, more) = take_page(self.recent.range(first..), max);
+        let next = match messages.last() {
+            Some(last) if more => last.cursor.seq,
+            _ => self.head,
+        };
+        Some(Page { incarnation: self.incarnation, after: seq, messages, next, head: self.head, gap: false })
+    }
+
     /// Adds a reader to the lane of its encoding. Returns where it stands: lane and index.
     pub fn add_reader(&mut self, encoding: Encoding, reader: Reader) -> (u8, u32) {
         let lane = match self.lanes.iter().position(|lane| lane.encoding == encoding) {

@@ -85,6 +85,8 @@ impl History {
     /// Gives `draft` the next place, and keeps it unless its TTL is 0.
     pub fn append(&mut self, channel: &Name, draft: Draft, bounds: Bounds, now_ms: u64) -> Arc<Message> {
         self.head += 1;
+        // The clock may be set back; the order of a channel's times is kept all the same.
+        let now_ms = self.kept.back().map_or(now_ms, |newest| now_ms.max(newest.ts_ms));
         let own_ms = draft.ttl_seconds.map(|seconds| u64::from(seconds) * 1_000);
         let message = Arc::new(Message {
             channel: channel.clone(),

@@ -171,6 +171,13 @@ impl Home {
         self.with_history(slot, |history| history.read(from, max, bounds, now_ms))
     }
 
+    /// The head of a channel that is known.
+    pub fn head(&mut self, name: &Name, now_ms: u64) -> Option<Cursor> {
+        let channel = self.channels[*self.by_name.get(name)? as usize].as_mut()?;
+        channel.used_ms = now_ms;
+        Some(channel.history.head())
+    }
+
     /// Makes `worker` a reader of the channel and gives it the newest messages to begin with. Asked again by a worker
     /// that lost its place, it is a reader that keeps up once more.
     pub fn join(&mut self, name: &Name, worker: WorkerIndex, max: PageMax, now_ms: u64) -> Option<Page> {

@@ -7,7 +7,7 @@ use crate::domain::cursor::Cursor;
 use crate::domain::feed::Link;
 use crate::domain::history::{From, Page, PageMax};
 use crate::runtime::mail::{Answer, Ask};
-use crate::runtime::state::Overloaded;
+use crate::runtime::state::{LEASE_MS, Overloaded};
 use crate::runtime::worker::Worker;
 
 /// How often a feed that is dropped at just the wrong moment is asked for again.
@@ -37,8 +37,10 @@ pub async fn page(worker: &Rc<Worker>, name: &Name, from: From, max: PageMax) ->
     read_mail(worker);
     let local = worker.with(|state| {
         let (now_ms, bounds) = (state.node.clock.now_ms(), state.node.feed_bounds());
-        let feed = state.feed(name);
-        state.feeds.get_mut(feed)?.read(from, max, bounds, now_ms)
+        let feed = *state.feeds_by_name.get(name)?;
+        let feed = state.feeds.get_mut(feed)?;
+        feed.leased_until_ms = feed.leased_until_ms.max(now_ms + LEASE_MS);
+        feed.read(from, max, bounds, now_ms)
     });
     if let Some(page) = local {
         return Ok(page);
@@ -56,6 +58,7 @@ pub async fn page(worker: &Rc<Worker>, name: &Name, from: From, max: PageMax) ->
 pub async fn place(worker: &Rc<Worker>, name: &Name, from: From) -> Result<Place, Overloaded> {
     let one = PageMax { messages: 1, bytes: 1 };
     for _ in 0..TRIES {
+        worker.with(|state| state.feed(name));
         // The home answers after it has answered the feed's joining, if that is under way.
         let page = page(worker, name, from, one).await?;
         let place = worker.with(|state| {

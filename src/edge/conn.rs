@@ -133,7 +133,7 @@ impl Conn {
                     let next = match parsed {
                         Ok(request) => self.on_request(request).await,
                         Err(error) => {
-                            self.refuse(error);
+                            self.refuse(error, &head);
                             Next::End(self, Reason::BadRequest)
                         }
                     };
@@ -189,7 +189,8 @@ impl Conn {
                 }
                 Ok(None) => {}
                 Err(error) => {
-                    self.refuse(error);
+                    let begun = std::mem::take(&mut self.input);
+                    self.refuse(error, &begun);
                     return Err(Reason::BadRequest);
                 }
             }
@@ -205,6 +206,11 @@ impl Conn {
                 Ok(()) => {}
                 Err(StreamError::Late) if self.input.is_empty() => return Ok(None),
                 Err(StreamError::Late) => {
+                    if self.worker.drain_ends().is_some() {
+                        let answer = publish::refusal(&self.worker, publish::Refused::Draining);
+                        self.tell(&answer, &self.unknown());
+                        return Err(Reason::Drain);
+                    }
                     let late =
                         "the request's head came too slowly; send it whole within timeouts.head_seconds";
                     self.tell(&Answer::problem(408, late).closing(), &self.unknown());
@@ -226,8 +232,11 @@ impl Conn {
         }
     }
 
-    fn refuse(&mut self, error: HttpError) {
-        write_refusal(&mut self.out, error, &format_imf_date(self.site.node.clock.now_ms() / 1_000));
+    /// Refuses what could not be read as a request. A page that sent it is still shown the answer.
+    fn refuse(&mut self, error: HttpError, head: &[u8]) {
+        let passed = self.site.gate.pass_unread(head);
+        let date = format_imf_date(self.site.node.clock.now_ms() / 1_000);
+        write_refusal(&mut self.out, error, &date, |writer| passed.write(writer).field("Vary", "Origin"));
     }
 
     /// Puts an answer behind those that wait. Returns whether the connection goes on.
@@ -286,8 +295,8 @@ impl Conn {
         let passed = match self.site.gate.pass(&request) {
             Ok(passed) => passed,
             Err(barred) => {
-                let answer = Answer::problem(403, barred.detail()).closing();
-                return self.answered(&answer, &manner).await;
+                let call = Call { request, manner, query: Query::default() };
+                return self.without_body(call, Answer::problem(403, barred.detail())).await;
             }
         };
         let manner = Manner { passed, ..manner };
@@ -301,7 +310,10 @@ impl Conn {
             Err(error) => return self.without_body(call, refused(error)).await,
         };
         if request.method == Method::Options {
-            return self.preflight(call).await;
+            return match methods_of(&path) {
+                Some(methods) => self.preflight(call, methods).await,
+                None => self.without_body(call, nothing_here()).await,
+            };
         }
         match &*path {
             "/" => self.fixed(call, lab::page()).await,
@@ -315,20 +327,14 @@ impl Conn {
             path => match path.strip_prefix("/channels") {
                 Some("") => self.on_channels(call, None).await,
                 Some(rest) if rest.starts_with('/') => self.on_channels(call, rest.get(1..)).await,
-                _ => {
-                    let answer = Answer::problem(
-                        404,
-                        "nothing is here; channels are at /channels/NAME, batches go to /publish",
-                    );
-                    self.without_body(call, answer).await
-                }
+                _ => self.without_body(call, nothing_here()).await,
             },
         }
     }
 
-    async fn preflight(mut self, call: Call<'_>) -> Next {
-        if let Err(next) = self.discard_body(&call).await {
-            return next.apply(self);
+    async fn preflight(mut self, call: Call<'_>, methods: &'static str) -> Next {
+        if let Err(failed) = self.discard_body(&call).await {
+            return failed.tell(self, &call).await;
         }
         let unix_s = call.manner.unix_s;
         let draining = self.worker.with(|state| state.draining.is_some());
@@ -337,7 +343,7 @@ impl Conn {
         call.manner
             .passed
             .write_preflight(writer.date(&format_imf_date(unix_s)))
-            .field("Allow", METHODS)
+            .field("Allow", methods)
             .field("Vary", "Origin")
             .connection(call.manner.version, keep_alive)
             .end();
@@ -358,7 +364,7 @@ impl Conn {
         if let Err(next) = self.discard_body(&call).await {
             return match next {
                 BodyFailed::Refused(_) => self.answered(&answer.closing(), &call.manner).await,
-                failed => failed.apply(self),
+                failed => failed.tell(self, &call).await,
             };
         }
         self.answered(&answer, &call.manner).await
@@ -626,6 +632,24 @@ impl Conn {
     }
 }
 
+fn is_batch(call: &Call<'_>) -> bool {
+    matches!(call.request.target, Target::Path { path: "/publish", .. })
+}
+
+fn nothing_here() -> Answer {
+    Answer::problem(404, "nothing is here; channels are at /channels/NAME, batches go to /publish")
+}
+
+/// The methods that a path takes; `None`: nothing is there.
+fn methods_of(path: &str) -> Option<&'static str> {
+    match path {
+        "/" | "/healthz" | "/channels" => Some("GET, HEAD, OPTIONS"),
+        "/publish" => Some("POST, OPTIONS"),
+        path if path.starts_with("/channels/") => Some(METHODS),
+        _ => None,
+    }
+}
+
 const METHODS: &str = "GET, HEAD, POST, DELETE, OPTIONS";
 
 fn not_allowed(allow: &str) -> Answer {
@@ -660,7 +684,18 @@ enum BodyFailed {
 impl BodyFailed {
     /// The answer that ends the connection.
     async fn tell(self, conn: Conn, call: &Call<'_>) -> Next {
+        let limits = &conn.site.settings().limits;
         let answer = match self {
+            Self::Refused(HttpError::BodyTooLarge) if is_batch(call) => Answer::problem(
+                413,
+                format!(
+                    "the batch is larger than {} bytes (limits.batch_bytes); split it",
+                    limits.batch_bytes
+                ),
+            ),
+            Self::Refused(HttpError::BodyTooLarge) => {
+                Answer::problem(413, publish::too_large(limits.message_bytes))
+            }
             Self::Refused(error) => Answer::problem(error.status(), error.detail()),
             Self::Late => Answer::problem(
                 408,
@@ -669,16 +704,5 @@ impl BodyFailed {
             Self::Gone => return Next::Gone,
         };
         conn.answered(&answer.closing(), &call.manner).await
-    }
-
-    fn apply(self, mut conn: Conn) -> Next {
-        match self {
-            Self::Refused(error) => {
-                conn.refuse(error);
-                Next::End(conn, Reason::BadRequest)
-            }
-            Self::Late => Next::End(conn, Reason::RequestTimeout),
-            Self::Gone => Next::Gone,
-        }
     }
 }

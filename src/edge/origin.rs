@@ -68,6 +68,20 @@ impl Gate {
         Ok(Passed { origin: Some(origin) })
     }
 
+    /// The same of a head that could not be read as a request: only to show the page that sent it the answer.
+    pub fn pass_unread<'r>(&self, head: &'r [u8]) -> Passed<'r> {
+        let value = |name: &str| {
+            let mut lines = head.split(|byte| *byte == b'\n').skip(1).take_while(|line| line.len() > 1);
+            let line = lines.find(|line| {
+                line.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name.as_bytes()))
+                    && line.get(name.len()) == Some(&b':')
+            })?;
+            std::str::from_utf8(line.get(name.len() + 1..)?).ok().map(str::trim)
+        };
+        let host = value("host").unwrap_or_default();
+        Passed { origin: value("origin").filter(|origin| self.allows(origin, host)) }
+    }
+
     fn allows(&self, origin: &str, own: &str) -> bool {
         // A serialized origin (RFC 6454 §6.2), and nothing more: no path, no user.
         let Some((scheme, authority)) = origin.split_once("://") else { return false };

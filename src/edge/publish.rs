@@ -117,8 +117,6 @@ impl Labels {
             )
         };
         let body = match self.kind {
-            // An empty body is an empty message, whatever its type.
-            _ if content.is_empty() && self.kind != ContentKind::Binary => Body::Text("".into()),
             ContentKind::Json => {
                 if let Err(error) = json::check(&content) {
                     return Err(Answer::problem(400, error.detail()));
@@ -329,8 +327,15 @@ pub async fn publish_parsed(
         .map_err(|refused| (Refusal::new(refused.code(), refused.detail()), refused.status()))
 }
 
-pub const TOO_LARGE: &str =
+const TOO_LARGE: &str =
     "the message is larger than limits.message_bytes; publish less at once, or raise the limit";
+
+/// What is said of a body that is larger than messages may be.
+pub fn too_large(bytes_max: usize) -> String {
+    format!(
+        "the message is larger than {bytes_max} bytes; publish less at once, or raise limits.message_bytes"
+    )
+}
 
 /// Publishes the lines of a batch, in order; each is answered by one line.
 pub async fn batch(worker: &Rc<Worker>, body: &[u8], message_bytes_max: usize) -> Answer {

@@ -11,7 +11,7 @@ use sha1::{Digest, Sha1};
 
 use crate::domain::channel::Name;
 use crate::domain::cursor::Cursor;
-use crate::domain::feed::{Encoding, Link};
+use crate::domain::feed::Encoding;
 use crate::domain::history::{From, Page, PageMax};
 use crate::proto::http::fields::if_none_match;
 use crate::proto::http::request::{Fields, Version};
@@ -19,7 +19,7 @@ use crate::proto::http::response::ResponseWriter;
 use crate::runtime::clock::TICK_MS;
 use crate::runtime::entry::{HeldPoll, Kind};
 use crate::runtime::poll::{cursor_of, write_body};
-use crate::runtime::state::{LEASE_MS, Overloaded, Socket};
+use crate::runtime::state::{Overloaded, Socket};
 use crate::runtime::worker::Worker;
 
 use super::answer::{Answer, Content, Manner, VARY_READ};
@@ -43,11 +43,15 @@ pub struct PollRequest {
 #[derive(Default)]
 pub struct Remembered(RefCell<HashMap<Box<str>, Rc<ShortAnswer>, RandomState>>);
 
+/// A channel of another worker that is polled so soon again gets a feed here, to answer from.
+const HOT_MS: u64 = 1_000;
+
 struct ShortAnswer {
     body: Rc<Vec<u8>>,
     etag: String,
-    /// The heads that it was made at: feed, generation, head.
-    heads: Vec<(u32, u32, Cursor)>,
+    /// The heads that it was made at.
+    heads: Vec<(Name, Cursor)>,
+    made_ms: u64,
     /// Something in it ends then.
     until_ms: u64,
 }
@@ -59,12 +63,13 @@ impl Remembered {
         ask::read_mail(worker);
         let holds = worker.with(|state| {
             let now_ms = state.node.clock.now_ms();
+            if remembered.made_ms + HOT_MS > now_ms {
+                for (name, _) in &remembered.heads {
+                    state.feed_if_remote(name);
+                }
+            }
             remembered.until_ms > now_ms
-                && remembered.heads.iter().all(|(feed, generation, head)| {
-                    let Some(feed) = state.feeds.get_checked_mut(*feed, *generation) else { return false };
-                    feed.leased_until_ms = feed.leased_until_ms.max(now_ms + LEASE_MS);
-                    feed.link == Link::Live && feed.head() == *head
-                })
+                && remembered.heads.iter().all(|(name, head)| state.known_head(name) == Some(*head))
         });
         if !holds {
             self.0.borrow_mut().remove(target);
@@ -102,13 +107,11 @@ pub async fn short_poll(
         let age_ms = state.node.settings.history.age.as_millis() as u64;
         let messages = pages.iter().flat_map(|(_, page)| &page.messages);
         let until = messages.map(|message| message.ends_ms.unwrap_or(u64::MAX).min(message.ts_ms + age_ms));
-        let heads = pages.iter().filter_map(|(name, page)| {
-            let feed = *state.feeds_by_name.get(name)?;
-            let generation = state.feeds.generation(feed)?;
-            let head = Cursor { incarnation: page.incarnation, seq: page.head };
-            Some((feed, generation, head))
-        });
+        let heads = pages
+            .iter()
+            .map(|(name, page)| (name.clone(), Cursor { incarnation: page.incarnation, seq: page.head }));
         ShortAnswer {
+            made_ms: state.node.clock.now_ms(),
             until_ms: until.min().unwrap_or(u64::MAX),
             heads: heads.collect(),
             body: Rc::new(body),
@@ -116,9 +119,7 @@ pub async fn short_poll(
         }
     });
     let answer = Rc::new(answer);
-    if answer.heads.len() == poll.names.len() {
-        remembered.put(target, Rc::clone(&answer));
-    }
+    remembered.put(target, Rc::clone(&answer));
     short_answer(&answer, fields)
 }
 

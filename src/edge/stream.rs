@@ -75,8 +75,7 @@ pub async fn open_events(
         for (at, place) in places.iter().enumerate() {
             if place.gap {
                 told[at] = place.cursor();
-                let cursor = joined(&told);
-                sse::write_gap(&mut out, names[at].as_str(), &cursor, &cursor);
+                sse::write_gap(&mut out, names[at].as_str(), &place.cursor().text(), &joined(&told));
             }
         }
         state.say(conn.slot, &out);

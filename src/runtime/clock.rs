@@ -1,4 +1,4 @@
-//! The node's clock: ticks for deadlines, milliseconds since 1970 for messages. Never goes back.
+//! The node's clocks: ticks for deadlines, which never go back, and the time of day for messages.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -8,18 +8,16 @@ pub const TICK_MS: u64 = 100;
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
     started: Instant,
-    unix_ms: u64,
 }
 
 impl Clock {
     pub fn start() -> Self {
-        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { started: Instant::now(), unix_ms: unix.as_millis() as u64 }
+        Self { started: Instant::now() }
     }
 
-    /// Milliseconds since 1970.
+    /// Milliseconds since 1970, as the machine's clock has it: it may be set.
     pub fn now_ms(&self) -> u64 {
-        self.unix_ms + self.started.elapsed().as_millis() as u64
+        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
     }
 
     /// Ticks since the node started.

@@ -88,13 +88,13 @@ impl State {
         }
     }
 
-    /// Says the latest pong alone to a client that does not read (RFC 6455 §5.5.3).
-    pub fn say_pong(&mut self, slot: u32, frame: Vec<u8>) {
+    /// Says pongs; to a client that does not read, the latest alone (RFC 6455 §5.5.3), which begins at `latest`.
+    pub fn say_pongs(&mut self, slot: u32, pongs: &[u8], latest: usize) {
         let Some(entry) = self.conns.get_mut(slot) else { return };
         if entry.flags.blocked || entry.owed.is_some() {
-            entry.owed.get_or_insert_default().pong = Some(frame);
+            entry.owed.get_or_insert_default().pong = Some(pongs[latest..].to_vec());
         } else {
-            self.say(slot, &frame);
+            self.say(slot, pongs);
         }
     }
 
@@ -422,7 +422,7 @@ impl State {
             let mut cursor = Vec::new();
             self.write_joined_cursor(slot, sub.feed, seq, &mut cursor);
             let cursor = String::from_utf8(cursor).unwrap_or_default();
-            sse::write_gap(out, feed.name.as_str(), &cursor, &cursor);
+            sse::write_gap(out, feed.name.as_str(), &feed.at(seq).text(), &cursor);
         } else {
             super::framing::gap(lane.encoding, &feed.name, &feed.at(seq).text(), out);
         }

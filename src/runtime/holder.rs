@@ -108,10 +108,10 @@ impl State {
         let Some(entry) = self.conn_mut(conn) else { return };
         let Kind::Ws { v1, reader } = &mut entry.kind else { return };
         let (v1, mut reader) = (*v1, std::mem::take(reader));
-        let mut pongs = Vec::new();
+        let (mut pongs, mut latest) = (Vec::new(), 0);
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             session(v1, &mut reader, input, message_bytes, &mut |payload| {
-                pongs.clear();
+                latest = pongs.len();
                 write_frame(&mut pongs, Opcode::Pong, payload);
             })
         }));
@@ -121,7 +121,7 @@ impl State {
             *kept = reader;
         }
         if !pongs.is_empty() {
-            self.say_pong(conn.slot, pongs);
+            self.say_pongs(conn.slot, &pongs, latest);
         }
         let Ok((frames, last)) = outcome else {
             self.stats().panics.add(1);

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use crate::domain::channel::Name;
 use crate::domain::cursor::{Cursor, write_joined};
-use crate::domain::history::{From, Page, PageMax};
+use crate::domain::history::{Page, PageMax};
 use crate::proto::envelope;
 use crate::proto::http::date::format_imf_date;
 use crate::proto::http::response::ResponseWriter;
@@ -70,7 +70,6 @@ impl State {
         }) else {
             return;
         };
-        let (now_ms, bounds) = (self.node.clock.now_ms(), self.node.feed_bounds());
         let mut body = None;
         if let [sub] = subs[..]
             && let Some(feed) = self.feeds.get(sub.feed)
@@ -85,17 +84,17 @@ impl State {
         if body.is_none() {
             let mut pages = Vec::with_capacity(subs.len());
             for sub in &subs {
-                let Some(feed) = self.feeds.get_mut(sub.feed) else { return };
-                let cursor = feed.at(feed.lanes[usize::from(sub.lane)].readers[sub.index as usize].seq);
+                let Some(feed) = self.feeds.get(sub.feed) else { return };
+                let seq = feed.lanes[usize::from(sub.lane)].readers[sub.index as usize].seq;
                 let max = PageMax { messages: limit as usize, bytes: usize::MAX };
-                let Some(page) = feed.read(From::After(cursor), max, bounds, now_ms) else {
+                let Some(page) = feed.read_live(seq, max) else {
                     self.repoll(slot);
                     return;
                 };
                 pages.push((feed.name.clone(), page));
             }
             if pages.iter().all(|(_, page)| page.messages.is_empty()) {
-                // Only messages that ended by their own TTL before they could be read: it goes on waiting.
+                // Only numbers whose messages had ended before this worker heard of them: it goes on waiting.
                 for (sub, (_, page)) in subs.iter().zip(&pages) {
                     if let Some(feed) = self.feeds.get_mut(sub.feed) {
                         feed.reader_mut(sub.lane, sub.index).seq = page.next;

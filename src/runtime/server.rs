@@ -178,17 +178,16 @@ pub fn serve<E: Edge + 'static>(
         "serving"
     );
     ready(&addresses);
-    let steering = std::thread::spawn({
+    if !predecessors.is_empty() {
         let node = Arc::clone(&node);
-        move || {
+        std::thread::spawn(move || {
             for predecessor in predecessors {
                 predecessor.wait();
                 post(&node, 0, Mail::Unsteer);
             }
-        }
-    });
+        });
+    }
     let ended = wait_for_the_end(&node, &signals, &done, &epoll, &addresses, &ended_workers)?;
-    drop(steering);
     if ended == Ended::Drained {
         for thread in threads {
             let _ = thread.join();

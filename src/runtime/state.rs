@@ -349,6 +349,22 @@ impl State {
         slot
     }
 
+    /// A feed for a channel that lives elsewhere; one that lives here is read where it is.
+    pub fn feed_if_remote(&mut self, name: &Name) {
+        if self.node.home_of(name) != self.index {
+            self.feed(name);
+        }
+    }
+
+    /// The channel's head, if this worker knows it without asking.
+    pub fn known_head(&mut self, name: &Name) -> Option<crate::domain::cursor::Cursor> {
+        if self.node.home_of(name) == self.index {
+            return self.home.head(name, self.node.clock.now_ms());
+        }
+        let feed = self.feeds.get(*self.feeds_by_name.get(name)?)?;
+        (feed.link == Link::Live).then(|| feed.head())
+    }
+
     fn join(&mut self, name: Name) {
         let home = self.node.home_of(&name);
         let ask = Ask::Join { name: name.clone(), max: PAGE };

@@ -5,7 +5,7 @@
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use monoio::buf::IoBufMut;
 use monoio::io::{CancelableAsyncReadRent, CancelableAsyncWriteRent, Canceller};
@@ -60,6 +60,25 @@ impl Stream {
     /// # Errors
     /// [`StreamError`]; nothing that came is lost but for a broken connection.
     pub async fn read(&mut self, buffer: &mut Vec<u8>, deadline: Duration) -> Result<(), StreamError> {
+        let until = Instant::now() + deadline;
+        loop {
+            let draining = self.worker.drain_ends();
+            let until = draining.map_or(until, |end| until.min(end));
+            let left = until.saturating_duration_since(Instant::now());
+            match self.read_once(buffer, left, draining.is_some()).await {
+                // The drain began meanwhile: its end is nearer.
+                Err(StreamError::Late) if draining.is_none() && self.worker.drain_ends().is_some() => {}
+                done => return done,
+            }
+        }
+    }
+
+    async fn read_once(
+        &mut self,
+        buffer: &mut Vec<u8>,
+        left: Duration,
+        draining: bool,
+    ) -> Result<(), StreamError> {
         let Some(tcp) = &mut self.tcp else { return Err(StreamError::Broken) };
         if buffer.capacity() - buffer.len() < 512 {
             buffer.reserve(buffer.len().clamp(2_048, 65_536));
@@ -70,9 +89,13 @@ impl Stream {
         let mut read = std::pin::pin!(tcp.cancelable_read(taken.slice_mut(start..end), canceller.handle()));
         let (result, slice) = monoio::select! {
             done = &mut read => done,
-            () = monoio::time::sleep(deadline) => {
+            () = monoio::time::sleep(left) => {
                 canceller.cancel();
                 // The operation is awaited to its end: bytes that came meanwhile are not lost.
+                read.await
+            }
+            () = self.worker.drain_begins(), if !draining => {
+                canceller.cancel();
                 read.await
             }
         };
@@ -99,9 +122,9 @@ impl Stream {
             Outcome::Failed(_) => return Err(StreamError::Broken),
         };
         let mut rest = bytes[sent..].to_vec();
-        let until = std::time::Instant::now() + deadline;
+        let until = Instant::now() + deadline;
         while !rest.is_empty() {
-            let left = until.saturating_duration_since(std::time::Instant::now());
+            let left = until.saturating_duration_since(Instant::now());
             let canceller = Canceller::new();
             let mut write = std::pin::pin!(tcp.cancelable_write(rest, canceller.handle()));
             let (result, buffer) = monoio::select! {

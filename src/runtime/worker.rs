@@ -85,6 +85,9 @@ pub struct Worker {
     fan_out: Bell,
     /// Listeners are to be closed.
     closing: Bell,
+    /// A drain has begun.
+    draining: Bell,
+    drain_ends: Cell<Option<Instant>>,
     successor: Cell<Option<u32>>,
     unsteer: Cell<bool>,
 }
@@ -107,6 +110,8 @@ impl Worker {
             workers,
             fan_out: Bell::default(),
             closing: Bell::default(),
+            draining: Bell::default(),
+            drain_ends: Cell::new(None),
             successor: Cell::new(None),
             unsteer: Cell::new(false),
         });
@@ -215,6 +220,16 @@ impl Worker {
         more
     }
 
+    /// When the drain that is under way ends.
+    pub fn drain_ends(&self) -> Option<Instant> {
+        self.drain_ends.get()
+    }
+
+    /// Waits for a drain to begin.
+    pub async fn drain_begins(&self) {
+        self.draining.wait().await;
+    }
+
     /// Whether mail waits.
     pub fn has_mail(&self) -> bool {
         self.mailbox.borrow().queued() > 0
@@ -222,7 +237,12 @@ impl Worker {
 
     fn on_drain(self: &Rc<Self>, successor: Option<u32>) {
         self.successor.set(successor);
-        self.with(State::begin_drain);
+        let window = self.with(|state| {
+            state.begin_drain();
+            state.node.settings.drain.window
+        });
+        self.drain_ends.set(Some(Instant::now() + window));
+        self.draining.ring();
         match successor {
             None => self.closing.ring(),
             // The first worker steers the kernel for all, then tells all to close.
@@ -436,7 +456,7 @@ pub struct Bell {
     rung: Cell<bool>,
     /// How often it was heard, so that nobody misses one who waits.
     wakes: Cell<u32>,
-    waiting: RefCell<Vec<Waker>>,
+    waiting: RefCell<slab::Slab<Waker>>,
 }
 
 impl Bell {
@@ -448,8 +468,8 @@ impl Bell {
     /// Wakes those who wait, without staying rung.
     pub fn wake(&self) {
         self.wakes.set(self.wakes.get().wrapping_add(1));
-        for waker in self.waiting.borrow_mut().drain(..) {
-            waker.wake();
+        for (_, waker) in self.waiting.borrow().iter() {
+            waker.wake_by_ref();
         }
     }
 
@@ -462,16 +482,43 @@ impl Bell {
     }
 
     /// Waits until the bell is rung, or those who wait are woken.
-    pub async fn wait(&self) {
-        let heard = self.wakes.get();
-        std::future::poll_fn(|cx| {
-            if self.rung.get() || self.wakes.get() != heard {
-                return Poll::Ready(());
+    pub fn wait(&self) -> Hearing<'_> {
+        Hearing { bell: self, heard: self.wakes.get(), place: None }
+    }
+}
+
+/// Waits for a bell. Leaves nothing behind when it is dropped.
+pub struct Hearing<'b> {
+    bell: &'b Bell,
+    heard: u32,
+    place: Option<usize>,
+}
+
+impl Future for Hearing<'_> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.bell.rung.get() || self.bell.wakes.get() != self.heard {
+            return Poll::Ready(());
+        }
+        let mut waiting = self.bell.waiting.borrow_mut();
+        match self.place.and_then(|place| waiting.get_mut(place)) {
+            Some(waker) => waker.clone_from(cx.waker()),
+            None => {
+                let place = waiting.insert(cx.waker().clone());
+                drop(waiting);
+                self.place = Some(place);
             }
-            self.waiting.borrow_mut().push(cx.waker().clone());
-            Poll::Pending
-        })
-        .await;
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Hearing<'_> {
+    fn drop(&mut self) {
+        if let Some(place) = self.place {
+            self.bell.waiting.borrow_mut().try_remove(place);
+        }
     }
 }
 

@@ -117,9 +117,15 @@ impl<'o> ResponseWriter<'o> {
     }
 }
 
-/// Appends the whole answer to a request that the codec refused. The connection is to be closed, lingering.
-pub fn write_refusal(out: &mut Vec<u8>, error: HttpError, date: &[u8; DATE_BYTES]) {
-    let mut writer = ResponseWriter::new(out, error.status()).date(date).field("Cache-Control", "no-store");
+/// Appends the whole answer to a request that the codec refused; `more` adds fields. The connection is to be closed, lingering.
+pub fn write_refusal(
+    out: &mut Vec<u8>,
+    error: HttpError,
+    date: &[u8; DATE_BYTES],
+    more: impl FnOnce(ResponseWriter<'_>) -> ResponseWriter<'_>,
+) {
+    let writer = ResponseWriter::new(out, error.status()).date(date).field("Cache-Control", "no-store");
+    let mut writer = more(writer);
     for (name, value) in error.answer_fields() {
         writer = writer.field(name, value);
     }
@@ -227,7 +233,7 @@ mod tests {
     #[test]
     fn refusals() {
         let date = format_imf_date(0);
-        let refused = written(|out| write_refusal(out, HttpError::UpgradeRequired, &date));
+        let refused = written(|out| write_refusal(out, HttpError::UpgradeRequired, &date, |writer| writer));
         let (head, body) = refused.split_once("\r\n\r\n").unwrap();
         for line in [
             "HTTP/1.1 426 Upgrade Required",
@@ -241,7 +247,7 @@ mod tests {
         assert!(head.contains(&format!("Content-Length: {}", body.len())));
         let body: serde_json::Value = serde_json::from_str(body).unwrap();
         assert_eq!(body["status"], 426);
-        let refused = written(|out| write_refusal(out, HttpError::BareLf, &date));
+        let refused = written(|out| write_refusal(out, HttpError::BareLf, &date, |writer| writer));
         assert!(
             refused.starts_with("HTTP/1.1 400 Bad Request\r\n")
                 && refused.contains("\r\nConnection: close\r\n")
