@@ -184,7 +184,7 @@ fn read_order(world: &World, channel: &Channel, start: &str) {
             break;
         }
         for message in &poll.messages {
-            let key = Key::find(message.to_string().as_bytes()).expect("a message of ours");
+            let key = Key::of_object(message).expect("a message of ours");
             held.push((key, digest(message["id"].as_str().expect("an id"))));
         }
         cursor = poll.cursor;

@@ -273,9 +273,11 @@ impl Worker {
             if self.unsteer.take() {
                 let _ = listen::unsteer(listener.as_raw_fd());
             }
-            if let (Some(new), 0, false) =
-                (self.successor.get(), self.with(|state| state.index), std::mem::replace(&mut steered, true))
+            if let Some(new) = self.successor.get()
+                && !steered
+                && self.with(|state| state.index) == 0
             {
+                steered = true;
                 self.hand_over(listener.as_raw_fd(), new).await;
             }
             let is_last = self.closing.is_rung();

@@ -149,6 +149,8 @@ impl<'a> Reference<'a> {
         let mut tally = Tally::default();
         let mut at: Option<Position> = None;
         let mut raw: Option<Position> = None;
+        // A gap that was told before a raw hop holds for what that brings too.
+        let mut raw_told = false;
         let mut told = false;
         for &(hop, ref entry) in log {
             let wrong = |what: String| Err((hop, what));
@@ -180,14 +182,15 @@ impl<'a> Reference<'a> {
                     told = false;
                     tally.messages += 1;
                 }
-                Entry::RawStart => raw = at,
+                Entry::RawStart => (raw, raw_told) = (at, told),
                 Entry::RawMessage { key } => {
                     let Some(position) = raw else { return wrong(format!("{key:?} before any cursor")) };
-                    let place = match self.step(position, *key, false) {
+                    let place = match self.step(position, *key, raw_told) {
                         Ok((place, _)) => place,
                         Err(what) => return wrong(format!("raw: {what}")),
                     };
                     raw = Some(Position::after(place));
+                    raw_told = false;
                     tally.raw += 1;
                 }
             }

@@ -24,6 +24,14 @@ impl Key {
         let mut next = || numbers.next()?.ok();
         Some(Self { channel: next()?, publisher: next()?, n: next()? })
     }
+
+    /// The key of a poll's message object.
+    pub fn of_object(object: &Value) -> Option<Self> {
+        match object.get("base64") {
+            Some(base64) => Self::find(&BASE64.decode(base64.as_str()?).ok()?),
+            None => Self::find(object["data"].to_string().as_bytes()),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
