@@ -167,19 +167,19 @@ pub async fn long_poll(worker: &Rc<Worker>, poll: &PollRequest, wait_s: u64) -> 
             .field("Preference-Applied", format!("wait={wait_s}"))
             .vary(VARY_READ)
     };
-    if worker.with(|state| state.draining.is_some()) {
-        let answer = told(204).field(
-            "Pushline-Cursor",
-            joined(pages.iter().map(|(_, page)| Cursor { incarnation: page.incarnation, seq: page.after })),
-        );
-        return Waited::Answer(with_retry_after(worker, answer).closing());
-    }
     if pages.iter().any(|(_, page)| page.gap || !page.messages.is_empty()) {
         let mut body = Vec::with_capacity(256);
         write_body(&mut body, &mut pages, Some(poll.limit as usize));
         let cursor = String::from_utf8_lossy(cursor_of(&body)).into_owned();
         let answer = told(200).field("Pushline-Cursor", cursor);
         return Waited::Answer(Answer { content: Content::Of("application/json", Rc::new(body)), ..answer });
+    }
+    if worker.with(|state| state.draining.is_some()) {
+        let answer = told(204).field(
+            "Pushline-Cursor",
+            joined(pages.iter().map(|(_, page)| Cursor { incarnation: page.incarnation, seq: page.next })),
+        );
+        return Waited::Answer(with_retry_after(worker, answer).closing());
     }
     let mut places = Vec::with_capacity(poll.names.len());
     for (name, page) in &pages {
