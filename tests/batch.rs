@@ -94,3 +94,36 @@ fn a_batch_is_ndjson_by_post() {
     assert!(answer.lists("allow", "POST"), "{answer}");
     assert!(poll(server.addr(), "/channels/x").messages.is_empty());
 }
+
+#[test]
+fn a_long_batch_keeps_its_order() {
+    let server = Server::start(&["--set", "history.messages=3000"]);
+    let addr = server.addr();
+    let start = poll(addr, "/channels/long/0?limit=0").cursor;
+    let lines: String = (0..2_000)
+        .map(|n| json!({"channel": format!("long/{}", n % 3), "data": n}).to_string() + "\n")
+        .collect();
+    let ids: Vec<_> = batch(addr, &lines).iter().map(line_id).collect();
+    assert_eq!(ids.len(), 2_000);
+    let mut seen = Vec::new();
+    let mut cursor = start;
+    while seen.len() < 667 {
+        let page = poll(addr, &format!("/channels/long/0?cursor={cursor}"));
+        assert!(!page.gap && !page.messages.is_empty());
+        seen.extend(page.messages.iter().map(|message| (message["data"].clone(), message["id"].clone())));
+        cursor = page.cursor;
+    }
+    let want: Vec<_> = (0..2_000).step_by(3).map(|n| (json!(n), json!(ids[n]))).collect();
+    assert_eq!(seen, want);
+}
+
+#[test]
+fn a_batch_is_bounded() {
+    let limits = ["--set", "limits.batch_bytes=2048", "--set", "limits.message_bytes=1024"];
+    let server = Server::start(&limits);
+    let line = json!({"channel": "bound", "data": "x".repeat(900)}).to_string() + "\n";
+    assert_eq!(batch(server.addr(), &line.repeat(2)).len(), 2);
+    let ndjson = [("Content-Type", "application/x-ndjson")];
+    post(server.addr(), "/publish", &ndjson, line.repeat(3)).problem(413);
+    assert_eq!(poll(server.addr(), "/channels/bound?limit=9").messages.len(), 2);
+}

@@ -4,11 +4,8 @@ mod common;
 
 use std::time::Duration;
 
-use common::http::{
-    AT_ONCE, Conn, End, Poll, Response, ask, get, head_cursor, poll, post, publish, published, timed,
-};
+use common::http::{Conn, Poll, ask, get, head_cursor, poll, post, publish, published};
 use common::server::Server;
-use common::until;
 use serde_json::json;
 
 const TEXT: (&str, &str) = ("Content-Type", "text/plain");
@@ -158,6 +155,41 @@ fn chunked_bodies() {
     }
 }
 
+/// A refusal does not leave the body to be read as the next request.
+#[test]
+fn bodies_of_refused_requests_are_not_requests() {
+    let server = Server::start(&[]);
+    let smuggled = "DELETE /channels/smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(200);
+    let chunked = format!("{:x}\r\n{smuggled}\r\n0\r\n\r\n", smuggled.len());
+    let gap_before = head_cursor(server.addr(), "smuggled");
+    for (method, target, status) in [
+        ("POST", "/nowhere", 404),
+        ("PUT", "/channels/a", 405),
+        ("POST", "/healthz", 405),
+        ("POST", "/channels/a//b", 400),
+        ("GET", "/channels/a?limit=x", 400),
+        ("GET", "/healthz", 200),
+        ("DELETE", "/channels/other", 204),
+    ] {
+        for (headers, body) in [(&[TEXT][..], &smuggled), (&[TEXT, CHUNKED], &chunked)] {
+            let mut conn = Conn::open(server.addr());
+            let answer = conn.request(method, target, headers, body);
+            let taken = [status, 400, 413].contains(&answer.status);
+            assert!(taken, "{method} {target}: {answer}");
+            if answer.closes() {
+                conn.eof();
+            } else {
+                assert_eq!(conn.get("/channels/smuggled?limit=0").status, 200, "{method} {target}");
+                conn.quiet(Duration::from_millis(20));
+            }
+        }
+    }
+    assert!(
+        !poll(server.addr(), &format!("/channels/smuggled?cursor={gap_before}")).gap,
+        "nothing was deleted"
+    );
+}
+
 #[test]
 fn expect_100_continue() {
     let server = Server::start(&[]);
@@ -223,15 +255,18 @@ fn head_has_no_body_anywhere() {
 fn options_tell_the_methods() {
     let server = Server::start(&[]);
     let mut conn = Conn::open(server.addr());
-    for (target, methods) in [
-        ("/channels/x", &["GET", "HEAD", "POST", "DELETE", "OPTIONS"][..]),
-        ("/publish", &["POST", "OPTIONS"]),
-        ("/healthz", &["GET", "HEAD", "OPTIONS"]),
+    for (target, methods, others) in [
+        ("/channels/x", &["GET", "HEAD", "POST", "DELETE", "OPTIONS"][..], &["PUT"][..]),
+        ("/publish", &["POST", "OPTIONS"], &["DELETE", "GET"]),
+        ("/healthz", &["GET", "HEAD", "OPTIONS"], &["DELETE", "POST"]),
     ] {
         let answer = conn.request("OPTIONS", target, &[], "");
         assert!([200, 204].contains(&answer.status), "{target}: {answer}");
         for method in methods {
             assert!(answer.lists("allow", method), "{method} {target}: {answer}");
+        }
+        for method in others {
+            assert!(!answer.lists("allow", method), "{method} {target}: {answer}");
         }
     }
     let answer = conn.request("OPTIONS", "*", &[], "");
@@ -273,6 +308,20 @@ fn http_1_0() {
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n",
     );
     conn.read_response().problem(426);
+}
+
+#[test]
+fn http_1_0_keeps_alive_only_where_both_say_so() {
+    let server = Server::start(&[]);
+    let mut conn = Conn::open(server.addr());
+    for _ in 0..2 {
+        conn.send_raw("GET /healthz HTTP/1.0\r\nHost: localhost\r\nConnection: keep-alive\r\n\r\n");
+        let answer = conn.read_response().expect(200);
+        // A client of HTTP/1.0 takes silence for the end.
+        if !answer.lists("connection", "keep-alive") {
+            return conn.eof();
+        }
+    }
 }
 
 #[test]
@@ -392,129 +441,4 @@ fn problems_tell_what_is_wrong() {
             assert_eq!(answer.header("sec-websocket-version"), "13", "{answer}");
         }
     }
-}
-
-// --- Deadlines and limits -------------------------------------------------------------------------------------------
-
-#[test]
-fn a_slow_head_is_408() {
-    let server = Server::start(&["--set", "timeouts.head_seconds=0.5", "--set", "timeouts.idle_seconds=60"]);
-    let mut first = Conn::open(server.addr());
-    let mut kept = Conn::open(server.addr());
-    kept.get("/healthz").expect(200);
-    for conn in [&mut first, &mut kept] {
-        let (answer, took) = timed(|| {
-            // Trickling does not extend it: the deadline is of the whole head.
-            for byte in b"GET /healthz HT" {
-                if conn.try_send_raw([*byte]).is_err()
-                    || conn.end_within(Duration::from_millis(60)) != End::Open
-                {
-                    break;
-                }
-            }
-            conn.read_response()
-        });
-        answer.problem(408);
-        assert!(answer.closes(), "{answer}");
-        conn.eof();
-        assert!(took < AT_ONCE, "{took:?}");
-    }
-}
-
-#[test]
-fn an_idle_connection_is_just_closed() {
-    let server = Server::start(&["--set", "timeouts.head_seconds=60", "--set", "timeouts.idle_seconds=0.5"]);
-    let mut fresh = Conn::open(server.addr());
-    let mut kept = Conn::open(server.addr());
-    kept.get("/healthz").expect(200);
-    fresh.eof();
-    kept.eof();
-    // And where the head's deadline is the shorter one, no first byte is still no 408.
-    let server = Server::start(&["--set", "timeouts.head_seconds=0.5", "--set", "timeouts.idle_seconds=1"]);
-    Conn::open(server.addr()).eof();
-}
-
-#[test]
-fn a_slow_body_is_408() {
-    let server = Server::start(&["--set", "timeouts.body_seconds=0.5"]);
-    for head in ["Content-Length: 5", "Transfer-Encoding: chunked"] {
-        let mut conn = Conn::open(server.addr());
-        conn.send_raw(format!("POST /channels/slow HTTP/1.1\r\nHost: localhost\r\n{head}\r\n\r\n3"));
-        let answer = conn.read_response();
-        answer.problem(408);
-        assert!(answer.closes(), "{head}: {answer}");
-        conn.eof();
-    }
-    assert!(poll(server.addr(), "/channels/slow").messages.is_empty());
-}
-
-#[test]
-fn the_head_limit_is_configured() {
-    let server = Server::start(&["--set", "limits.head_bytes=1024"]);
-    let padding = "x".repeat(900);
-    ask(server.addr(), "GET", "/healthz", &[("X-Padding", &padding)], "").expect(200);
-    let padding = "x".repeat(1024);
-    let mut conn = Conn::open(server.addr());
-    let answer = conn.request("GET", "/healthz", &[("X-Padding", &padding)], "");
-    answer.problem(431);
-    assert!(answer.closes(), "{answer}");
-    conn.eof();
-}
-
-#[test]
-fn over_the_connection_limit_closed_without_an_answer() {
-    let server = Server::start(&["--set", "limits.connections=12"]);
-    let mut open = Vec::new();
-    let mut refused = 0;
-    for _ in 0..48 {
-        // A refusal closes with RST where bytes were sent, so nothing is sent before the connection proves refused.
-        let Ok(mut conn) = Conn::try_open(server.addr()) else {
-            refused += 1;
-            continue;
-        };
-        let _ = conn.try_send_raw("GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n");
-        match conn.try_read_response() {
-            Ok(answer) => open.push((conn, answer.expect(200))),
-            Err(_) => {
-                assert!(conn.ahead().is_empty(), "{:?}", String::from_utf8_lossy(conn.ahead()));
-                refused += 1;
-            }
-        }
-    }
-    assert!((1..=12).contains(&open.len()), "{} open", open.len());
-    assert_eq!(open.len() + refused, 48);
-    // Those inside it go on; places are given again.
-    for (conn, _) in &mut open {
-        conn.get("/healthz").expect(200);
-    }
-    open.clear();
-    until("a place is free again", || {
-        let mut conn = Conn::try_open(server.addr()).ok()?;
-        conn.try_send_raw("GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").ok()?;
-        conn.try_read_response().ok().filter(|answer: &Response| answer.status == 200)
-    });
-}
-
-#[test]
-fn a_client_that_reads_late_gets_all_its_answers() {
-    let server = Server::start(&[]);
-    let addr = server.addr();
-    let text = "x".repeat(60_000);
-    for _ in 0..4 {
-        publish(addr, "fat", &text);
-    }
-    // Answers of megabytes pile up unread; the server keeps serving others, and this one when it reads.
-    let mut lazy = Conn::open(addr);
-    let request = common::http::wire(addr, "GET", "/channels/fat?limit=4", &[], b"");
-    let pipelined: Vec<u8> = request.repeat(60);
-    lazy.send_raw(&pipelined);
-    for _ in 0..20 {
-        get(addr, "/healthz").expect(200);
-    }
-    for _ in 0..60 {
-        assert_eq!(Poll::of(&lazy.read_response()).messages.len(), 4);
-    }
-    let cursor = head_cursor(addr, "fat");
-    let answer = lazy.get(&format!("/channels/fat?cursor={cursor}"));
-    assert!(Poll::of(&answer).messages.is_empty());
 }

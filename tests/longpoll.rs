@@ -173,6 +173,10 @@ fn a_held_poll_of_several_channels() {
         assert_eq!((texts(&after), after.gap), (vec![name.clone()], false));
         cursor = after.cursor;
     }
+    // A gap in one of them is an answer.
+    ask(addr, "DELETE", "/channels/held/3", &[], "").expect(204);
+    let after = Poll::of(&conn.get(&format!("/channels/{list}?cursor={cursor}&wait=40")));
+    assert_eq!((after.gaps, after.messages.len()), (vec!["held/3".to_owned()], 0));
     // Empty parts: from now.
     let mut conn = held(&server, "/channels/held/0,held/1?cursor=.&wait=40");
     publish(addr, "held/1", "new");
@@ -204,6 +208,33 @@ fn requests_pipelined_behind_a_held_poll_wait_their_turn() {
         conn.read_response().expect(204);
         conn.read_response().expect(200);
     }
+}
+
+/// What waits behind a held poll waits in the kernel, not in the server, and none of it is lost.
+#[test]
+fn a_crowd_of_requests_behind_a_held_poll() {
+    let server = Server::start(&[]);
+    let addr = server.addr();
+    let cursor = head_cursor(addr, "crowd");
+    let mut conn = held(&server, &format!("/channels/crowd?cursor={cursor}&wait=40"));
+    let mut wire = Vec::new();
+    for n in 0..2_000 {
+        let target = if n % 2 == 0 { "/healthz" } else { "/channels/crowd" };
+        wire.extend_from_slice(&common::http::wire(addr, "GET", target, &[], b""));
+    }
+    // It may take until the answer before the kernel takes all of it.
+    let writer = thread::spawn({
+        let mut stream = conn.stream().try_clone().expect("a descriptor");
+        move || std::io::Write::write_all(&mut stream, &wire).expect("the server reads on")
+    });
+    conn.quiet(A_WHILE);
+    publish(addr, "crowd", "x");
+    assert_eq!(texts(&Poll::of(&conn.read_response())), ["x"]);
+    for n in 0..2_000 {
+        let answer = conn.read_response().expect(200);
+        assert_eq!(answer.text().contains("\"x\""), n % 2 == 1, "{n}: {answer}");
+    }
+    writer.join().expect("the writer");
 }
 
 #[test]

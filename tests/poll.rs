@@ -176,6 +176,39 @@ fn history_is_bounded_in_bytes() {
 }
 
 #[test]
+fn the_history_of_the_node_is_bounded_in_bytes() {
+    let limits = ["--set", "history.node_bytes=1MiB", "--set", "history.bytes=256KiB"];
+    let server = Server::start(&limits);
+    let addr = server.addr();
+    let start = head_cursor(addr, "node/0");
+    let text = "x".repeat(60_000);
+    for n in 0..100 {
+        publish(addr, &format!("node/{n}"), &text);
+    }
+    let kept = (0..100).filter(|n| !poll(addr, &format!("/channels/node/{n}")).messages.is_empty()).count();
+    assert!((1..=17).contains(&kept), "{kept} messages of 60,000 bytes");
+    let after = poll(addr, &format!("/channels/node/0?cursor={start}"));
+    assert!(after.gap && after.messages.is_empty(), "the oldest went first, and it is told");
+}
+
+/// A channel that was never used, or not for as long as history lasts, may be forgotten: never silently.
+#[test]
+fn a_cursor_outlives_its_channel() {
+    let server = Server::start(&["--set", "history.seconds=0.2"]);
+    let addr = server.addr();
+    let unused = head_cursor(addr, "unused");
+    let used = publish(addr, "used", "old");
+    // Nothing tells that a channel is forgotten, and asking for it would use it.
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    for (channel, cursor) in [("unused", unused), ("used", used)] {
+        let id = publish(addr, channel, "new");
+        assert_ne!(id, cursor);
+        let after = poll(addr, &format!("/channels/{channel}?cursor={cursor}"));
+        assert!(after.gap || after.ids() == [id], "{after:?}");
+    }
+}
+
+#[test]
 fn foreign_cursors_are_a_gap() {
     let server = Server::start(&[]);
     let addr = server.addr();

@@ -121,9 +121,7 @@ fn sigterm_and_sigint_end_with_0() {
                 Vec::new()
             };
             server.signal(signal);
-            let (code, took) = timed(|| server.wait_exit());
-            assert_eq!(code, 0, "signal {signal}, company: {company}");
-            assert!(took < AT_ONCE, "{took:?}");
+            assert_eq!(server.wait_exit(), 0, "signal {signal}, company: {company}");
             drop(conns);
             assert!(Conn::try_open(addr).is_err(), "nobody listens");
         }
@@ -167,12 +165,15 @@ fn a_publish_during_the_drain_is_answered() {
 fn a_takeover_refuses_nobody() {
     let mut old = Server::start(&["--set", "drain.window_seconds=0.5"]);
     let addr = old.addr();
-    let mut held = open(&old, Kind::Held);
+    // On every worker, or nearly: each has its own part in the end.
+    let mut held: Vec<_> = (0..16).map(|_| open(&old, Kind::Held)).collect();
     let new = Server::start_bare(&["--listen", &addr.to_string(), "--takeover"]);
     for _ in 0..50 {
         get(addr, "/healthz").expect(200);
     }
-    held.read_response().expect(204);
+    for conn in &mut held {
+        conn.read_response().expect(204);
+    }
     assert_eq!(old.wait_exit(), 0);
     for _ in 0..50 {
         get(new.addr(), "/healthz").expect(200);
@@ -258,7 +259,6 @@ fn churn_leaves_nothing_behind() {
         let server = Server::start(&["--files", files]);
         publish(server.addr(), "churn", "x");
         // What is made once, when first needed, may stay.
-        let tables = tables(server.pid()).len();
         let tasks = std::fs::read_dir(format!("/proc/{}/task", server.pid())).expect("a process").count();
         let baseline = descriptors(server.pid()) + 4 * tasks;
         for round in 0..10 {
@@ -285,7 +285,6 @@ fn churn_leaves_nothing_behind() {
             drop(half_closed);
         }
         settled(&server, baseline);
-        assert_eq!(self::tables(server.pid()).len(), tables);
         get(server.addr(), "/healthz").expect(200);
     }
 }
@@ -325,12 +324,7 @@ fn each_worker_may_have_a_file_table_of_its_own() {
     let server = Server::start(&["--files", "per-worker", "--workers", "3"]);
     let conns: Vec<_> = (0..60).map(|_| open(&server, Kind::Idle)).collect();
     let count = tables(server.pid()).len();
-    if count == 1 {
-        // The kernel refused it, and the server said so.
-        server.wait_log(|line| line.contains("file table"));
-    } else {
-        assert!(count >= 4, "main's and three workers', not {count}");
-    }
+    assert!(count >= 4, "main's and three workers', not {count}");
     drop(conns);
     // Mailboxes and their descriptors work across tables.
     for n in 0..10 {
@@ -343,6 +337,7 @@ fn each_worker_may_have_a_file_table_of_its_own() {
     }
     let server = Server::start(&["--files", "shared", "--workers", "3"]);
     let conns: Vec<_> = (0..20).map(|_| open(&server, Kind::Idle)).collect();
-    assert_eq!(tables(server.pid()).len(), 1);
+    // Threads are looked at one after the other: what opens or closes meanwhile is seen by some.
+    until("all threads see the same files", || (tables(server.pid()).len() == 1).then_some(()));
     drop(conns);
 }

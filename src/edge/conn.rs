@@ -17,6 +17,7 @@ use crate::proto::http::request::{FieldSlots, Method, Request, Upgrade, parse};
 use crate::proto::http::response::{CONTINUE, write_refusal};
 use crate::proto::http::target::{Query, Target, decode_path};
 use crate::proto::ws::handshake::{self, Subprotocol};
+use crate::runtime::clock::TICK_MS;
 use crate::runtime::close::{Reason, Transport};
 use crate::runtime::entry::{ConnId, HeldPoll, Kind};
 use crate::runtime::holder::Last;
@@ -566,19 +567,15 @@ impl Conn {
                 if self.flush().await.is_err() {
                     return Next::Gone;
                 }
-                let held = read::held_fields(&call.manner, wait_s);
+                let fields = read::held_fields(&call.manner, wait_s).into();
+                let (limit, keep_alive) = (poll.limit, call.manner.keep_alive);
                 let Conn { worker, stream, input, .. } = self;
                 if let Some(socket) = stream.into_socket() {
-                    read::hold(
-                        &worker,
-                        socket,
-                        &places,
-                        poll.limit,
-                        wait_s,
-                        held,
-                        call.manner.keep_alive,
-                        input,
-                    );
+                    worker.with(|state| {
+                        let until_tick = state.tick() + (wait_s * 1_000 / TICK_MS) as u32;
+                        let held = HeldPoll { limit, until_tick, fields, keep_alive, leftover: input };
+                        read::hold(state, socket, &places, Box::new(held));
+                    });
                 }
                 Next::Gone
             }
@@ -625,7 +622,7 @@ impl Conn {
             Waited::Hold(places) => {
                 let Conn { worker, stream, .. } = self;
                 if let Some(socket) = stream.into_socket() {
-                    worker.with(|state| read::hold_at(state, socket, &places, held));
+                    worker.with(|state| read::hold(state, socket, &places, held));
                 }
             }
         }

@@ -16,10 +16,9 @@ use crate::domain::history::{From, Page, PageMax};
 use crate::proto::http::fields::if_none_match;
 use crate::proto::http::request::{Fields, Version};
 use crate::proto::http::response::ResponseWriter;
-use crate::runtime::clock::TICK_MS;
 use crate::runtime::entry::{HeldPoll, Kind};
 use crate::runtime::poll::{cursor_of, write_body};
-use crate::runtime::state::{Overloaded, Socket};
+use crate::runtime::state::{Overloaded, Socket, State};
 use crate::runtime::worker::Worker;
 
 use super::answer::{Answer, Content, Manner, VARY_READ};
@@ -217,31 +216,8 @@ pub fn held_fields(manner: &Manner<'_>, wait_s: u64) -> Vec<u8> {
     fields
 }
 
-/// Gives a poll to the holder.
-pub fn hold(
-    worker: &Rc<Worker>,
-    socket: Socket,
-    places: &[ask::Place],
-    limit: u32,
-    wait_s: u64,
-    fields: Vec<u8>,
-    keep_alive: bool,
-    leftover: Vec<u8>,
-) {
-    worker.with(|state| {
-        let until_tick = state.tick() + (wait_s * 1_000 / TICK_MS) as u32;
-        let held = HeldPoll { limit, until_tick, fields: fields.into(), keep_alive, leftover };
-        hold_at(state, socket, places, Box::new(held));
-    });
-}
-
 /// Gives a poll to the holder, as a reader of the feeds at `places`.
-pub fn hold_at(
-    state: &mut crate::runtime::state::State,
-    socket: Socket,
-    places: &[ask::Place],
-    held: Box<HeldPoll>,
-) {
+pub fn hold(state: &mut State, socket: Socket, places: &[ask::Place], held: Box<HeldPoll>) {
     let conn = state.adopt(socket, Kind::Poll(held));
     for place in places {
         state.subscribe(conn.slot, place.feed, place.after, Encoding::Poll, false);

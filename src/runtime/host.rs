@@ -1,6 +1,6 @@
-#![allow(unsafe_code)]
 //! What a thread asks of the machine: a core of its own, no signals, open files.
 //! Owns the system calls. Never decides how many workers there are, or what a signal means.
+#![allow(unsafe_code)]
 
 use std::io;
 use std::marker::PhantomData;
@@ -131,6 +131,14 @@ pub fn set_nofile_to_hard_limit() -> io::Result<u64> {
     // SAFETY: a live struct.
     checked(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) })?;
     Ok(limit.rlim_cur)
+}
+
+/// Keeps the kernel from backing this process's memory by huge pages, which the allocator asks for: a table of small
+/// entries that grows a little at a time, one for each worker, would take 2 MiB at each step.
+pub fn disable_huge_pages() -> io::Result<()> {
+    // SAFETY: no pointers.
+    checked(unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) })?;
+    Ok(())
 }
 
 /// Whether the peer of a unix socket is of the same user as this process.

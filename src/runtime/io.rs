@@ -1,10 +1,10 @@
-#![allow(unsafe_code)]
 //! Thin safe wrappers over descriptors: eventfd, epoll, receiving without waiting, socket options.
 //!
 //! Owns one system call (and its retries) to a function, and no policy. What takes a [`RawFd`]
 //! takes the number as the calling thread's file table knows it: with tables of their own
 //! (`files`), the same number is another file in another thread. So nothing here that owns a
 //! descriptor is `Send`, except [`EventFd`], which exists to be written from elsewhere.
+#![allow(unsafe_code)]
 
 use std::io;
 use std::marker::PhantomData;

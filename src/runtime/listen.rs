@@ -1,4 +1,3 @@
-#![allow(unsafe_code)]
 //! Listeners: one to a worker, all on one port (`SO_REUSEPORT`), and handing a port over.
 //!
 //! Owns making, accepting, and steering new connections among the listeners of a port. Never
@@ -16,6 +15,7 @@
 //!    fewer, closings after the first `new - 1` leave the hash to choose for a moment.)
 //! 3. Accept until empty, and close, each old one.
 //! 4. [`unsteer`], by the new process: the hash again.
+#![allow(unsafe_code)]
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};

@@ -1,6 +1,6 @@
-#![allow(unsafe_code)]
 //! Whether io_uring can be used here: asked of the kernel by doing it, once, at start.
 //! Owns the questions and the words for each refusal. Never chooses a driver.
+#![allow(unsafe_code)]
 
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;

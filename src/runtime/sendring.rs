@@ -1,4 +1,3 @@
-#![allow(unsafe_code)]
 //! The send ring: synchronous sends on many connected sockets, a batch to one system call.
 //!
 //! Owns an io_uring of its own, used for nothing else, or the `send(2)` loop that takes its place.
@@ -9,6 +8,7 @@
 //! It rests on three facts of Linux (5.18 and later), which `probe` checks on the machine at hand:
 //! `MSG_DONTWAIT` lets no send outlive `io_uring_enter`; `MSG_WAITALL` makes a short send a failed
 //! one, which posts its count; `IOSQE_CQE_SKIP_SUCCESS` silences all others.
+#![allow(unsafe_code)]
 
 use std::io;
 use std::marker::PhantomData;

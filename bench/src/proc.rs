@@ -1,0 +1,163 @@
+//! What the kernel says of a process and of this machine: CPU, memory, sockets, slabs, from `/proc`.
+
+use std::fs;
+use std::ops::{Add, Sub};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+/// CPU that a process has used.
+///
+/// `run_ns` is the scheduler's own count, exact for threads that sleep now. `user_ms` and `system_ms` are
+/// sampled by the tick: only their proportion is to be trusted, and only over seconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Cpu {
+    pub run_ns: u64,
+    pub user_ms: u64,
+    pub system_ms: u64,
+}
+
+impl Cpu {
+    /// The part of the time spent in user mode.
+    pub fn user_share(self) -> f64 {
+        let all = self.user_ms + self.system_ms;
+        if all == 0 { 0.0 } else { self.user_ms as f64 / all as f64 }
+    }
+}
+
+impl Add for Cpu {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            run_ns: self.run_ns + other.run_ns,
+            user_ms: self.user_ms + other.user_ms,
+            system_ms: self.system_ms + other.system_ms,
+        }
+    }
+}
+
+impl Sub for Cpu {
+    type Output = Self;
+
+    fn sub(self, earlier: Self) -> Self {
+        Self {
+            run_ns: self.run_ns.saturating_sub(earlier.run_ns),
+            user_ms: self.user_ms.saturating_sub(earlier.user_ms),
+            system_ms: self.system_ms.saturating_sub(earlier.system_ms),
+        }
+    }
+}
+
+/// Milliseconds of one `USER_HZ` tick, which is 100 on every Linux.
+const TICK_MS: u64 = 10;
+
+/// CPU of all threads of a process so far.
+pub fn cpu(pid: u32) -> Result<Cpu> {
+    let mut run_ns = 0;
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let text = fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
+        run_ns += text.split(' ').next().and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
+    }
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The command's name may hold spaces; fields are counted from its closing parenthesis (proc_pid_stat(5)).
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+    let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
+    Ok(Cpu { run_ns, user_ms: ticks(11) * TICK_MS, system_ms: ticks(12) * TICK_MS })
+}
+
+/// The value in bytes of a `Name:   12 kB` line.
+fn kilobytes(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find(|line| line.starts_with(name))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kb| kb * 1024)
+}
+
+/// Anonymous memory of a process in bytes: its heap, stacks and slabs, without its program text.
+pub fn anonymous_bytes(pid: u32) -> Result<u64> {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    kilobytes(&rollup, "Anonymous:").context("smaps_rollup has Anonymous")
+}
+
+/// Kernel memory of this machine, in bytes. Other programs move it too.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub struct KernelMemory {
+    /// The slabs of sockets, files, inodes of sockets, packets and epoll entries. Names (`dentry`) are left out:
+    /// each socket has one of 192 bytes whatever the server does, and other programs move them by megabytes.
+    pub socket_slabs: u64,
+    /// Of these, the epoll entries and wait queues alone.
+    pub epoll_slabs: u64,
+    /// TCP buffers, by `/proc/net/sockstat`.
+    pub tcp_buffers: u64,
+    pub tcp_sockets: u64,
+    /// `Slab` of `/proc/meminfo`.
+    pub slab: u64,
+    pub available: u64,
+}
+
+const EPOLL_SLABS: [&str; 2] = ["eventpoll_epi", "eventpoll_pwq"];
+const SOCKET_SLABS: [&str; 6] =
+    ["TCP", "sock_inode_cache", "filp", "skbuff_head_cache", "skbuff_small_head", "tw_sock_TCP"];
+
+pub fn kernel_memory() -> Result<KernelMemory> {
+    let mut found = KernelMemory::default();
+    for line in fs::read_to_string("/proc/slabinfo")?.lines().skip(2) {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let number = |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok());
+        let (Some(&name), Some(objects), Some(bytes)) = (fields.first(), number(1), number(3)) else {
+            continue;
+        };
+        if EPOLL_SLABS.contains(&name) {
+            found.epoll_slabs += objects * bytes;
+            found.socket_slabs += objects * bytes;
+        } else if SOCKET_SLABS.contains(&name) {
+            found.socket_slabs += objects * bytes;
+        }
+    }
+    let sockstat = fs::read_to_string("/proc/net/sockstat")?;
+    let tcp = sockstat.lines().find(|line| line.starts_with("TCP:")).context("sockstat has TCP")?;
+    let fields: Vec<&str> = tcp.split_whitespace().collect();
+    let after = |name: &str| {
+        let at = fields.iter().position(|&field| field == name)?;
+        fields.get(at + 1)?.parse::<u64>().ok()
+    };
+    found.tcp_sockets = after("inuse").unwrap_or(0);
+    found.tcp_buffers = after("mem").unwrap_or(0) * 4096;
+    let meminfo = fs::read_to_string("/proc/meminfo")?;
+    found.slab = kilobytes(&meminfo, "Slab:").unwrap_or(0);
+    found.available = kilobytes(&meminfo, "MemAvailable:").unwrap_or(0);
+    Ok(found)
+}
+
+/// Where a result was measured.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Machine {
+    pub kernel: String,
+    pub cpu: String,
+    pub cores: usize,
+    pub memory_mib: u64,
+}
+
+pub fn machine() -> Machine {
+    let first_line = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown");
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    Machine {
+        kernel: first_line("/proc/sys/kernel/osrelease"),
+        cpu: model.trim_start_matches(['\t', ' ', ':']).to_owned(),
+        cores: std::thread::available_parallelism().map_or(0, usize::from),
+        memory_mib: kilobytes(&meminfo, "MemTotal:").unwrap_or(0) >> 20,
+    }
+}
+
+/// The 1-minute load average: how busy others kept this machine.
+pub fn load_average() -> f64 {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().and_then(|field| field.parse().ok()).unwrap_or(0.0)
+}
+
+/// True when a program is there to be run.
+pub fn is_program(path: &Path) -> bool {
+    path.metadata().is_ok_and(|found| found.is_file())
+}
