@@ -354,13 +354,16 @@ const BY_PATTERN: &[&str] = &[
     "slow.rules=[{ channels = \"skip/*\", policy = \"skip\" }, { channels = \"latest/**\", policy = \"latest\" }]",
 ];
 
-/// Publishes messages `from..to` of 8 KiB as fast as they go.
+/// Publishes messages `from..to` of 8 KiB, each when a reader that reads has the one before: so it is the stopped reader
+/// that falls behind, and not a worker that this machine lets wait.
 fn burst(addr: SocketAddr, channel: &str, from: usize, to: usize) {
+    let target = format!("/channels/{channel}");
+    let mut control = Stream::open(addr, &target);
     let mut conn = Conn::open(addr);
     for n in from..to {
         let body = format!("{n}:{}", "x".repeat(BURST_MESSAGE_BYTES));
-        let target = format!("/channels/{channel}");
         conn.request("POST", &target, &[("Content-Type", "text/plain")], body).expect(201);
+        assert_eq!(number_of(&control.message().data), n);
     }
 }
 
