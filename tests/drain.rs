@@ -330,6 +330,10 @@ fn a_request_half_sent_is_answered() {
     let (mut post, post_wire) = begin(wire("POST", "/channels/a", TEXT));
     let (mut stream, stream_wire) = begin(wire("GET", "/channels/a", &[("Accept", "text/event-stream")]));
     let (mut held, held_wire) = begin(wire("GET", &format!("/channels/a?wait=20&cursor={cursor}"), &[]));
+    // There is something after this one's cursor: it is not held, drain or no drain.
+    let target = format!("/channels/b?wait=20&cursor={}", head_cursor(addr, "b"));
+    publish(addr, "b", "kept");
+    let (mut behind, behind_wire) = begin(wire("GET", &target, &[]));
     let (mut socket, socket_wire) = begin(common::ws::request(addr, "/channels/a", &[]));
     // The heads have begun: the server has read them once it has answered somebody who came later.
     get(addr, "/healthz").expect(200);
@@ -361,6 +365,11 @@ fn a_request_half_sent_is_answered() {
     held.send_raw(&held_wire[20..]);
     let answer = held.read_response().expect(204);
     assert!(answer.closes() && answer.get("retry-after").is_some(), "{answer}");
+
+    behind.send_raw(&behind_wire[20..]);
+    let answer = behind.read_response();
+    assert!(answer.closes(), "{answer}");
+    assert_eq!(Poll::of(&answer).data(), ["kept"]);
 
     socket.send_raw(&socket_wire[20..]);
     match Socket::of(socket) {

@@ -26,7 +26,9 @@ use super::ask;
 use super::publish::with_retry_after;
 
 /// Answers remembered by one worker; beyond it all are forgotten.
-const REMEMBERED_MAX: usize = 4_096;
+const REMEMBERED_MAX: usize = 1_024;
+/// Larger answers are made anew each time: with the number above, what is remembered stays within 16 MiB.
+const REMEMBERED_BYTES_MAX: usize = 16 * 1_024;
 
 /// One poll.
 #[derive(Debug, Clone)]
@@ -78,6 +80,9 @@ impl Remembered {
     }
 
     fn put(&self, target: &str, answer: Rc<ShortAnswer>) {
+        if answer.body.len() + target.len() > REMEMBERED_BYTES_MAX {
+            return;
+        }
         let mut remembered = self.0.borrow_mut();
         if remembered.len() >= REMEMBERED_MAX {
             remembered.clear();

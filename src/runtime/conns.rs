@@ -191,7 +191,7 @@ impl State {
         {
             feed.reader_mut(first.lane, first.index).shared = true;
         }
-        entry.subs.push(Sub { feed: feed_slot, index, lane, fresh: behind });
+        entry.subs.push(Sub { feed: feed_slot, index, lane, fresh: standing == Standing::CatchUp });
         match standing {
             Standing::CatchUp => {
                 if let Some(conn) = self.conn_id(slot) {

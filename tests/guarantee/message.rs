@@ -55,7 +55,8 @@ impl Message {
         let stream = (key.channel as u64) << 48 | (key.publisher as u64) << 40 | key.n as u64;
         let mut rng = Rng::new(seed, stream ^ 0x6D65_7373);
         let mark = format!("<{}.{}.{}>", key.channel, key.publisher, key.n);
-        let length = rng.by_scale(8);
+        // Most are small; some are larger than a slow reader's socket takes at once.
+        let length = if rng.once_in(24) { rng.within(1_000..=1_900) } else { rng.by_scale(8) };
         let data = match rng.below(4) {
             0 | 1 => {
                 let pad: String =
