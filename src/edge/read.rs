@@ -186,15 +186,6 @@ pub async fn long_poll(worker: &Rc<Worker>, poll: &PollRequest, wait_s: u64) -> 
                 ..answer
             });
         }
-        if worker.with(|state| state.draining.is_some()) {
-            let answer = told(204).field(
-                "Pushline-Cursor",
-                joined(
-                    pages.iter().map(|(_, page)| Cursor { incarnation: page.incarnation, seq: page.next }),
-                ),
-            );
-            return Waited::Answer(with_retry_after(worker, answer).closing());
-        }
         let mut places = Vec::with_capacity(poll.names.len());
         for (name, page) in &pages {
             let from = From::After(Cursor { incarnation: page.incarnation, seq: page.next });

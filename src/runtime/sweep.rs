@@ -31,7 +31,7 @@ impl State {
         let due = match self.draining {
             Some(draining) if !matches!(entry.kind, Kind::Ending { .. }) => {
                 let end = draining.begun_tick + draining.window_ticks;
-                now + self.random_below(u64::from(end.saturating_sub(now))) as u32
+                now + SETTLING_TICKS + self.random_below(u64::from(end.saturating_sub(now))) as u32
             }
             _ => self.due(conn.slot, now),
         };
