@@ -17,6 +17,10 @@ const LOOK_TICKS: u32 = 1_000;
 /// Feeds and channels looked at in one tick, at least.
 const LOOKS_MIN: usize = 256;
 
+/// After a drain has begun, before the first is told to leave: by then every worker has heard of it, and what they had
+/// accepted until then has come to its readers.
+const SETTLING_TICKS: u32 = 2;
+
 impl State {
     /// Puts a connection into the wheel, for when it is next to be looked at.
     pub fn schedule(&mut self, conn: ConnId) {
@@ -130,7 +134,8 @@ impl State {
             .map(|(slot, generation, _)| ConnId { slot, generation })
             .collect();
         for conn in held {
-            let moment = begun_tick + self.random_below(u64::from(window_ticks).max(1)) as u32;
+            let moment =
+                begun_tick + SETTLING_TICKS + self.random_below(u64::from(window_ticks).max(1)) as u32;
             if let Some(entry) = self.conn_mut(conn)
                 && !matches!(entry.kind, Kind::Ending { .. })
             {
