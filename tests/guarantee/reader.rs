@@ -466,14 +466,15 @@ impl<'a> Reader<'a> {
         socket.set_nodelay(true).expect("an open socket");
         let patience = Duration::from_millis(self.rng.within(20..=300) as u64);
         socket.set_read_timeout(Some(patience)).expect("a timeout above zero");
-        // Some readers are slow, so that the server meets full sockets and partial writes.
-        let slow = self.rng.once_in(4);
-        if slow {
+        let mut bytes = self.rng.by_scale(18);
+        // Some readers are slow, so that the server meets full sockets and sends that go out in part.
+        let stall = self.rng.once_in(3).then(|| {
             receive_buffer(&socket, 4 * 1024);
-        }
-        let bytes = self.rng.by_scale(18);
-        self.note(&format!("({bytes} bytes, {patience:?}{})", if slow { ", slow" } else { "" }));
-        Wire { socket, left: bytes, slow, ahead: Vec::new() }
+            bytes = bytes.min(64 * 1024);
+            Duration::from_millis(self.rng.by_scale(5) as u64)
+        });
+        self.note(&format!("({bytes} bytes, {patience:?}, stalls {stall:?})"));
+        Wire { socket, left: bytes, stall, ahead: Vec::new() }
     }
 
     /// Sends a request, or, seldom, a part of it.
@@ -505,7 +506,8 @@ struct Wire {
     socket: TcpStream,
     /// How many bytes are still to be read before the cut.
     left: usize,
-    slow: bool,
+    /// How long it does not read before each read.
+    stall: Option<Duration>,
     ahead: Vec<u8>,
 }
 
@@ -526,9 +528,9 @@ impl Wire {
             return Err(Cut::Bytes);
         }
         let mut part = [0; 16 * 1024];
-        let end = if self.slow { 512 } else { part.len() }.min(self.left);
-        if self.slow {
-            std::thread::sleep(Duration::from_micros(300));
+        let end = if self.stall.is_some() { 2 * 1024 } else { part.len() }.min(self.left);
+        if let Some(stall) = self.stall {
+            std::thread::sleep(stall);
         }
         loop {
             match self.socket.read(&mut part[..end]) {
