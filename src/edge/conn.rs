@@ -127,6 +127,10 @@ impl Conn {
         let mut head = Vec::new();
         let mut pace = Pace::default();
         loop {
+            if self.input.is_empty() {
+                // Nothing is pipelined: it waits for the client anyway.
+                pace.rested();
+            }
             pace.step(&self.worker, head.len()).await;
             match self.read_head(&mut head).await {
                 Ok(Some(span)) => {
