@@ -1,20 +1,16 @@
 //! Pushline: one channel, one URL, four transports, one cursor.
 //!
-//! Four layers; imports point down only (`tests/tidy.rs` checks it):
-//! `edge` is policy and the outside world, `runtime` is threads, rings and time, `domain` is what a channel server is,
-//! `proto` is bytes to values and back. `domain` and `proto` know neither I/O nor clocks, nor each other.
+//! Four layers; imports point down only (`tests/tidy.rs`): `edge` is policy and the outside world, `runtime` is threads,
+//! rings and time, `domain` is what a channel server is, `proto` is bytes to values and back. `domain` and `proto` know
+//! neither I/O nor clocks, nor each other.
 //!
-//! The way of a message: `edge::conn` (reads the POST) -> `edge::publish` -> `runtime::worker` (`ask`; to another worker
-//! by `runtime::mailbox`) -> `domain::home` and `domain::history` (its place in the order) -> `domain::feed` (framed once
-//! for each encoding, by `runtime::framing`) -> `runtime::fanout` (every reader's position) -> `runtime::sendring`.
+//! A message: `edge::conn` (reads the POST) -> `edge::publish` -> `runtime::worker` (-> `mailbox`) -> `domain::home`,
+//! `domain::history` (its place) -> `domain::feed` (framed once, by `runtime::framing`) -> `runtime::fanout` ->
+//! `runtime::sendring`. A connection: `runtime::server` -> `runtime::worker` (accepts) -> `edge::conn` (a task reads
+//! requests with `proto::http`) -> `edge::stream` or `edge::read` -> `runtime::conns` (held: an entry without a task) ->
+//! `runtime::holder` (its input), `runtime::sweep` (its time) -> `runtime::close` (why it ended).
 //!
-//! The way of a connection: `runtime::server` (makes the workers) -> `runtime::worker` (accepts) -> `edge::conn` (a task
-//! reads requests with `proto::http`) -> `edge::stream` or `edge::read` (what it becomes) -> `runtime::conns` (held: an
-//! entry without a task) -> `runtime::holder` (its input) and `runtime::sweep` (its time) -> `runtime::close` (why it
-//! ended).
-//!
-//! A busy connection is a task, a waiting one is an entry; a reader is a position in a feed, not a queue. What is absent
-//! by design: a task, timer or buffer for a connection that waits; shared mutable state between workers; a queue for
+//! Absent by design: a task, timer or buffer for a connection that waits; mutable state that workers share; a queue for
 //! each reader; persistence.
 
 pub mod proto {

@@ -6,7 +6,5 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    // Before anything grows. Refused (old kernels), memory is only less tight.
-    let _ = pushline::runtime::host::disable_huge_pages();
     pushline::edge::cli::main()
 }

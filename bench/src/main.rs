@@ -71,6 +71,9 @@ struct Args {
     arg: Vec<String>,
 }
 
+/// Server and load make 2 of it.
+const LOAD_AVERAGE_MAX: f64 = 3.0;
+
 fn connections_and_workers(text: &str) -> Result<(usize, usize), String> {
     let pair = text.split_once(':').ok_or("CONNECTIONS:WORKERS")?;
     let number = |part: &str| part.parse::<usize>().map_err(|error| format!("{part}: {error}"));
@@ -122,6 +125,12 @@ fn run(args: &Args, name: Name) -> Result<Finding> {
         Name::All | Name::Report => unreachable!("made of the others"),
     }?;
     finding.load_average = proc::load_average();
+    if finding.load_average > LOAD_AVERAGE_MAX {
+        finding.doubts.push(format!(
+            "other programs were running (load average {:.1}): a load that is kept from its CPU need not be woken, which flatters every server",
+            finding.load_average
+        ));
+    }
     Ok(finding)
 }
 

@@ -203,6 +203,7 @@ pub fn idle(programs: &Programs, scale: &Scale) -> Result<Finding> {
         "transport",
         "readers",
         "workers",
+        "user MiB before",
         "user B/reader",
         "kernel socket slabs B",
         "of them epoll B",
@@ -230,6 +231,7 @@ pub fn idle(programs: &Programs, scale: &Scale) -> Result<Finding> {
                     transport.name().into(),
                     readers.to_string(),
                     workers.to_string(),
+                    format!("{:.1}", held.user_before as f64 / f64::from(1 << 20)),
                     format!("{:.0}", held.user_bytes),
                     format!("{:.0}", held.slab_bytes),
                     format!("{:.0}", held.epoll_bytes),
@@ -239,7 +241,7 @@ pub fn idle(programs: &Programs, scale: &Scale) -> Result<Finding> {
                 ]);
                 finding.samples.push(json!({
                     "subject": subject, "transport": transport, "readers": readers, "workers": workers,
-                    "user_bytes": held.user_bytes, "slab_bytes": held.slab_bytes, "accept_ns": held.accept_ns,
+                    "user_bytes": held.user_bytes, "user_before": held.user_before, "slab_bytes": held.slab_bytes, "accept_ns": held.accept_ns,
                     "epoll_bytes": held.epoll_bytes, "available_bytes": held.available_bytes,
                 }));
             }
@@ -251,6 +253,8 @@ pub fn idle(programs: &Programs, scale: &Scale) -> Result<Finding> {
 
 /// What one reader holds, in bytes, and what its accept cost.
 struct Held {
+    /// Of the server before the first reader: what it took early does not show in the growth.
+    user_before: u64,
     user_bytes: f64,
     slab_bytes: f64,
     epoll_bytes: f64,
@@ -293,6 +297,7 @@ fn hold(
     let each = |after: u64, before: u64| (after as f64 - before as f64) / crowd.readers as f64;
     let grown = |field: fn(&KernelMemory) -> u64| each(field(&kernel_after), field(&kernel_before));
     Ok(Held {
+        user_before,
         user_bytes: each(user_after, user_before),
         slab_bytes: grown(|memory| memory.socket_slabs),
         epoll_bytes: grown(|memory| memory.epoll_slabs),

@@ -48,6 +48,14 @@ pub struct Page {
     pub gap: bool,
 }
 
+/// All that is left of a forgotten channel.
+#[derive(Debug, Clone, Copy)]
+pub struct Rest {
+    incarnation: u64,
+    head: u64,
+    floor: u64,
+}
+
 /// The order and the kept messages of one channel's life.
 #[derive(Debug)]
 pub struct History {
@@ -64,6 +72,17 @@ pub struct History {
 impl History {
     pub fn new(incarnation: u64) -> Self {
         Self { incarnation, head: 0, floor: 0, kept: VecDeque::new(), kept_bytes: 0, next_end_ms: u64::MAX }
+    }
+
+    /// What a channel is of which nobody has spoken for a while, and which keeps nothing: its next message goes on where
+    /// it stopped, and whoever had seen all of it has missed nothing.
+    pub fn rest(&self) -> Rest {
+        let floor = self.kept.back().map_or(self.floor, |_| self.head);
+        Rest { incarnation: self.incarnation, head: self.head, floor }
+    }
+
+    pub fn resume(rest: Rest) -> Self {
+        Self { head: rest.head, floor: rest.floor, ..Self::new(rest.incarnation) }
     }
 
     pub fn head(&self) -> Cursor {
@@ -156,6 +175,11 @@ impl History {
         self.floor = oldest.cursor.seq;
         self.kept_bytes -= oldest.cost_bytes();
         oldest.cost_bytes()
+    }
+
+    /// Whether message `seq` is kept.
+    pub fn holds(&self, seq: u64) -> bool {
+        self.kept.binary_search_by_key(&seq, |message| message.cursor.seq).is_ok()
     }
 
     pub fn oldest_seq(&self) -> Option<u64> {

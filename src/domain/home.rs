@@ -10,12 +10,16 @@ use foldhash::fast::RandomState;
 
 use super::channel::Name;
 use super::cursor::Cursor;
-use super::history::{Bounds, From, History, Page, PageMax};
+use super::history::{Bounds, From, History, Page, PageMax, Rest};
 use super::idempotency::{Key, Keys, Known};
 use super::message::{Draft, Message};
 
 /// Index of a worker.
 pub type WorkerIndex = u16;
+
+/// Forgotten channels of which the place in their order is still known, on one worker: 5 MiB. Readers of those forgotten
+/// before them are told a gap when they come back, though they may have missed nothing.
+const RESTS_MAX: usize = 65_536;
 
 /// How many channels one look for a victim considers.
 const VICTIM_LOOKS: usize = 64;
@@ -70,6 +74,10 @@ pub struct Home {
     kept: usize,
     /// Every kept message's channel and number, oldest first: what the node's byte limit drops next.
     oldest: VecDeque<(u32, u64, u64)>,
+    /// Of forgotten channels, by two hashes of their names, oldest first in `rests_order`.
+    rests: std::collections::HashMap<u128, Rest, RandomState>,
+    rests_order: VecDeque<u128>,
+    rest_hashes: [RandomState; 2],
     incarnation_next: u64,
     incarnation_step: u64,
     sweep_at: usize,
@@ -87,6 +95,9 @@ impl Home {
             bytes: 0,
             kept: 0,
             oldest: VecDeque::new(),
+            rests: Default::default(),
+            rests_order: VecDeque::new(),
+            rest_hashes: Default::default(),
             incarnation_next: first,
             incarnation_step: step,
             sweep_at: 0,
@@ -250,7 +261,9 @@ impl Home {
         let message = self.with_history(slot, |history| history.append(name, draft, bounds, now_ms))?;
         let channel = self.channels[slot as usize].as_mut()?;
         tell(channel, &message, deliver);
-        self.oldest.push_back((slot, message.cursor.incarnation, message.cursor.seq));
+        if channel.history.holds(message.cursor.seq) {
+            self.oldest.push_back((slot, message.cursor.incarnation, message.cursor.seq));
+        }
         while self.bytes > self.bounds.bytes && self.drop_oldest() {}
         if self.oldest.len() > 4 * self.kept + 65_536 {
             self.compact_oldest();
@@ -287,8 +300,7 @@ impl Home {
         let channels = &self.channels;
         self.oldest.retain(|(slot, incarnation, seq)| {
             channels[*slot as usize].as_ref().is_some_and(|channel| {
-                channel.history.head().incarnation == *incarnation
-                    && channel.history.oldest_seq().is_some_and(|oldest| oldest <= *seq)
+                channel.history.head().incarnation == *incarnation && channel.history.holds(*seq)
             })
         });
         self.oldest.shrink_to(2 * self.oldest.len());
@@ -304,14 +316,15 @@ impl Home {
             let victim = self.victim()?;
             self.forget(victim);
         }
-        let incarnation = self.incarnation_next;
-        self.incarnation_next = self.incarnation_next.wrapping_add(self.incarnation_step);
-        let channel = Channel {
-            name: name.clone(),
-            history: History::new(incarnation),
-            used_ms: now_ms,
-            readers: Vec::new(),
+        let history = match self.rests.remove(&self.rest_key(name)) {
+            Some(rest) => History::resume(rest),
+            None => {
+                let incarnation = self.incarnation_next;
+                self.incarnation_next = self.incarnation_next.wrapping_add(self.incarnation_step);
+                History::new(incarnation)
+            }
         };
+        let channel = Channel { name: name.clone(), history, used_ms: now_ms, readers: Vec::new() };
         let slot = match self.free.pop() {
             Some(slot) => {
                 self.channels[slot as usize] = Some(channel);
@@ -362,7 +375,22 @@ impl Home {
             self.kept -= channel.history.len();
             self.by_name.remove(&channel.name);
             self.free.push(slot);
+            let key = self.rest_key(&channel.name);
+            if self.rests.insert(key, channel.history.rest()).is_none() {
+                self.rests_order.push_back(key);
+            }
+            while self.rests_order.len() > RESTS_MAX {
+                if let Some(oldest) = self.rests_order.pop_front() {
+                    self.rests.remove(&oldest);
+                }
+            }
         }
+    }
+
+    fn rest_key(&self, name: &Name) -> u128 {
+        use std::hash::BuildHasher;
+        let [first, second] = &self.rest_hashes;
+        u128::from(first.hash_one(name)) << 64 | u128::from(second.hash_one(name))
     }
 }
 
@@ -431,9 +459,21 @@ mod tests {
         home.sweep(1_000, 10);
         home.sweep(2_000, 10);
         assert_eq!((home.channels(), home.bytes()), (0, 0));
+        let before = From::After(Cursor { seq: 0, ..first.cursor });
+        assert!(home.read(&name("a"), before, ALL, 2_000).expect("room").gap, "it missed the message");
         let page = home.read(&name("a"), From::After(first.cursor), ALL, 2_000).expect("room");
-        assert!(page.gap, "a forgotten channel's cursor is a gap");
-        assert_ne!(page.incarnation, first.cursor.incarnation);
+        assert!(!page.gap, "it had seen all");
+        let second = home.publish(&name("a"), draft(1), None, 2_000, |_, _| true).expect("published");
+        assert_eq!(second.cursor.seq, 2);
+    }
+
+    #[test]
+    fn what_is_known_of_forgotten_channels_is_bounded() {
+        let mut home = home(1 << 20, 1);
+        for n in 0..RESTS_MAX + 1_000 {
+            home.read(&name(&format!("c{n}")), From::Now, ALL, 0).expect("room");
+        }
+        assert!(home.rests.len() <= RESTS_MAX && home.rests_order.len() <= RESTS_MAX);
     }
 
     #[test]
@@ -445,6 +485,17 @@ mod tests {
         let before = From::After(Cursor { seq: 0, ..first.cursor });
         assert!(home.read(&name("old"), before, ALL, 0).expect("room").gap);
         assert_eq!(home.read(&name("new"), From::Newest(9), ALL, 0).expect("room").messages.len(), 1);
+    }
+
+    #[test]
+    fn messages_that_are_not_kept_are_not_remembered() {
+        let mut home = home(1 << 20, 10);
+        home.publish(&name("a"), draft(1), None, 0, |_, _| true).expect("published");
+        for _ in 0..100_000 {
+            let brief = Draft { ttl_seconds: Some(0), ..draft(1) };
+            home.publish(&name("a"), brief, None, 0, |_, _| true).expect("published");
+        }
+        assert_eq!((home.kept, home.oldest.len()), (1, 1));
     }
 
     #[test]

@@ -12,6 +12,9 @@ pub const KEY_KEPT_MS: u64 = 120_000;
 /// How long a place may be held for a publish that has begun; the publisher's worker died if it takes longer.
 const RESERVED_MS: u64 = 30_000;
 
+/// Ends of keys that were given back, before they are cleared away.
+const ENDS_SLACK: usize = 1_024;
+
 /// A key as a publisher gave it, with the digest of what it came with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Key {
@@ -89,6 +92,10 @@ impl Keys {
         if self.entries.get(&id).is_some_and(|entry| entry.done.is_none()) {
             self.entries.remove(&id);
         }
+        if self.ends.len() > 2 * self.entries.len() + ENDS_SLACK {
+            let entries = &self.entries;
+            self.ends.retain(|(ends_ms, id)| entries.get(id).is_some_and(|entry| entry.ends_ms == *ends_ms));
+        }
     }
 
     /// Forgets what has ended. Cheap when nothing has.
@@ -120,6 +127,17 @@ mod tests {
 
     fn key(key: &str, digest: u8) -> Key {
         Key { publisher: "".into(), key: key.as_bytes().into(), digest: [digest; 20] }
+    }
+
+    #[test]
+    fn keys_given_back_leave_nothing() {
+        let a = Name::parse("a").expect("name");
+        let mut keys = Keys::new(10);
+        for _ in 0..10_000 {
+            assert_eq!(keys.reserve(&a, &key("k", 1), 0), Known::New);
+            keys.release(&a, &key("k", 1));
+        }
+        assert!(keys.is_empty() && keys.ends.len() <= ENDS_SLACK + 1);
     }
 
     #[test]

@@ -3,31 +3,14 @@
 use std::rc::Rc;
 
 use crate::domain::channel::Name;
-use crate::domain::cursor::Cursor;
 use crate::domain::feed::Link;
 use crate::domain::history::{From, Page, PageMax};
 use crate::runtime::mail::{Answer, Ask};
-use crate::runtime::state::{LEASE_MS, Overloaded};
+use crate::runtime::state::{LEASE_MS, Overloaded, Place};
 use crate::runtime::worker::Worker;
 
 /// How often a feed that is dropped at just the wrong moment is asked for again.
 const TRIES: usize = 4;
-
-/// Where a reader begins in a feed of this worker.
-#[derive(Debug, Clone, Copy)]
-pub struct Place {
-    pub feed: u32,
-    pub incarnation: u64,
-    /// The position just before the first message that follows.
-    pub after: u64,
-    pub gap: bool,
-}
-
-impl Place {
-    pub fn cursor(&self) -> Cursor {
-        Cursor { incarnation: self.incarnation, seq: self.after }
-    }
-}
 
 /// A page of a channel: from this worker's feed if it holds it, else from the channel's home.
 ///
@@ -67,7 +50,9 @@ pub async fn place(worker: &Rc<Worker>, name: &Name, from: From) -> Result<Place
             let fits = live.link == Link::Live
                 && live.head().incarnation == page.incarnation
                 && page.after <= live.head().seq;
-            fits.then_some(Place { feed, incarnation: page.incarnation, after: page.after, gap: page.gap })
+            let generation = state.feeds.generation(feed)?;
+            let (incarnation, after, gap) = (page.incarnation, page.after, page.gap);
+            fits.then_some(Place { feed, generation, incarnation, after, gap })
         });
         if let Some(place) = place {
             return Ok(place);

@@ -24,7 +24,7 @@ use crate::runtime::holder::Last;
 use crate::runtime::settings::Settings;
 use crate::runtime::state::{Frame, Node, Socket};
 use crate::runtime::stream::{Stream, StreamError};
-use crate::runtime::worker::{Edge, LocalTask, Worker};
+use crate::runtime::worker::{Edge, LocalTask, Pace, Worker};
 
 use super::answer::{Answer, Manner, VARY_READ};
 use super::channels::{LIMIT_MAX, WAIT_MAX_S, cursor, newest, number, parse_names, refused, stream_start};
@@ -125,7 +125,9 @@ struct Call<'r> {
 impl Conn {
     async fn run(mut self) {
         let mut head = Vec::new();
+        let mut pace = Pace::default();
         loop {
+            pace.step(&self.worker, head.len()).await;
             match self.read_head(&mut head).await {
                 Ok(Some(span)) => {
                     let mut slots = FieldSlots::new();
@@ -237,7 +239,10 @@ impl Conn {
     fn refuse(&mut self, error: HttpError, head: &[u8]) {
         let passed = self.site.gate.pass_unread(head);
         let date = format_imf_date(self.site.node.clock.now_ms() / 1_000);
-        write_refusal(&mut self.out, error, &date, |writer| passed.write(writer).field("Vary", "Origin"));
+        let head_only = head.starts_with(b"HEAD ");
+        write_refusal(&mut self.out, error, &date, head_only, |writer| {
+            passed.write(writer).field("Vary", "Origin")
+        });
     }
 
     /// Puts an answer behind those that wait. Returns whether the connection goes on.
@@ -561,12 +566,13 @@ impl Conn {
             let answer = read::short_poll(&self.worker, &site.remembered, &target, &poll, &fields).await;
             return self.answered(&answer, &call.manner).await;
         }
+        // What is found must be used at once: nothing is waited for after it.
+        if self.flush().await.is_err() {
+            return Next::Gone;
+        }
         match read::long_poll(&self.worker, &poll, wait_s).await {
             Waited::Answer(answer) => self.answered(&answer, &call.manner).await,
             Waited::Hold(places) => {
-                if self.flush().await.is_err() {
-                    return Next::Gone;
-                }
                 let fields = read::held_fields(&call.manner, wait_s).into();
                 let (limit, keep_alive) = (poll.limit, call.manner.keep_alive);
                 let Conn { worker, stream, input, .. } = self;
@@ -694,6 +700,9 @@ impl BodyFailed {
                 Answer::problem(413, publish::too_large(limits.message_bytes))
             }
             Self::Refused(error) => Answer::problem(error.status(), error.detail()),
+            Self::Late if conn.worker.drain_ends().is_some() => {
+                publish::refusal(&conn.worker, publish::Refused::Draining)
+            }
             Self::Late => Answer::problem(
                 408,
                 "the request's body came too slowly; send it whole within timeouts.body_seconds",

@@ -16,12 +16,12 @@ use crate::runtime::entry::ConnId;
 use crate::runtime::framing::text_frame;
 use crate::runtime::holder::Last;
 use crate::runtime::state::Frame;
-use crate::runtime::worker::Worker;
+use crate::runtime::worker::{Pace, Worker};
 
 use super::ask;
 use super::channels::newest;
 use super::publish::{Refused, publish_one, publish_parsed};
-use super::stream::{has_channel, subscribed_frame};
+use super::stream::{end_unless, has_channel, subscribed_frame};
 
 /// Ends a connection whose frames were not acted on to the end: that was a fault of ours.
 struct Unfinished {
@@ -54,7 +54,13 @@ pub async fn act(
     message_bytes_max: usize,
 ) {
     let mut unfinished = Unfinished { worker: Rc::clone(&worker), conn, finished: false };
+    let mut pace = Pace::default();
     for frame in frames {
+        let bytes = match &frame {
+            Frame::Text(text) => text.len(),
+            Frame::Binary(bytes) => bytes.len(),
+        };
+        pace.step(&worker, bytes).await;
         match (&raw, frame) {
             (Some(channel), frame) => {
                 if let Err(refused) = publish_raw(&worker, channel, frame).await {
@@ -180,7 +186,8 @@ async fn subscribe(
     worker.with(|state| {
         if state.conn(conn).is_some() {
             state.say(conn.slot, &out);
-            state.subscribe(conn.slot, place.feed, place.after, Encoding::V1, false);
+            let reads = state.subscribe(conn.slot, place, Encoding::V1, false);
+            end_unless(state, conn, reads);
             state.bury();
         }
     });

@@ -1,11 +1,13 @@
 //! Publishing: one message to the channels of a URL, batches, deletion (contract, "Publishing").
 
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
 
 use sha1::{Digest, Sha1};
 
 use crate::domain::channel::Name;
+use crate::domain::history::{From, PageMax};
 use crate::domain::home::{PublishRefusal, Published};
 use crate::domain::idempotency::{Key, Known};
 use crate::domain::message::{Body, Draft};
@@ -15,7 +17,7 @@ use crate::proto::json;
 use crate::proto::publish::{Publish, PublishData, check_event, check_key, parse_batch_line, parse_ttl};
 use crate::proto::refusal::{ErrorCode, Refusal};
 use crate::runtime::mail::{Answer as Told, Ask};
-use crate::runtime::worker::Worker;
+use crate::runtime::worker::{Pace, Worker};
 
 use super::answer::Answer;
 use super::channels::refused;
@@ -23,6 +25,9 @@ use super::channels::refused;
 /// A publish that waits for the first one with its key asks so often, and so many times.
 const IN_FLIGHT_PAUSE: Duration = Duration::from_millis(5);
 const IN_FLIGHT_TRIES: usize = 2_000;
+
+/// Lines of one batch: what answers them is longer than they are.
+const BATCH_LINES_MAX: usize = 65_536;
 
 /// What the head of a publish says of the message.
 #[derive(Debug)]
@@ -250,39 +255,60 @@ async fn publish_all(
     if worker.with(|state| state.draining.is_some()) {
         return Err(Refused::Draining);
     }
+    // All channels have their place before the first message is published; what follows always has room.
+    for name in names {
+        let max = PageMax { messages: 1, bytes: 1 };
+        match worker.ask(name, Ask::Read { name: name.clone(), from: From::Now, max }).await {
+            Ok(Told::Page(Some(_))) => {}
+            Ok(_) => return Err(Refused::Key(PublishRefusal::ChannelsFull)),
+            Err(_) => return Err(Refused::Overloaded),
+        }
+    }
+    worker.with(|state| state.stats().published.add(names.len() as u64));
     let Some(key) = key else {
         let mut published = Vec::with_capacity(names.len());
         for name in names {
-            published.push(publish_one(worker, name, draft.clone(), None).await?);
+            let ask = Ask::Publish { name: name.clone(), draft: draft.clone(), key: None };
+            published.push(told(Ok(worker.ask_surely(name, ask).await))?);
         }
         return Ok(published);
     };
-    let mut known = Vec::with_capacity(names.len());
-    for name in names {
+    // In the order of names, so that two publishers of the same channels never wait for each other.
+    let mut sorted: Vec<&Name> = names.iter().collect();
+    sorted.sort();
+    let mut reserved = Vec::with_capacity(names.len());
+    let mut done = HashMap::new();
+    for name in sorted {
         match reserve(worker, name, &key).await {
-            Ok(one) => known.push(one),
+            Ok(Known::Done(cursor)) => drop(done.insert(name, Published { cursor, replayed: true })),
+            Ok(_) => reserved.push(name),
             Err(refused) => {
-                for (name, known) in names.iter().zip(&known) {
-                    if *known == Known::New {
-                        let ask = Ask::Release { name: name.clone(), key: key.clone() };
-                        let _ = worker.ask(name, ask).await;
-                    }
-                }
+                release(worker, &reserved, &key).await;
                 return Err(refused);
             }
         }
     }
-    let mut published = Vec::with_capacity(names.len());
-    for (name, known) in names.iter().zip(known) {
-        published.push(match known {
-            Known::Done(cursor) => Published { cursor, replayed: true },
-            _ => {
-                let ask = Ask::PublishReserved { name: name.clone(), draft: draft.clone(), key: key.clone() };
-                told(worker.ask(name, ask).await)?
+    while let Some(name) = reserved.pop() {
+        let ask = Ask::PublishReserved { name: name.clone(), draft: draft.clone(), key: key.clone() };
+        match told(Ok(worker.ask_surely(name, ask).await)) {
+            Ok(published) => drop(done.insert(name, published)),
+            Err(refused) => {
+                reserved.push(name);
+                release(worker, &reserved, &key).await;
+                return Err(refused);
             }
-        });
+        }
     }
-    Ok(published)
+    Ok(names.iter().filter_map(|name| done.remove(name)).collect())
+}
+
+/// Gives reservations back.
+async fn release(worker: &Rc<Worker>, names: &[&Name], key: &Key) {
+    for name in names {
+        let ask = Ask::Release { name: (*name).clone(), key: Box::new(key.clone()) };
+        // An overloaded home forgets it after a while by itself.
+        let _ = worker.ask(name, ask).await;
+    }
 }
 
 /// Reserves a key in one channel; waits for another publish that has it.
@@ -339,7 +365,11 @@ pub fn too_large(bytes_max: usize) -> String {
 
 /// Publishes the lines of a batch, in order; each is answered by one line.
 pub async fn batch(worker: &Rc<Worker>, body: &[u8], message_bytes_max: usize) -> Answer {
+    if memchr::memchr_iter(b'\n', body).count() > BATCH_LINES_MAX {
+        return Answer::problem(413, "a batch has at most 65536 lines; split it");
+    }
     let mut out = Vec::with_capacity(body.len().min(64 * 1024));
+    let mut pace = Pace::default();
     for line in body.split(|byte| *byte == b'\n') {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         if line.iter().all(u8::is_ascii_whitespace) {
@@ -368,6 +398,7 @@ pub async fn batch(worker: &Rc<Worker>, body: &[u8], message_bytes_max: usize) -
             }
         }
         out.push(b'\n');
+        pace.step(worker, line.len()).await;
     }
     Answer::of(200, "application/x-ndjson", out).field("Cache-Control", "no-store")
 }

@@ -18,7 +18,7 @@ use crate::proto::http::request::{Fields, Version};
 use crate::proto::http::response::ResponseWriter;
 use crate::runtime::entry::{HeldPoll, Kind};
 use crate::runtime::poll::{cursor_of, write_body};
-use crate::runtime::state::{Overloaded, Socket, State};
+use crate::runtime::state::{Overloaded, Place, Socket, State};
 use crate::runtime::worker::Worker;
 
 use super::answer::{Answer, Content, Manner, VARY_READ};
@@ -29,6 +29,9 @@ use super::publish::with_retry_after;
 const REMEMBERED_MAX: usize = 1_024;
 /// Larger answers are made anew each time: with the number above, what is remembered stays within 16 MiB.
 const REMEMBERED_BYTES_MAX: usize = 16 * 1_024;
+
+/// Messages in one answer, in bytes as they are kept; one message of each channel always fits.
+const ANSWER_BYTES_MAX: usize = 4 << 20;
 
 /// One poll.
 #[derive(Debug, Clone)]
@@ -139,7 +142,8 @@ fn short_answer(answer: &ShortAnswer, fields: &Fields<'_>) -> Answer {
 }
 
 async fn pages(worker: &Rc<Worker>, poll: &PollRequest) -> Result<Vec<(Name, Page)>, Overloaded> {
-    let max = PageMax { messages: (poll.limit as usize).max(1), bytes: usize::MAX };
+    let bytes = ANSWER_BYTES_MAX / poll.names.len().max(1);
+    let max = PageMax { messages: (poll.limit as usize).max(1), bytes };
     let mut pages = Vec::with_capacity(poll.names.len());
     for (name, from) in poll.names.iter().zip(&poll.from) {
         pages.push((name.clone(), ask::page(worker, name, *from, max).await?));
@@ -156,44 +160,45 @@ fn overloaded(worker: &Rc<Worker>) -> Answer {
 pub enum Waited {
     Answer(Answer),
     /// Nothing yet: to be held at these places.
-    Hold(Vec<ask::Place>),
+    Hold(Vec<Place>),
 }
 
 /// Looks for what a long poll waits for.
 pub async fn long_poll(worker: &Rc<Worker>, poll: &PollRequest, wait_s: u64) -> Waited {
-    let mut pages = match pages(worker, poll).await {
-        Ok(pages) => pages,
-        Err(Overloaded) => return Waited::Answer(overloaded(worker)),
-    };
-    let told = |status| {
-        Answer::new(status)
-            .field("Cache-Control", "no-store")
-            .field("Preference-Applied", format!("wait={wait_s}"))
-            .vary(VARY_READ)
-    };
-    if pages.iter().any(|(_, page)| page.gap || !page.messages.is_empty()) {
-        let mut body = Vec::with_capacity(256);
-        write_body(&mut body, &mut pages, Some(poll.limit as usize));
-        let cursor = String::from_utf8_lossy(cursor_of(&body)).into_owned();
-        let answer = told(200).field("Pushline-Cursor", cursor);
-        return Waited::Answer(Answer { content: Content::Of("application/json", Rc::new(body)), ..answer });
-    }
-    if worker.with(|state| state.draining.is_some()) {
-        let answer = told(204).field(
-            "Pushline-Cursor",
-            joined(pages.iter().map(|(_, page)| Cursor { incarnation: page.incarnation, seq: page.next })),
-        );
-        return Waited::Answer(with_retry_after(worker, answer).closing());
-    }
-    let mut places = Vec::with_capacity(poll.names.len());
-    for (name, page) in &pages {
-        let from = From::After(Cursor { incarnation: page.incarnation, seq: page.next });
-        match ask::place(worker, name, from).await {
-            Ok(place) => places.push(place),
+    loop {
+        let mut pages = match pages(worker, poll).await {
+            Ok(pages) => pages,
             Err(Overloaded) => return Waited::Answer(overloaded(worker)),
+        };
+        let told = |status| {
+            Answer::new(status)
+                .field("Cache-Control", "no-store")
+                .field("Preference-Applied", format!("wait={wait_s}"))
+                .vary(VARY_READ)
+        };
+        if pages.iter().any(|(_, page)| page.gap || !page.messages.is_empty()) {
+            let mut body = Vec::with_capacity(256);
+            write_body(&mut body, &mut pages, Some(poll.limit as usize));
+            let cursor = String::from_utf8_lossy(cursor_of(&body)).into_owned();
+            let answer = told(200).field("Pushline-Cursor", cursor);
+            return Waited::Answer(Answer {
+                content: Content::Of("application/json", Rc::new(body)),
+                ..answer
+            });
+        }
+        let mut places = Vec::with_capacity(poll.names.len());
+        for (name, page) in &pages {
+            let from = From::After(Cursor { incarnation: page.incarnation, seq: page.next });
+            match ask::place(worker, name, from).await {
+                Ok(place) => places.push(place),
+                Err(Overloaded) => return Waited::Answer(overloaded(worker)),
+            }
+        }
+        // Deleted since the pages were read: read again, and tell it.
+        if places.iter().all(|place| !place.gap) {
+            return Waited::Hold(places);
         }
     }
-    Waited::Hold(places)
 }
 
 pub fn joined(cursors: impl IntoIterator<Item = Cursor>) -> String {
@@ -222,9 +227,8 @@ pub fn held_fields(manner: &Manner<'_>, wait_s: u64) -> Vec<u8> {
 }
 
 /// Gives a poll to the holder, as a reader of the feeds at `places`.
-pub fn hold(state: &mut State, socket: Socket, places: &[ask::Place], held: Box<HeldPoll>) {
+pub fn hold(state: &mut State, socket: Socket, places: &[Place], held: Box<HeldPoll>) {
     let conn = state.adopt(socket, Kind::Poll(held));
-    for place in places {
-        state.subscribe(conn.slot, place.feed, place.after, Encoding::Poll, false);
-    }
+    let reads = places.iter().all(|place| state.subscribe(conn.slot, *place, Encoding::Poll, false));
+    super::stream::end_unless(state, conn, reads);
 }

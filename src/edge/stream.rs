@@ -14,12 +14,12 @@ use crate::proto::{envelope, sse};
 use crate::runtime::close::{Reason, Transport};
 use crate::runtime::entry::{ConnId, Kind};
 use crate::runtime::framing::text_frame;
-use crate::runtime::state::{Overloaded, State};
+use crate::runtime::state::{Overloaded, Place, State};
 use crate::runtime::stream::Stream;
 use crate::runtime::worker::Worker;
 
 use super::answer::{Manner, VARY_READ};
-use super::ask::{self, Place};
+use super::ask;
 use super::identity::connection_id;
 
 /// An EventSource that lost its stream waits so long, and up to so much longer, before it comes back.
@@ -81,9 +81,8 @@ pub async fn open_events(
         state.say(conn.slot, &out);
         let many = places.len() > 1;
         let encoding = if many || envelope { Encoding::SseEnvelope } else { Encoding::Sse };
-        for place in &places {
-            state.subscribe(conn.slot, place.feed, place.after, encoding, many);
-        }
+        let read = places.iter().all(|place| state.subscribe(conn.slot, *place, encoding, many));
+        end_unless(state, conn, read);
         state.bury();
     });
 }
@@ -162,14 +161,21 @@ pub async fn open_websocket(
             return;
         }
         let encoding = if v1 { Encoding::V1 } else { Encoding::Raw };
-        for place in &places {
-            state.subscribe(conn.slot, place.feed, place.after, encoding, false);
-        }
+        let read = places.iter().all(|place| state.subscribe(conn.slot, *place, encoding, false));
+        end_unless(state, conn, read);
         if !leftover.is_empty() {
             state.on_frames(conn, &mut leftover);
         }
         state.bury();
     });
+}
+
+/// A node so slow that a channel was let go of between finding it and reading it is too full: the client comes back.
+pub fn end_unless(state: &mut State, conn: ConnId, reads: bool) {
+    if !reads {
+        let reconnect_ms = state.reconnect_ms();
+        state.farewell(conn.slot, Reason::Full, reconnect_ms);
+    }
 }
 
 /// Appends the frame that answers a subscription.

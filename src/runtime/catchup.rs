@@ -51,15 +51,20 @@ impl State {
                 self.on_page(conn, feed_slot, page);
             }
         } else if self.ask(home, ask, Pending::Page { conn, feed: feed_slot }).is_err() {
-            // The home is overloaded: ask again on the next turn.
-            self.catchups.push_back((conn, feed_slot));
+            // The home is overloaded: ask again on the next tick.
+            self.catchups_later.push((conn, feed_slot));
         }
     }
 
     /// A page for a reader that catches up.
     pub fn on_page(&mut self, conn: ConnId, feed_slot: u32, page: Option<Page>) {
-        let Some((sub, _)) = self.catching_up(conn, feed_slot) else { return };
+        let Some((sub, seq)) = self.catching_up(conn, feed_slot) else { return };
         let Some(page) = page else { return };
+        if !page.gap && page.after != seq {
+            // Of an earlier subscription of this connection.
+            self.catchups.push_back((conn, feed_slot));
+            return;
+        }
         if self.conn(conn).is_some_and(|entry| entry.flags.blocked) {
             // It will ask again when it takes bytes again.
             self.stand(sub, Standing::Blocked);

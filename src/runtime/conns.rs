@@ -13,7 +13,7 @@ use super::entry::{ConnId, Entry, Flags, Kind, Owed, Sub, Subs};
 use super::framing::text_frame;
 use super::io::{self, Interest};
 use super::sendring::{Outcome, send_now};
-use super::state::{Socket, State};
+use super::state::{Place, Socket, State};
 
 /// How long an ended connection may take to close after us.
 pub const LINGER_TICKS: u32 = 10;
@@ -65,8 +65,14 @@ impl State {
         self.conns.generation(slot).map(|generation| ConnId { slot, generation })
     }
 
-    /// Sends bytes of the server's own, after what is owed.
+    /// Sends bytes of the server's own, after what is owed. One that has had its last word hears no more.
     pub fn say(&mut self, slot: u32, bytes: &[u8]) {
+        if self.conns.get(slot).is_some_and(|entry| !matches!(entry.kind, Kind::Ending { .. })) {
+            self.put(slot, bytes);
+        }
+    }
+
+    fn put(&mut self, slot: u32, bytes: &[u8]) {
         let tick = self.tick();
         let Some(entry) = self.conns.get_mut(slot) else { return };
         entry.said_tick = tick;
@@ -91,6 +97,9 @@ impl State {
     /// Says pongs; to a client that does not read, the latest alone (RFC 6455 §5.5.3), which begins at `latest`.
     pub fn say_pongs(&mut self, slot: u32, pongs: &[u8], latest: usize) {
         let Some(entry) = self.conns.get_mut(slot) else { return };
+        if matches!(entry.kind, Kind::Ending { .. }) {
+            return;
+        }
         if entry.flags.blocked || entry.owed.is_some() {
             entry.owed.get_or_insert_default().pong = Some(pongs[latest..].to_vec());
         } else {
@@ -162,11 +171,16 @@ impl State {
         }
     }
 
-    /// Makes the connection a reader of `feed` from after `seq` on.
-    pub fn subscribe(&mut self, slot: u32, feed_slot: u32, seq: u64, encoding: Encoding, joined: bool) {
+    /// Makes the connection a reader from `place` on. False when the feed is gone since it was found: nobody read it
+    /// for longer than it is kept.
+    pub fn subscribe(&mut self, slot: u32, place: Place, encoding: Encoding, joined: bool) -> bool {
         let tick = self.tick();
-        let Some(entry) = self.conns.get_mut(slot) else { return };
-        let Some(feed) = self.feeds.get_mut(feed_slot) else { return };
+        let (feed_slot, seq) = (place.feed, place.after);
+        let Some(entry) = self.conns.get_mut(slot) else { return true };
+        if matches!(entry.kind, Kind::Ending { .. }) {
+            return true;
+        }
+        let Some(feed) = self.feeds.get_checked_mut(feed_slot, place.generation) else { return false };
         let shared = !matches!(entry.subs, Subs::None);
         let blocked = entry.flags.blocked;
         let reader = Reader {
@@ -201,6 +215,7 @@ impl State {
             Standing::Live if behind => self.touch(feed_slot),
             Standing::Live | Standing::Blocked => {}
         }
+        true
     }
 
     /// Takes the connection out of one feed.
@@ -293,7 +308,7 @@ impl State {
         entry.flags.busy = false;
         self.lingering += 1;
         if !last.is_empty() {
-            self.say(slot, last);
+            self.put(slot, last);
         }
         if self.conns.get(slot).is_some_and(|entry| !entry.flags.blocked) {
             self.shut(slot);

@@ -323,6 +323,8 @@ impl State {
             if let Some(conn) = self.conn_id(slot) {
                 self.send_alone(conn, sub);
             }
+            // It may have been the last that the lane was kept for: a pass lets go of it.
+            self.touch(sub.feed);
         }
         // Those that were not reached are still marked as blocked, and wait for the next time.
     }

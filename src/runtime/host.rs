@@ -133,14 +133,6 @@ pub fn set_nofile_to_hard_limit() -> io::Result<u64> {
     Ok(limit.rlim_cur)
 }
 
-/// Keeps the kernel from backing this process's memory by huge pages, which the allocator asks for: a table of small
-/// entries that grows a little at a time, one for each worker, would take 2 MiB at each step.
-pub fn disable_huge_pages() -> io::Result<()> {
-    // SAFETY: no pointers.
-    checked(unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) })?;
-    Ok(())
-}
-
 /// Whether the peer of a unix socket is of the same user as this process.
 pub fn is_same_user(fd: RawFd) -> bool {
     let mut peer = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };

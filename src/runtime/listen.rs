@@ -1,18 +1,14 @@
-//! Listeners: one to a worker, all on one port (`SO_REUSEPORT`), and handing a port over.
+//! Listeners: one to a worker, all on one port (`SO_REUSEPORT`), and handing a port over. Owns making, accepting, and
+//! steering new connections among the listeners of a port. Never decides who may connect.
 //!
-//! Owns making, accepting, and steering new connections among the listeners of a port. Never
-//! decides who may connect.
+//! The listeners of an address form a group, which the kernel spreads connections over by hash. Each has an index, in the
+//! order of `listen(2)`; when one is closed, the last takes its index, and what is in its queue is reset. So a port is
+//! handed over, from `old` listeners to `new` ones that began to listen after them, in this order:
 //!
-//! The listeners of one address form a *group* in the kernel, which spreads new connections among
-//! them by hash. Each has an index there, in the order of `listen(2)`; when one is closed, the
-//! last takes its index. Closing one resets every connection in its queue. So a port is handed
-//! over, from `old` listeners to the `new` ones that began to listen after them, in this order:
-//!
-//! 1. [`steer_away`]: connections go to the new ones alone. Those in the middle of their handshake
-//!    still come to the old ones: go on accepting for longer than a handshake takes.
-//! 2. [`steer_to_first_new`]: all connections go to the index `old`, which stays that of a new
-//!    listener whichever of the old ones are closed, and in whatever order, if `new >= old`. (With
-//!    fewer, closings after the first `new - 1` leave the hash to choose for a moment.)
+//! 1. [`steer_away`]: connections go to the new ones alone. Those in the middle of their handshake still come to the old
+//!    ones: go on accepting for longer than a handshake takes.
+//! 2. [`steer_to_first_new`]: all go to the index `old`, which stays that of a new listener whichever of the old ones are
+//!    closed, if `new >= old`. (With fewer, the last closings leave the hash to choose for a moment.)
 //! 3. Accept until empty, and close, each old one.
 //! 4. [`unsteer`], by the new process: the hash again.
 #![allow(unsafe_code)]

@@ -130,6 +130,7 @@ pub fn serve<E: Edge + 'static>(
     let node = Arc::new(Node {
         clock: Clock::start(),
         mailboxes: senders,
+        drained: AtomicUsize::new(0),
         stats: (0..workers).map(|_| Stats::default()).collect(),
         secret,
         home_seed: Default::default(),
@@ -155,9 +156,11 @@ pub fn serve<E: Edge + 'static>(
         let thread = std::thread::Builder::new()
             .name(format!("worker-{index}"))
             .spawn(move || {
+                let guard = AbortOnPanic;
                 run_worker(seed, node, make_edge, &started);
                 ended_workers.fetch_add(1, Ordering::Release);
                 done.write();
+                drop(guard);
             })
             .map_err(io_error("cannot start a worker's thread"))?;
         threads.push(thread);
@@ -195,6 +198,17 @@ pub fn serve<E: Edge + 'static>(
         tell_stopped(&node);
     }
     Ok(ended)
+}
+
+/// A worker's thread that panics takes a part of the channels with it: the node ends, and a restart tells the gaps.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
 }
 
 fn choose_driver(choice: DriverChoice) -> Result<bool, ServeError> {
@@ -272,6 +286,8 @@ fn take_over(
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 tracing::info!(%addr, "--takeover: nobody to take over from");
             }
+            // It heard of the first address, and has begun to drain.
+            Err(_) if !predecessors.is_empty() => {}
             Err(error) => return Err(ServeError::NoPredecessor { addr, error }),
         }
     }

@@ -7,6 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::task::Waker;
 
 use foldhash::fast::RandomState;
@@ -41,6 +42,8 @@ pub struct Node {
     pub clock: Clock,
     pub mailboxes: Vec<Sender<Mail>>,
     pub stats: Vec<Stats>,
+    /// Workers that have told all their clients to leave.
+    pub drained: AtomicUsize,
     /// Keeps connection ids unguessable.
     pub secret: [u8; 20],
     /// Of hashes that choose a channel's home.
@@ -87,8 +90,23 @@ pub enum Pending {
     },
     /// A feed that joins.
     Join(Name),
-    /// Nobody waits any more.
-    Dropped,
+}
+
+/// Where a reader begins in a feed of this worker.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    pub feed: u32,
+    pub generation: u32,
+    pub incarnation: u64,
+    /// The position just before the first message that follows.
+    pub after: u64,
+    pub gap: bool,
+}
+
+impl Place {
+    pub fn cursor(&self) -> crate::domain::cursor::Cursor {
+        crate::domain::cursor::Cursor { incarnation: self.incarnation, seq: self.after }
+    }
 }
 
 /// A socket on its way between the holder and a task, with what is known of it.
@@ -142,6 +160,7 @@ pub struct State {
     /// Feeds with something to send.
     pub dirty: VecDeque<u32>,
     pub catchups: VecDeque<(ConnId, u32)>,
+    pub catchups_later: Vec<(ConnId, u32)>,
     pub spawns: Vec<Spawn>,
     pub ring: SendRing,
     pub pass: super::fanout::Passes,
@@ -182,6 +201,7 @@ impl State {
             pending: slab::Slab::new(),
             dirty: VecDeque::new(),
             catchups: VecDeque::new(),
+            catchups_later: Vec::new(),
             spawns: Vec::new(),
             ring,
             pass: super::fanout::Passes::default(),
@@ -269,17 +289,22 @@ impl State {
     ///
     /// # Errors
     /// The request did not fit into its mailbox: this node is overloaded.
-    pub fn ask(&mut self, home: WorkerIndex, ask: Ask, pending: Pending) -> Result<u32, Overloaded> {
+    pub fn ask(&mut self, home: WorkerIndex, ask: Ask, pending: Pending) -> Result<(), Overloaded> {
         let token = self.pending.insert(pending) as u32;
         let mail = Mail::Ask { from: self.index, token, ask };
         let bytes = mail.cost_bytes();
-        match self.node.mailboxes[usize::from(home)].try_send(mail, bytes) {
-            Ok(()) => Ok(token),
-            Err(_) => {
-                self.pending.remove(token as usize);
-                Err(Overloaded)
-            }
-        }
+        self.node.mailboxes[usize::from(home)].try_send(mail, bytes).map_err(|_| {
+            self.pending.remove(token as usize);
+            Overloaded
+        })
+    }
+
+    /// Sends a request that always has room: what makes whole again, or completes what is half done.
+    pub fn ask_surely(&mut self, home: WorkerIndex, ask: Ask, pending: Pending) {
+        let token = self.pending.insert(pending) as u32;
+        let mail = Mail::Ask { from: self.index, token, ask };
+        let bytes = mail.cost_bytes();
+        self.node.mailboxes[usize::from(home)].send_reserved(mail, bytes);
     }
 
     pub fn on_mail(&mut self, mail: Mail) {
@@ -328,7 +353,6 @@ impl State {
                     self.on_joined(&name, page);
                 }
             }
-            Pending::Dropped => {}
         }
     }
 
@@ -374,11 +398,7 @@ impl State {
             }
             return;
         }
-        // Joining is what makes an overloaded reader whole again: its request always has room.
-        let token = self.pending.insert(Pending::Join(name)) as u32;
-        let mail = Mail::Ask { from: self.index, token, ask };
-        let bytes = mail.cost_bytes();
-        self.node.mailboxes[usize::from(home)].send_reserved(mail, bytes);
+        self.ask_surely(home, ask, Pending::Join(name));
     }
 
     fn on_joined(&mut self, name: &Name, page: Option<crate::domain::history::Page>) {

@@ -14,6 +14,8 @@ use super::state::{Draining, State};
 const DUE_MAX: usize = 256;
 /// The wheel's horizon, less a little.
 const LOOK_TICKS: u32 = 1_000;
+/// Recent messages that a feed may keep however many feeds there are.
+const RECENT_BYTES_MIN: usize = 4 * 1024;
 /// Feeds and channels looked at in one tick, at least.
 const LOOKS_MIN: usize = 256;
 
@@ -29,7 +31,7 @@ impl State {
         let due = match self.draining {
             Some(draining) if !matches!(entry.kind, Kind::Ending { .. }) => {
                 let end = draining.begun_tick + draining.window_ticks;
-                now + self.random_below(u64::from(end.saturating_sub(now))) as u32
+                now + SETTLING_TICKS + self.random_below(u64::from(end.saturating_sub(now))) as u32
             }
             _ => self.due(conn.slot, now),
         };
@@ -77,9 +79,14 @@ impl State {
         let more = self.wheel.advance(u64::from(now), DUE_MAX, due);
         for &(slot, generation) in due.iter() {
             let conn = ConnId { slot, generation };
-            // One that was put into the wheel again since has a later place in it.
-            if self.conn(conn).is_some_and(|entry| entry.due_tick <= now) {
-                self.on_due(conn, now);
+            match self.conn(conn).map(|entry| entry.due_tick) {
+                Some(due_tick) if due_tick <= now => self.on_due(conn, now),
+                // A moment of a long drain that lies beyond the wheel's horizon.
+                Some(due_tick) if self.draining.is_some() => {
+                    self.wheel.schedule(u64::from(due_tick), slot, generation);
+                }
+                // One that was put into the wheel again since has a later place in it.
+                Some(_) | None => {}
             }
         }
         self.bury();
@@ -170,8 +177,13 @@ impl State {
     /// Lets go, a few at a time, of what nobody uses.
     pub fn sweep(&mut self) {
         let now_ms = self.node.clock.now_ms();
+        self.catchups.extend(self.catchups_later.drain(..));
         self.home.sweep(now_ms, LOOKS_MIN.max(self.home.channels() / 50));
-        let bounds = self.node.feed_bounds();
+        let mut bounds = self.node.feed_bounds();
+        // What feeds keep for resumes beside history is within the node's bytes too.
+        let share =
+            self.node.settings.history.node_bytes / self.node.mailboxes.len() / self.feeds.len().max(1);
+        bounds.bytes = bounds.bytes.min(share.max(RECENT_BYTES_MIN));
         let end = self.feeds.slots_end();
         for _ in 0..LOOKS_MIN.max(self.feeds.len() / 50).min(end as usize) {
             self.sweep_feed_at = if self.sweep_feed_at + 1 < end { self.sweep_feed_at + 1 } else { 0 };

@@ -44,7 +44,7 @@ impl Control {
         let mut letter = [0; LETTER_BYTES_MAX];
         let got = stream.read(&mut letter).ok()?;
         let listeners = std::str::from_utf8(letter.get(..got)?).ok()?.strip_prefix("drain ")?;
-        let listeners = listeners.trim().parse().ok()?;
+        let listeners = listeners.trim().parse().ok().filter(|listeners| *listeners > 0)?;
         stream.write_all(b"draining\n").ok()?;
         self.successor = Some(stream);
         Some(listeners)

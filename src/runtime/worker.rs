@@ -8,11 +8,13 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use crate::domain::channel::Name;
 use crate::domain::cursor::Cursor;
+use crate::domain::home::WorkerIndex;
 
 use super::clock::TICK_MS;
 use super::entry::{ConnId, HeldPoll};
@@ -89,7 +91,8 @@ pub struct Worker {
     draining: Bell,
     drain_ends: Cell<Option<Instant>>,
     successor: Cell<Option<u32>>,
-    unsteer: Cell<bool>,
+    /// How often it was said that the kernel may spread connections again.
+    unsteered: Cell<u32>,
 }
 
 impl Worker {
@@ -113,7 +116,7 @@ impl Worker {
             draining: Bell::default(),
             drain_ends: Cell::new(None),
             successor: Cell::new(None),
-            unsteer: Cell::new(false),
+            unsteered: Cell::new(0),
         });
         let open_listeners = Rc::new(Cell::new(listeners.len()));
         for listener in listeners {
@@ -176,27 +179,40 @@ impl Worker {
     /// # Errors
     /// [`Overloaded`]: the home's mailbox is full.
     pub async fn ask(self: &Rc<Self>, name: &Name, ask: Ask) -> Result<Answer, Overloaded> {
-        let reply = {
-            let home_and_index = self.with(|state| (state.node.home_of(name), state.index));
-            if home_and_index.0 == home_and_index.1 {
-                return Ok(self.with(|state| state.answer(home_and_index.1, ask)));
+        match self.begin_ask(name, ask, State::ask)? {
+            Asked::Answered(answer) => Ok(answer),
+            Asked::Sent(reply) => Ok(answered(reply).await),
+        }
+    }
+
+    /// Asks what must be done because something before it was: it always has room.
+    pub async fn ask_surely(self: &Rc<Self>, name: &Name, ask: Ask) -> Answer {
+        let asked = self.begin_ask(name, ask, |state, home, ask, pending| {
+            state.ask_surely(home, ask, pending);
+            Ok(())
+        });
+        match asked {
+            Ok(Asked::Answered(answer)) => answer,
+            Ok(Asked::Sent(reply)) => answered(reply).await,
+            Err(Overloaded) => Answer::Done,
+        }
+    }
+
+    fn begin_ask(
+        self: &Rc<Self>,
+        name: &Name,
+        ask: Ask,
+        send: impl FnOnce(&mut State, WorkerIndex, Ask, Pending) -> Result<(), Overloaded>,
+    ) -> Result<Asked, Overloaded> {
+        self.with(|state| {
+            let home = state.node.home_of(name);
+            if home == state.index {
+                return Ok(Asked::Answered(state.answer(home, ask)));
             }
             let reply = Rc::new(RefCell::new(Reply::default()));
-            let pending = Pending::Task(Rc::clone(&reply));
-            self.with(|state| state.ask(home_and_index.0, ask, pending))?;
-            reply
-        };
-        std::future::poll_fn(move |cx| {
-            let mut reply = reply.borrow_mut();
-            match reply.answer.take() {
-                Some(answer) => Poll::Ready(Ok(answer)),
-                None => {
-                    reply.waker = Some(cx.waker().clone());
-                    Poll::Pending
-                }
-            }
+            send(state, home, ask, Pending::Task(Rc::clone(&reply)))?;
+            Ok(Asked::Sent(reply))
         })
-        .await
     }
 
     /// Reads the mail that is there: what another worker had placed before a request came is seen by its answer.
@@ -211,7 +227,7 @@ impl Worker {
                 Mail::Drain { successor } => self.on_drain(successor),
                 Mail::CloseListeners => self.closing.ring(),
                 Mail::Unsteer => {
-                    self.unsteer.set(true);
+                    self.unsteered.set(self.unsteered.get() + 1);
                     self.closing.wake();
                 }
                 letter => self.with(|state| state.on_mail(letter)),
@@ -228,6 +244,12 @@ impl Worker {
     /// Waits for a drain to begin.
     pub async fn drain_begins(&self) {
         self.draining.wait().await;
+    }
+
+    /// Lets fan-out and everybody else have their turn, in the middle of long work: see [`Pace`].
+    async fn breathe(&self) {
+        // A timer of the future: a task that wakes itself would be the next to run.
+        monoio::time::sleep(Duration::from_millis(1)).await;
     }
 
     /// Whether mail waits.
@@ -259,7 +281,7 @@ impl Worker {
 
     async fn accept(self: Rc<Self>, ready: Awaited, listener: OwnedFd, spare: EventFd) {
         let mut spare = Some(spare);
-        let mut steered = false;
+        let (mut steered, mut unsteered) = (false, 0);
         loop {
             {
                 let mut readable = std::pin::pin!(ready.readable());
@@ -270,7 +292,7 @@ impl Worker {
                 })
                 .await;
             }
-            if self.unsteer.take() {
+            if std::mem::replace(&mut unsteered, self.unsteered.get()) != unsteered {
                 let _ = listen::unsteer(listener.as_raw_fd());
             }
             if let Some(new) = self.successor.get()
@@ -402,17 +424,71 @@ impl Worker {
 
     async fn time(self: &Rc<Self>, breather: Breather, open_listeners: Rc<Cell<usize>>) {
         let mut due = Vec::new();
+        let mut drained = false;
         loop {
             monoio::time::sleep(Duration::from_millis(TICK_MS)).await;
             while self.with(|state| state.on_tick(&mut due)) {
                 breather.breathe().await;
             }
             self.with(State::sweep);
-            if open_listeners.get() == 0 && self.with(|state| state.is_drained()) {
+            if !drained && open_listeners.get() == 0 && self.with(|state| state.is_drained()) {
+                drained = true;
+                self.with(|state| state.node.drained.fetch_add(1, Ordering::Relaxed));
+            }
+            // A worker's channels are read, and its answers awaited, until all have told their clients.
+            if self.with(|state| state.node.drained.load(Ordering::Relaxed) == state.node.mailboxes.len()) {
                 return;
             }
         }
     }
+}
+
+/// Slices long work of one client, so that readers get what it publishes while it publishes.
+#[derive(Debug, Default)]
+pub struct Pace {
+    steps: usize,
+    bytes: usize,
+}
+
+/// Steps, and bytes, that one client may do in one go.
+const PACE_STEPS: usize = 64;
+const PACE_BYTES: usize = 256 * 1024;
+
+impl Pace {
+    /// One step is done.
+    pub async fn step(&mut self, worker: &Worker, bytes: usize) {
+        self.steps += 1;
+        self.bytes += bytes;
+        if self.steps >= PACE_STEPS || self.bytes >= PACE_BYTES {
+            *self = Self::default();
+            worker.breathe().await;
+        }
+    }
+
+    /// The work has waited anyway.
+    pub fn rested(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// What became of a question.
+enum Asked {
+    Answered(Answer),
+    Sent(Rc<RefCell<Reply>>),
+}
+
+async fn answered(reply: Rc<RefCell<Reply>>) -> Answer {
+    std::future::poll_fn(move |cx| {
+        let mut reply = reply.borrow_mut();
+        match reply.answer.take() {
+            Some(answer) => Poll::Ready(answer),
+            None => {
+                reply.waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    })
+    .await
 }
 
 /// A panic while the state is borrowed ends the process: see [`Worker::with`].

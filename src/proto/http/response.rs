@@ -117,11 +117,13 @@ impl<'o> ResponseWriter<'o> {
     }
 }
 
-/// Appends the whole answer to a request that the codec refused; `more` adds fields. The connection is to be closed, lingering.
+/// Appends the whole answer to a request that the codec refused; `head_only` if it was HEAD
+/// (RFC 9110 §9.3.2); `more` adds fields. The connection is to be closed, lingering.
 pub fn write_refusal(
     out: &mut Vec<u8>,
     error: HttpError,
     date: &[u8; DATE_BYTES],
+    head_only: bool,
     more: impl FnOnce(ResponseWriter<'_>) -> ResponseWriter<'_>,
 ) {
     let writer = ResponseWriter::new(out, error.status()).date(date).field("Cache-Control", "no-store");
@@ -132,7 +134,7 @@ pub fn write_refusal(
     // RFC 9110 §7.8: whoever sends Upgrade must name it in Connection.
     let names_upgrade = error.answer_fields().iter().any(|(name, _)| *name == "Upgrade");
     let connection = if names_upgrade { "close, Upgrade" } else { "close" };
-    writer.field("Connection", connection).end_with_problem(&error.into(), false);
+    writer.field("Connection", connection).end_with_problem(&error.into(), head_only);
 }
 
 /// The interim answer to `Expect: 100-continue` (RFC 9110 §15.2.1).
@@ -233,7 +235,8 @@ mod tests {
     #[test]
     fn refusals() {
         let date = format_imf_date(0);
-        let refused = written(|out| write_refusal(out, HttpError::UpgradeRequired, &date, |writer| writer));
+        let refused =
+            written(|out| write_refusal(out, HttpError::UpgradeRequired, &date, false, |writer| writer));
         let (head, body) = refused.split_once("\r\n\r\n").unwrap();
         for line in [
             "HTTP/1.1 426 Upgrade Required",
@@ -247,7 +250,7 @@ mod tests {
         assert!(head.contains(&format!("Content-Length: {}", body.len())));
         let body: serde_json::Value = serde_json::from_str(body).unwrap();
         assert_eq!(body["status"], 426);
-        let refused = written(|out| write_refusal(out, HttpError::BareLf, &date, |writer| writer));
+        let refused = written(|out| write_refusal(out, HttpError::BareLf, &date, false, |writer| writer));
         assert!(
             refused.starts_with("HTTP/1.1 400 Bad Request\r\n")
                 && refused.contains("\r\nConnection: close\r\n")
