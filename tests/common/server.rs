@@ -23,6 +23,7 @@ pub struct Server {
     log: Arc<Log>,
     dir: Dir,
     end_expected: bool,
+    panics_expected: bool,
 }
 
 /// How a process ended that was not to serve.
@@ -60,7 +61,7 @@ impl Server {
         };
         let listen = field(&serving, "listen").expect("the line `serving` has `listen`");
         let addrs = listen.split(',').map(|addr| addr.trim().parse().expect("addresses")).collect();
-        Self { child, addrs, log, dir, end_expected: false }
+        Self { child, addrs, log, dir, end_expected: false, panics_expected: false }
     }
 
     /// Runs `pushline serve` with `args` alone (and the log's form), which is expected to refuse.
@@ -83,6 +84,11 @@ impl Server {
     }
 
     /// The first address it listens on.
+    /// Panics of connections are what the test asks for.
+    pub fn expect_panics(&mut self) {
+        self.panics_expected = true;
+    }
+
     pub fn addr(&self) -> SocketAddr {
         self.addrs[0]
     }
@@ -155,7 +161,9 @@ impl Drop for Server {
         if let (Some(status), false) = (ended, self.end_expected) {
             panic!("the server ended by itself ({status}); its last lines:\n{}", self.log.tail());
         }
-        if let Some(line) = self.log.all().iter().find(|line| line.contains("panicked at")) {
+        if let Some(line) =
+            self.log.all().iter().find(|line| !self.panics_expected && line.contains("panicked at"))
+        {
             panic!("the server panicked: {line}\nits last lines:\n{}", self.log.tail());
         }
     }
