@@ -95,9 +95,10 @@ fn every_reader_is_told() {
     assert!(ended < WINDOW + Duration::from_secs(8), "{ended:?}");
     eprintln!("{published:?}, ended after {ended:?}");
 
-    // What was answered before the signal, everyone got who reads that channel.
+    // What was answered before the signal, everyone got who has a stream of that channel. (A poll is answered with what
+    // there was when it was asked.)
     let before = busy.before.load(Ordering::SeqCst);
-    for told in told.iter().filter(|told| told.kind != Kind::HeldPoll) {
+    for told in told.iter().filter(|told| !matches!(told.kind, Kind::HeldPoll | Kind::BusyPoll)) {
         assert!(
             told.last.is_some_and(|last| last + 1 >= before),
             "{:?}: {:?} of {before}",
@@ -147,14 +148,13 @@ fn publish_through_it(addr: SocketAddr, busy: &Busy) -> Published {
         let mut used = false;
         loop {
             let wire = common::http::wire(addr, "POST", "/channels/busy", TEXT, n.to_string().as_bytes());
-            let before = !busy.signalled.load(Ordering::SeqCst);
             let answer = conn.try_send_raw(wire).and_then(|()| conn.try_read_response());
             match answer {
                 Ok(answer) if answer.status == 201 => {
                     n += 1;
                     published.accepted += 1;
                     used = true;
-                    if before {
+                    if !busy.signalled.load(Ordering::SeqCst) {
                         busy.before.store(n, Ordering::SeqCst);
                     }
                     if answer.closes() {
@@ -294,6 +294,48 @@ fn with_nobody_there_it_ends_at_once() {
     }
 }
 
+/// What was accepted is gone with the process: a stream gets it before its goodbye.
+#[test]
+fn streams_get_what_was_accepted_before_they_are_told() {
+    let mut server = Server::start(&["--workers", "4", "--set", "drain.window_seconds=0"]);
+    let addr = server.addr();
+    let mut streams: Vec<Stream> = (0..20).map(|_| Stream::open(addr, "/channels/a")).collect();
+    let mut several: Vec<Stream> = (0..20).map(|_| Stream::open(addr, "/channels/b,a")).collect();
+    let mut raws: Vec<Socket> = (0..20).map(|_| Socket::open(addr, "/channels/a")).collect();
+    let mut v1s: Vec<V1> = (0..20).map(|_| V1::subscribed(addr, "a").0).collect();
+    // One answer for all of them, so that the signal comes while they are on their way.
+    let lines: String = (0..500).map(|n| format!("{{\"channel\":\"a\",\"data\":\"{n}\"}}\n")).collect();
+    let mut conn = Conn::open(addr);
+    conn.request("POST", "/publish", &[("Content-Type", "application/x-ndjson")], lines).expect(200);
+    server.signal(libc::SIGTERM);
+    for want in 0..500 {
+        let text = want.to_string();
+        for stream in &mut streams {
+            assert_eq!(stream.event().expect_message().data, text);
+        }
+        for stream in &mut several {
+            assert_eq!(stream.event().expect_message().json()["data"], json!(text));
+        }
+        for raw in &mut raws {
+            assert_eq!(raw.expect_text(), text);
+        }
+        for v1 in &mut v1s {
+            assert_eq!(v1.expect("message")["data"], json!(text));
+        }
+    }
+    for stream in streams.iter_mut().chain(&mut several) {
+        stream.event().named("$close");
+    }
+    for raw in &mut raws {
+        raw.expect_close(1012);
+    }
+    for v1 in &mut v1s {
+        v1.expect("closing");
+        v1.socket.expect_close(1012);
+    }
+    assert_eq!(server.wait_exit(), 0);
+}
+
 #[test]
 fn a_window_of_0_is_at_once() {
     let mut server = Server::start(&["--set", "drain.window_seconds=0"]);
@@ -314,11 +356,9 @@ fn a_window_of_0_is_at_once() {
 /// Requests that have begun when the signal comes are answered, each as its transport says.
 #[test]
 fn a_request_half_sent_is_answered() {
-    let mut server = Server::start(&["--set", "drain.window_seconds=1"]);
+    let mut server = Server::start(&["--set", "drain.window_seconds=5"]);
     let addr = server.addr();
     let cursor = publish(addr, "a", "1");
-    // Holds the server until the halves have been completed.
-    let mut keeper = Stream::open(addr, "/channels/keep");
     let begin = |request: Vec<u8>| {
         let mut conn = Conn::open(addr);
         conn.send_raw(&request[..20]);
@@ -340,13 +380,20 @@ fn a_request_half_sent_is_answered() {
     server.signal(libc::SIGTERM);
     // Every worker has heard of the drain once nobody listens any more.
     until("nobody listens", || Conn::try_open(addr).is_err().then_some(()));
+    for (conn, wire) in [
+        (&mut post, post_wire),
+        (&mut stream, stream_wire),
+        (&mut held, held_wire),
+        (&mut behind, behind_wire),
+        (&mut socket, socket_wire),
+    ] {
+        conn.send_raw(&wire[20..]);
+    }
 
-    post.send_raw(&post_wire[20..]);
     let answer = post.read_response();
     assert!(matches!(answer.status, 201 | 503) && answer.closes(), "{answer}");
     post.eof();
 
-    stream.send_raw(&stream_wire[20..]);
     let mut stream = Stream::of(stream);
     let mut retry = None;
     loop {
@@ -362,16 +409,13 @@ fn a_request_half_sent_is_answered() {
     }
     stream.ended();
 
-    held.send_raw(&held_wire[20..]);
     let answer = held.read_response().expect(204);
     assert!(answer.closes() && answer.get("retry-after").is_some(), "{answer}");
 
-    behind.send_raw(&behind_wire[20..]);
     let answer = behind.read_response();
     assert!(answer.closes(), "{answer}");
     assert_eq!(Poll::of(&answer).data(), ["kept"]);
 
-    socket.send_raw(&socket_wire[20..]);
     match Socket::of(socket) {
         Ok(mut socket) => socket.expect_close(1012),
         Err(answer) => {
@@ -379,7 +423,6 @@ fn a_request_half_sent_is_answered() {
             answer.header("retry-after");
         }
     }
-    keeper.event().named("$close");
     assert_eq!(server.wait_exit(), 0);
 }
 

@@ -641,3 +641,27 @@ mod life {
         settled(&server, baseline);
     }
 }
+
+/// When the node can remember no further channel, because each of those it has is in use, it says so in the transport's
+/// own way, and a client that comes later is served.
+#[test]
+fn a_full_server_closes_with_1013() {
+    let server = Server::start(&["--workers", "1", "--set", "limits.channels=1"]);
+    let addr = server.addr();
+    let mut reader = Stream::open(addr, "/channels/a");
+    publish(addr, "a", "x");
+    let mut raw = Socket::open(addr, "/channels/b");
+    raw.text("one too many");
+    raw.expect_close(1013);
+    let mut v1 = V1::open(addr, "/channels");
+    v1.refused(json!({"type": "publish", "channel": "b", "data": "x", "seq": 1}));
+    let answer = post(addr, "/channels/b", &[], "x");
+    answer.problem(503);
+    answer.header("retry-after");
+    assert_eq!(reader.texts(1), ["x"]);
+    drop(reader);
+    ask(addr, "DELETE", "/channels/a", &[], "").expect(204);
+    common::until("room for another channel", || {
+        (post(addr, "/channels/b", &[], "x").status == 201).then_some(())
+    });
+}
