@@ -141,8 +141,12 @@ impl State {
             .map(|(slot, generation, _)| ConnId { slot, generation })
             .collect();
         for conn in held {
-            let moment =
-                begun_tick + SETTLING_TICKS + self.random_below(u64::from(window_ticks).max(1)) as u32;
+            // Between requests nobody is told anything: gone first, so that whoever is told to come back does not come
+            // by one of these.
+            let moment = match self.conn(conn).map(|entry| &entry.kind) {
+                Some(Kind::Idle) => begun_tick + 1,
+                _ => begun_tick + SETTLING_TICKS + self.random_below(u64::from(window_ticks).max(1)) as u32,
+            };
             if let Some(entry) = self.conn_mut(conn)
                 && !matches!(entry.kind, Kind::Ending { .. })
             {
