@@ -5,7 +5,7 @@
 
 use crate::domain::feed::{Encoding, Standing};
 
-use super::entry::{ConnId, Sub};
+use super::entry::{ConnId, Kind, Sub};
 use super::sendring::{BATCH_MAX, Outcome, Send, send_now};
 use super::state::State;
 
@@ -299,6 +299,23 @@ impl State {
         if sent < bytes.len() {
             self.block(slot, &bytes[sent..upto]);
         }
+    }
+
+    /// Sends a stream what its feeds hold for it, without waiting for the next pass.
+    pub fn send_pending(&mut self, slot: u32) {
+        let Some(entry) = self.conns.get(slot) else { return };
+        if matches!(entry.kind, Kind::Poll(_)) {
+            return;
+        }
+        for sub in entry.subs.as_slice() {
+            if let Some(feed) = self.feeds.get_mut(sub.feed) {
+                let reader = feed.reader_mut(sub.lane, sub.index);
+                if reader.standing == Standing::Live {
+                    reader.standing = Standing::Blocked;
+                }
+            }
+        }
+        self.visit(slot);
     }
 
     /// A connection takes bytes again: each of its channels goes on, until it is full once more.

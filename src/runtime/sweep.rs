@@ -166,7 +166,11 @@ impl State {
         let reconnect_ms = self.reconnect_ms();
         match self.conns.get(slot).map(|entry| &entry.kind) {
             Some(Kind::Idle) => self.remove(slot, Reason::Drain),
-            Some(_) => self.farewell(slot, Reason::Drain, reconnect_ms),
+            Some(_) => {
+                // What came for it since the last pass goes first.
+                self.send_pending(slot);
+                self.farewell(slot, Reason::Drain, reconnect_ms);
+            }
             None => {}
         }
     }
