@@ -1,15 +1,14 @@
-//! Slow readers: they cost the others nothing and the server little, and get what their channel's policy says.
+//! Slow readers get what their channel's policy says, and lose nothing that history holds (`stopped.rs`: what they cost).
 
 mod common;
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
 
-use common::crowd::{Crowd, Heard, own_memory, send_queues};
+use common::crowd::own_memory;
 use common::http::{Conn, head_cursor, poll};
 use common::receive_buffer;
 use common::server::Server;
@@ -18,323 +17,10 @@ use common::ws::{Message, Socket, V1, V1_NAME, request, text_of};
 
 const MIB: usize = 1024 * 1024;
 
-// --- 2,000 readers, of which 500 stop ---------------------------------------------------------------------------------
-
-/// Readers of the channel that is flooded, which stop at once; as many again of its readers go on.
-const STOPPED: usize = 500;
-/// Readers of the flooded channel that go on. Not more: 64 MB to each of 1,500 would be 96 GB, which would measure the
-/// machine's memory bus.
-const FLOODED: usize = 20;
-/// Readers of another channel on the same workers.
-const OTHERS: usize = 1_480;
-
-const FLOOD_MESSAGES: usize = 4_096;
-const FLOOD_MESSAGE_BYTES: usize = 16 * 1024;
-const KERNEL_BYTES: usize = 64 * 1024;
-/// Sent and not acknowledged, of one stopped reader.
-const IN_FLIGHT_BYTES: usize = 32 * 1024;
-const HISTORY_BYTES: usize = 4 * MIB;
-const FEED_BYTES: usize = MIB;
-const WORKERS: usize = 2;
-
-/// What one run measured.
-struct Run {
-    /// Latencies of messages to the others, and to the flooded readers that go on, sorted.
-    others: Vec<Duration>,
-    flooded: Vec<Duration>,
-    /// The most that the server's own memory grew while the flood went on.
-    grown: usize,
-    /// The fullest send queue of a stopped reader.
-    queued: usize,
-}
-
-/// A percentile of sorted times.
-fn percentile(times: &[Duration], percent: usize) -> Duration {
-    times[(times.len() - 1) * percent / 100]
-}
-
-#[test]
-fn stopped_readers_cost_the_others_nothing() {
-    let without = flood(0);
-    let with = flood(STOPPED);
-    let mut report = String::new();
-    for (name, without, with) in
-        [("others", &without.others, &with.others), ("flooded", &without.flooded, &with.flooded)]
-    {
-        for (percent, slack) in [(50, Duration::from_millis(20)), (99, Duration::from_millis(200))] {
-            let (before, after) = (percentile(without, percent), percentile(with, percent));
-            report += &format!("{name} p{percent}: {before:?} without, {after:?} with\n");
-            // Generous: two cores do everything here. A pass that visited stopped readers would show all the same.
-            assert!(after <= before * 3 + slack, "the others' latency suffers:\n{report}");
-        }
-    }
-    // Each stopped reader may hold the rest of one message, in its encoding; the rest is bounded whoever reads.
-    let owed = STOPPED * (FLOOD_MESSAGE_BYTES * 4 / 3 + 1_024);
-    let feeds = WORKERS * 3 * FEED_BYTES;
-    let bound = HISTORY_BYTES + feeds + owed + 24 * MIB;
-    eprintln!("{report}memory grew by {} KiB of {}", with.grown / 1_024, bound / 1_024);
-    eprintln!("fullest send queue: {} KiB", with.queued / 1_024);
-    assert!(with.grown <= bound, "own memory grew by {}, more than {bound}", with.grown);
-    // The kernel looks before it takes a segment, which may be 64 KiB; and what is on its way counts with the queue until
-    // it is acknowledged, up to the window that the receiver had before it closed.
-    let most = KERNEL_BYTES + 64 * 1024 + IN_FLIGHT_BYTES + FLOOD_MESSAGE_BYTES;
-    assert!(with.queued > 0 && with.queued <= most, "a stopped reader's send queue: {}", with.queued);
-}
-
-fn flood(stopped: usize) -> Run {
-    let server = Server::start(&[
-        "--workers",
-        &WORKERS.to_string(),
-        "--set",
-        &format!("history.bytes={HISTORY_BYTES}"),
-        "--set",
-        "history.messages=100000",
-        "--set",
-        &format!("feed.bytes={FEED_BYTES}"),
-        "--set",
-        &format!("slow.kernel_bytes={KERNEL_BYTES}"),
-        // They stay for the whole flood, so that what they cost is seen.
-        "--set",
-        "slow.policy=skip",
-        // Not what is measured here, and half of the sockets will be silent.
-        "--set",
-        "heartbeat.interval_seconds=60",
-        "--set",
-        "heartbeat.timeout_seconds=120",
-    ]);
-    let addr = server.addr();
-    let start = Instant::now();
-    let mut halted = Halted::default();
-    for number in 0..stopped {
-        halted.open(addr, number);
-    }
-    let mut crowd = Crowd::new();
-    for number in 0..FLOODED + OTHERS {
-        let channel = if number < FLOODED { "flood" } else { "others" };
-        crowd.add(if number % 2 == 0 { stream_socket(addr, channel) } else { raw_socket(addr, channel) });
-    }
-    let before = own_memory(server.pid());
-    let (done, sent) = (AtomicBool::new(false), AtomicUsize::new(0));
-    // How far the slowest of the flooded readers that go on has come.
-    let least = AtomicUsize::new(0);
-    let peers = halted.peers();
-    let mut run = Run { others: Vec::new(), flooded: Vec::new(), grown: 0, queued: 0 };
-    std::thread::scope(|scope| {
-        // Whoever fails, the others must end.
-        let _ended = Ends(&done);
-        let flood = scope.spawn(|| {
-            let _ended = Ends(&done);
-            let mut conn = Conn::open(addr);
-            for n in 0..FLOOD_MESSAGES {
-                // Those that go on read as fast as this machine lets them: history must not run away from them.
-                common::until("the flooded readers keep up", || {
-                    (least.load(Ordering::SeqCst) + HISTORY_BYTES / FLOOD_MESSAGE_BYTES / 2 > n).then_some(())
-                });
-                publish(&mut conn, "flood", n, start, FLOOD_MESSAGE_BYTES);
-            }
-        });
-        scope.spawn(|| {
-            let mut conn = Conn::open(addr);
-            while !done.load(Ordering::SeqCst) {
-                let n = sent.load(Ordering::SeqCst);
-                publish(&mut conn, "others", n, start, 100);
-                sent.store(n + 1, Ordering::SeqCst);
-                // A rate, not a wait: the same in both runs.
-                std::thread::sleep(Duration::from_millis(40));
-            }
-        });
-        let watch = scope.spawn(|| {
-            let (mut grown, mut queued) = (0, 0);
-            while !done.load(Ordering::SeqCst) {
-                grown = own_memory(server.pid()).saturating_sub(before).max(grown);
-                let queues = send_queues(addr.port());
-                queued =
-                    peers.iter().filter_map(|peer| queues.get(peer)).copied().max().unwrap_or(0).max(queued);
-                std::thread::sleep(Duration::from_millis(100));
-            }
-            (grown, queued)
-        });
-        let mut readers: Vec<Marks> = (0..FLOODED + OTHERS).map(|_| Marks::default()).collect();
-        let end = Instant::now() + Duration::from_secs(60);
-        loop {
-            crowd.listen(Duration::from_millis(100), |number, heard| {
-                let Heard::Bytes(bytes) = heard else { panic!("reader {number} was ended") };
-                let times = if number < FLOODED { &mut run.flooded } else { &mut run.others };
-                readers[number].push(bytes, |at| times.push(start.elapsed().saturating_sub(at)));
-            });
-            let at: Vec<usize> = readers[..FLOODED].iter().map(|reader| reader.next).collect();
-            least.store(at.iter().copied().min().unwrap_or(0), Ordering::SeqCst);
-            let want =
-                |number: usize| if number < FLOODED { FLOOD_MESSAGES } else { sent.load(Ordering::SeqCst) };
-            let all = readers.iter().enumerate().all(|(number, reader)| reader.next >= want(number));
-            if flood.is_finished() && all {
-                break;
-            }
-            assert!(Instant::now() < end, "not all was delivered in time; the flooded readers are at {at:?}");
-        }
-        (run.grown, run.queued) = watch.join().expect("the watch watches");
-    });
-    run.others.sort();
-    run.flooded.sort();
-    halted.go_on();
-    run
-}
-
-/// Says that the flood is over, also when its thread fails.
-struct Ends<'a>(&'a AtomicBool);
-
-impl Drop for Ends<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
-}
-
-/// Publishes `#n:ns;` and padding.
-fn publish(conn: &mut Conn, channel: &str, n: usize, start: Instant, bytes: usize) {
-    let mut body = format!("#{n}:{};", start.elapsed().as_nanos());
-    body.extend(std::iter::repeat_n('x', bytes - body.len()));
-    let target = format!("/channels/{channel}");
-    conn.request("POST", &target, &[("Content-Type", "text/plain")], body).expect(201);
-}
-
-/// A stream's socket, its head and `$open` read.
-fn stream_socket(addr: SocketAddr, channel: &str) -> TcpStream {
-    let mut stream = Stream::open(addr, &format!("/channels/{channel}"));
-    stream.conn().stream().try_clone().expect("a descriptor")
-}
-
-fn raw_socket(addr: SocketAddr, channel: &str) -> TcpStream {
-    let mut socket = Socket::open(addr, &format!("/channels/{channel}"));
-    socket.conn().stream().try_clone().expect("a descriptor")
-}
-
-/// Finds `#n:ns;` in a stream of bytes, however cut, and sees to it that none is missing.
-#[derive(Default)]
-struct Marks {
-    next: usize,
-    /// A mark cut at the end of what came.
-    rest: Vec<u8>,
-}
-
-impl Marks {
-    fn push(&mut self, bytes: &[u8], mut seen: impl FnMut(Duration)) {
-        self.rest.extend_from_slice(bytes);
-        let mut from = 0;
-        while let Some(at) = memchr::memchr(b'#', &self.rest[from..]) {
-            let mark = from + at + 1;
-            let Some(length) = memchr::memchr(b';', &self.rest[mark..]) else {
-                self.rest.drain(..mark - 1);
-                return;
-            };
-            let text = std::str::from_utf8(&self.rest[mark..mark + length]).expect("ASCII");
-            let (n, ns) = text.split_once(':').expect("#n:ns;");
-            assert_eq!(n, self.next.to_string(), "the next message");
-            self.next += 1;
-            seen(Duration::from_nanos(ns.parse().expect("a number")));
-            from = mark + length;
-        }
-        self.rest.clear();
-    }
-}
-
-/// Readers that do not read.
-#[derive(Default)]
-struct Halted {
-    streams: Vec<Stream>,
-    v1s: Vec<V1>,
-    raws: Vec<Socket>,
-}
-
-impl Halted {
-    fn open(&mut self, addr: SocketAddr, number: usize) {
-        match number % 4 {
-            0 | 1 => self.streams.push(Stream::open(addr, "/channels/flood")),
-            2 => self.v1s.push(V1::subscribed(addr, "flood").0),
-            _ => self.raws.push(Socket::open(addr, "/channels/flood")),
-        }
-    }
-
-    fn peers(&mut self) -> Vec<u16> {
-        let conns = self.streams.iter_mut().map(Stream::conn);
-        let conns = conns.chain(self.v1s.iter_mut().map(|v1| v1.socket.conn()));
-        conns
-            .chain(self.raws.iter_mut().map(Socket::conn))
-            .map(|conn| conn.stream().local_addr().expect("a bound socket").port())
-            .collect()
-    }
-
-    /// A few of them read on: each gets a beginning, is told the gap, and gets the end.
-    fn go_on(mut self) {
-        let last = FLOOD_MESSAGES - 1;
-        for stream in self.streams.iter_mut().take(10) {
-            read_on(last, || match stream.item() {
-                Some(Item::Event(event)) if event.name == "$gap" => Told::Gap,
-                Some(Item::Event(event)) => Told::Message(number_of(&event.data)),
-                Some(_) => Told::Nothing,
-                None => panic!("the stream ended"),
-            });
-        }
-        for v1 in self.v1s.iter_mut().take(10) {
-            read_on(last, || {
-                let object = v1.next();
-                match &text_of(&object, "type")[..] {
-                    "gap" => Told::Gap,
-                    "message" => Told::Message(number_of(&text_of(&object, "data"))),
-                    _ => panic!("{object}"),
-                }
-            });
-        }
-        // Raw cannot be told a gap: it ends.
-        for raw in self.raws.iter_mut().take(10) {
-            let mut next = 0;
-            loop {
-                match raw.message() {
-                    Message::Text(text) => {
-                        assert_eq!(number_of(&text), next);
-                        next += 1;
-                    }
-                    Message::Close(4408) | Message::End => break,
-                    other => panic!("{other:?}"),
-                }
-            }
-            assert!(next < last);
-        }
-    }
-}
-
-enum Told {
-    Message(usize),
-    Gap,
-    Nothing,
-}
-
-/// Reads up to message `last`: in order, and none missing but where a gap was told, which must be at least once.
-fn read_on(last: usize, mut next: impl FnMut() -> Told) {
-    let (mut want, mut told, mut gaps) = (0, false, 0);
-    while want <= last {
-        match next() {
-            Told::Gap => {
-                told = true;
-                gaps += 1;
-            }
-            Told::Message(n) => {
-                assert!(n == want || (told && n > want), "{n} came, {want} was next, gap told: {told}");
-                want = n + 1;
-                told = false;
-            }
-            Told::Nothing => {}
-        }
-    }
-    assert!(gaps > 0, "no gap in a flood of 16 times the history");
-}
-
-/// The number in a message's `#n:…` or `n:…`.
+/// The number in a message's `n:…`.
 fn number_of(text: &str) -> usize {
-    let text = text.trim_start_matches('#');
     text[..text.find(':').expect("a number")].parse().expect("a number")
 }
-
-// --- What a stopped reader gets ---------------------------------------------------------------------------------------
 
 /// One message of [`burst`].
 const BURST_MESSAGE_BYTES: usize = 8 * 1024;
@@ -355,22 +41,40 @@ const BY_PATTERN: &[&str] = &[
     "slow.policy=disconnect",
     "--set",
     "slow.rules=[{ channels = \"skip/*\", policy = \"skip\" }, { channels = \"latest/**\", policy = \"latest\" }]",
-    // A worker that is starved of its core must not look like a stopped reader: one worker serves all.
     "--workers",
-    "1",
+    "2",
 ];
 
 /// Publishes messages `from..to` of 8 KiB, each when a reader that reads has the one before: so it is the stopped reader
-/// that falls behind, and not a worker that this machine lets wait.
+/// that falls behind, and not the publisher that runs ahead of everybody.
 fn burst(addr: SocketAddr, channel: &str, from: usize, to: usize) {
     let target = format!("/channels/{channel}");
     let mut control = Stream::open(addr, &target);
     let mut conn = Conn::open(addr);
     for n in from..to {
-        let body = format!("{n}:{}", "x".repeat(BURST_MESSAGE_BYTES));
-        conn.request("POST", &target, &[("Content-Type", "text/plain")], body).expect(201);
+        publish_number(&mut conn, &target, n);
         assert_eq!(number_of(&control.message().data), n);
     }
+}
+
+fn publish_number(conn: &mut Conn, target: &str, n: usize) {
+    let body = format!("{n}:{}", "x".repeat(BURST_MESSAGE_BYTES));
+    conn.request("POST", target, &[("Content-Type", "text/plain")], body).expect(201);
+}
+
+/// The whole of a [`burst`], to readers that stop at once. Each has got the first message before the others are published:
+/// a worker that has no core while more than history holds is published makes slow readers of all of its own, and what
+/// is tested is a reader that stopped by itself.
+fn burst_to(readers: &mut [&mut Conn], addr: SocketAddr, channel: &str) {
+    publish_number(&mut Conn::open(addr), &format!("/channels/{channel}"), 0);
+    for reader in readers {
+        let mut seen = vec![0; 16 * 1024];
+        common::until("the first message arrives", || {
+            let length = reader.stream().peek(&mut seen).expect("an open socket");
+            memchr::memmem::find(&seen[..length], b"0:xxx").map(drop)
+        });
+    }
+    burst(addr, channel, 1, BURST);
 }
 
 /// More messages than the sockets, the feed and history of [`BY_PATTERN`] hold together: 4.9 MB. A socket whose owner does
@@ -442,7 +146,7 @@ fn skip_tells_the_gap_and_goes_on_from_the_oldest_held() {
     let server = Server::start(BY_PATTERN);
     let mut stream = Stream::open(server.addr(), "/channels/skip/a");
     let mut v1 = V1::open(server.addr(), "/channels/skip/a");
-    burst(server.addr(), "skip/a", 0, BURST);
+    burst_to(&mut [stream.conn(), v1.socket.conn()], server.addr(), "skip/a");
     read_stream(&mut stream).went_on_with(HELD);
     read_v1(&mut v1).went_on_with(HELD);
     burst(server.addr(), "skip/a", BURST, BURST + 1);
@@ -454,7 +158,7 @@ fn latest_tells_the_gap_and_goes_on_from_the_newest() {
     let server = Server::start(BY_PATTERN);
     let mut stream = Stream::open(server.addr(), "/channels/latest/a/b");
     let mut v1 = V1::open(server.addr(), "/channels/latest/a/b");
-    burst(server.addr(), "latest/a/b", 0, BURST);
+    burst_to(&mut [stream.conn(), v1.socket.conn()], server.addr(), "latest/a/b");
     read_stream(&mut stream).went_on_with(1);
     read_v1(&mut v1).went_on_with(1);
     burst(server.addr(), "latest/a/b", BURST, BURST + 1);
@@ -469,7 +173,7 @@ fn disconnect_closes_it_and_the_cursor_tells_the_gap() {
     for channel in ["plain", "skip", "skip/a/b"] {
         let mut stream = Stream::open(addr, &format!("/channels/{channel}"));
         let mut v1 = V1::open(addr, &format!("/channels/{channel}"));
-        burst(addr, channel, 0, BURST);
+        burst_to(&mut [stream.conn(), v1.socket.conn()], addr, channel);
         let mut cursor = stream.cursor.clone();
         let mut got = Got::default();
         loop {
@@ -517,7 +221,7 @@ fn raw_is_closed_with_4408_whatever_the_policy() {
     let server = Server::start(BY_PATTERN);
     for channel in ["plain", "skip/a", "latest/a"] {
         let mut socket = Socket::open(server.addr(), &format!("/channels/{channel}"));
-        burst(server.addr(), channel, 0, BURST);
+        burst_to(&mut [socket.conn()], server.addr(), channel);
         let mut got = Got::default();
         let end = loop {
             match socket.message() {
@@ -538,7 +242,7 @@ fn the_policy_for_all_channels() {
         args.extend(["--set", &policy]);
         let server = Server::start(&args);
         let mut stream = Stream::open(server.addr(), "/channels/any");
-        burst(server.addr(), "any", 0, BURST);
+        burst_to(&mut [stream.conn()], server.addr(), "any");
         read_stream(&mut stream).went_on_with(count);
     }
 }
@@ -550,7 +254,7 @@ fn a_flooded_channel_loses_nothing_of_its_neighbour() {
     let addr = server.addr();
     let mut stream = Stream::open(addr, "/channels/skip/a,calm");
     let mut v1 = V1::open(addr, "/channels/skip/a,calm");
-    burst(addr, "skip/a", 0, BURST);
+    burst_to(&mut [stream.conn(), v1.socket.conn()], addr, "skip/a");
     burst(addr, "calm", 0, 3);
     for kind in ["sse", "v1"] {
         let (mut got, mut calm) = (Got::default(), Vec::new());

@@ -1,7 +1,6 @@
 //! Many connections read by one thread (epoll), and what the kernel says about them.
 //! Owns the sockets given to it. Never parses: bytes go to the test as they come.
 
-use std::collections::HashMap;
 use std::io::{self, ErrorKind, Read as _};
 use std::net::TcpStream;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
@@ -91,22 +90,6 @@ impl Default for Crowd {
     fn default() -> Self {
         Self::new()
     }
-}
-
-/// Bytes in the send queues of a local port's established connections, by the peer's port.
-pub fn send_queues(port: u16) -> HashMap<u16, usize> {
-    let table = std::fs::read_to_string("/proc/net/tcp").expect("/proc/net/tcp");
-    let local = format!(":{port:04X}");
-    let line = |line: &str| {
-        let columns: Vec<&str> = line.split_ascii_whitespace().collect();
-        if !columns.get(1)?.ends_with(&local) || columns[3] != "01" {
-            return None;
-        }
-        let peer = u16::from_str_radix(columns[2].split_once(':')?.1, 16).ok()?;
-        let queued = usize::from_str_radix(columns[4].split_once(':')?.0, 16).ok()?;
-        Some((peer, queued))
-    };
-    table.lines().skip(1).filter_map(line).collect()
 }
 
 /// A process's memory of its own, in bytes (`RssAnon`).

@@ -8,6 +8,7 @@ pub mod crowd;
 pub mod http;
 pub mod rng;
 pub mod server;
+pub mod sock_diag;
 pub mod sse;
 pub mod ws;
 
