@@ -4,11 +4,12 @@
 //! rings and time, `domain` is what a channel server is, `proto` is bytes to values and back. `domain` and `proto` know
 //! neither I/O nor clocks, nor each other.
 //!
-//! A message: `edge::conn` (reads the POST) -> `edge::publish` -> `runtime::worker` (-> `mailbox`) -> `domain::home`,
-//! `domain::history` (its place) -> `domain::feed` (framed once, by `runtime::framing`) -> `runtime::fanout` ->
-//! `runtime::sendring`. A connection: `runtime::server` -> `runtime::worker` (accepts) -> `edge::conn` (a task reads
-//! requests with `proto::http`) -> `edge::stream` or `edge::read` -> `runtime::conns` (held: an entry without a task) ->
-//! `runtime::holder` (its input), `runtime::sweep` (its time) -> `runtime::close` (why it ended).
+//! A message: `edge::conn` (reads the POST) -> `edge::route` -> `edge::publish` -> `runtime::worker` (-> `mailbox`) ->
+//! `domain::home`, `domain::history` (its place) -> `domain::feed` (framed once, by `runtime::framing`) ->
+//! `runtime::fanout` -> `runtime::sendring`. A connection: `runtime::server` -> `runtime::accept` -> `edge::site` ->
+//! `edge::conn` (a task reads requests with `proto::http`) -> `edge::route` (which handler) -> `edge::stream` or
+//! `edge::read` -> `runtime::conns` (held: an entry without a task) -> `runtime::holder` (its input), `runtime::sweep`
+//! (its time) -> `runtime::close` (why it ended).
 //!
 //! Absent by design: a task, timer or buffer for a connection that waits; mutable state that workers share; a queue for
 //! each reader; persistence.
@@ -55,6 +56,8 @@ pub mod domain {
 }
 
 pub mod runtime {
+    pub mod accept;
+    pub mod bell;
     pub mod catchup;
     pub mod clock;
     pub mod close;
@@ -80,6 +83,7 @@ pub mod runtime {
     pub mod stream;
     pub mod sweep;
     pub mod takeover;
+    pub mod turns;
     pub mod wheel;
     pub mod worker;
 }
@@ -98,6 +102,8 @@ pub mod edge {
     pub mod origin;
     pub mod publish;
     pub mod read;
+    pub mod route;
+    pub mod site;
     pub mod start;
     pub mod stream;
 }

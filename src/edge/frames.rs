@@ -16,7 +16,8 @@ use crate::runtime::entry::ConnId;
 use crate::runtime::framing::text_frame;
 use crate::runtime::holder::Last;
 use crate::runtime::state::Frame;
-use crate::runtime::worker::{Pace, Worker};
+use crate::runtime::turns::Pace;
+use crate::runtime::worker::Worker;
 
 use super::ask;
 use super::channels::newest;
@@ -60,7 +61,7 @@ pub async fn act(
             Frame::Text(text) => text.len(),
             Frame::Binary(bytes) => bytes.len(),
         };
-        pace.step(&worker, bytes).await;
+        pace.step(bytes).await;
         match (&raw, frame) {
             (Some(channel), frame) => {
                 if let Err(refused) = publish_raw(&worker, channel, frame).await {

@@ -17,7 +17,8 @@ use crate::proto::json;
 use crate::proto::publish::{Publish, PublishData, check_event, check_key, parse_batch_line, parse_ttl};
 use crate::proto::refusal::{ErrorCode, Refusal};
 use crate::runtime::mail::{Answer as Told, Ask};
-use crate::runtime::worker::{Pace, Worker};
+use crate::runtime::turns::Pace;
+use crate::runtime::worker::Worker;
 
 use super::answer::Answer;
 use super::channels::refused;
@@ -398,7 +399,7 @@ pub async fn batch(worker: &Rc<Worker>, body: &[u8], message_bytes_max: usize) -
             }
         }
         out.push(b'\n');
-        pace.step(worker, line.len()).await;
+        pace.step(line.len()).await;
     }
     Answer::of(200, "application/x-ndjson", out).field("Cache-Control", "no-store")
 }

@@ -3,8 +3,8 @@
 
 use std::net::SocketAddr;
 
-use crate::edge::conn::Site;
 use crate::edge::log;
+use crate::edge::site::Site;
 use crate::runtime::server::{self, Ended, ServeError};
 use crate::runtime::settings::Settings;
 

@@ -1,5 +1,5 @@
 //! One worker: a thread with its own runtime, listeners, connections, feeds and part of the channels.
-//! Owns the tasks that never end (accepting, mail, the holder, fan-out, time) and the way in and out of the state.
+//! Owns the tasks that never end (mail, the holder, fan-out, time; accepting is `accept`'s) and the way in and out of the state.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -9,34 +9,29 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use crate::domain::channel::Name;
 use crate::domain::cursor::Cursor;
 use crate::domain::home::WorkerIndex;
 
+use super::bell::Bell;
 use super::clock::TICK_MS;
 use super::entry::{ConnId, HeldPoll};
 use super::holder::{Last, READ_BYTES};
-use super::io::{EventFd, Events, close};
-use super::listen;
+use super::io::{EventFd, Events};
 use super::mail::{Answer, Ask, Mail};
 use super::mailbox::Mailbox;
 use super::state::{Frame, Overloaded, Pending, Reply, Socket, Spawn, State};
 use super::stream::Awaited;
+use super::turns::Breather;
 
 /// How long the fan-out, or any other long work, may hold the thread.
 const SLICE: Duration = Duration::from_millis(1);
-/// Connections accepted, letters read, events looked at, in one go.
-const ACCEPTS_MAX: usize = 64;
+/// Letters read, events looked at, in one go.
 const LETTERS_MAX: usize = 256;
 const EVENTS_MAX: usize = 256;
-/// A pause after the table of open files was found full.
-const FILES_FULL_PAUSE: Duration = Duration::from_millis(50);
-/// Longer than a handshake on any sane path takes: for connections that were on their way to this process when the
-/// kernel was told to send new ones elsewhere.
-const HANDSHAKES_END: Duration = Duration::from_millis(300);
 
 /// What serves connections: policy, which the runtime knows nothing of.
 pub trait Edge {
@@ -81,18 +76,18 @@ pub struct Worker {
     state: RefCell<State>,
     mailbox: RefCell<Mailbox<Mail>>,
     edge: Rc<dyn Edge>,
-    nonblocking: bool,
-    connections_max: usize,
-    workers: u32,
+    pub(super) nonblocking: bool,
+    pub(super) connections_max: usize,
+    pub(super) workers: u32,
     fan_out: Bell,
     /// Listeners are to be closed.
-    closing: Bell,
+    pub(super) closing: Bell,
     /// A drain has begun.
     draining: Bell,
     drain_ends: Cell<Option<Instant>>,
-    successor: Cell<Option<u32>>,
+    pub(super) successor: Cell<Option<u32>>,
     /// How often it was said that the kernel may spread connections again.
-    unsteered: Cell<u32>,
+    pub(super) unsteered: Cell<u32>,
 }
 
 impl Worker {
@@ -246,12 +241,6 @@ impl Worker {
         self.draining.wait().await;
     }
 
-    /// Lets fan-out and everybody else have their turn, in the middle of long work: see [`Pace`].
-    async fn breathe(&self) {
-        // A timer of the future: a task that wakes itself would be the next to run.
-        monoio::time::sleep(Duration::from_millis(1)).await;
-    }
-
     /// Whether mail waits.
     pub fn has_mail(&self) -> bool {
         self.mailbox.borrow().queued() > 0
@@ -277,99 +266,6 @@ impl Worker {
             wake.readable().await;
             self.read_mail();
         }
-    }
-
-    async fn accept(self: Rc<Self>, ready: Awaited, listener: OwnedFd, spare: EventFd) {
-        let mut spare = Some(spare);
-        let (mut steered, mut unsteered) = (false, 0);
-        loop {
-            {
-                let mut readable = std::pin::pin!(ready.readable());
-                let mut closing = std::pin::pin!(self.closing.wait());
-                std::future::poll_fn(|cx| match readable.as_mut().poll(cx) {
-                    Poll::Ready(()) => Poll::Ready(()),
-                    Poll::Pending => closing.as_mut().poll(cx),
-                })
-                .await;
-            }
-            if std::mem::replace(&mut unsteered, self.unsteered.get()) != unsteered {
-                let _ = listen::unsteer(listener.as_raw_fd());
-            }
-            if let Some(new) = self.successor.get()
-                && !steered
-                && self.with(|state| state.index) == 0
-            {
-                steered = true;
-                self.hand_over(listener.as_raw_fd(), new).await;
-            }
-            let is_last = self.closing.is_rung();
-            loop {
-                let taken = self.accept_some(&listener, &mut spare);
-                if taken < ACCEPTS_MAX {
-                    break;
-                }
-                if !is_last {
-                    break;
-                }
-            }
-            if is_last {
-                return;
-            }
-            if spare.is_none() {
-                monoio::time::sleep(FILES_FULL_PAUSE).await;
-                spare = EventFd::new().ok();
-            }
-        }
-    }
-
-    /// Sends new connections to the process that takes over, then lets every worker close.
-    async fn hand_over(self: &Rc<Self>, listener: i32, new: u32) {
-        let _ = listen::steer_away(listener, self.workers, new);
-        monoio::time::sleep(HANDSHAKES_END).await;
-        let _ = listen::steer_to_first_new(listener, self.workers);
-        self.with(|state| {
-            for mailbox in &state.node.mailboxes {
-                let letter = Mail::CloseListeners;
-                let bytes = letter.cost_bytes();
-                mailbox.send_reserved(letter, bytes);
-            }
-        });
-    }
-
-    fn accept_some(self: &Rc<Self>, listener: &OwnedFd, spare: &mut Option<EventFd>) -> usize {
-        for taken in 0..ACCEPTS_MAX {
-            match listen::accept_nonblocking(listener.as_raw_fd(), self.nonblocking) {
-                Ok(Some((fd, _peer))) => self.take_in(fd),
-                Ok(None) => return taken,
-                Err(_) => {
-                    // The table of open files is full. One descriptor was kept for this: whoever waits is told by
-                    // the close, and does not fill the queue for those who might be served.
-                    drop(spare.take());
-                    if let Ok(Some((fd, _peer))) = listen::accept_nonblocking(listener.as_raw_fd(), true) {
-                        drop(fd);
-                        self.with(|state| state.stats().refused.add(1));
-                    }
-                    return taken;
-                }
-            }
-        }
-        ACCEPTS_MAX
-    }
-
-    fn take_in(self: &Rc<Self>, fd: OwnedFd) {
-        use std::os::fd::IntoRawFd;
-        let fd = fd.into_raw_fd();
-        self.with(|state| {
-            if state.connections >= self.connections_max {
-                state.stats().refused.add(1);
-                close(fd);
-                return;
-            }
-            state.connections += 1;
-            state.stats().accepted.add(1);
-            let socket = Socket { fd, opened_tick: state.tick(), sent_messages: 0, sent_bytes: 0 };
-            state.spawns.push(Spawn::Serve { socket, input: Vec::new() });
-        });
     }
 
     async fn hold(self: Rc<Self>, epoll: Awaited, breather: Breather) {
@@ -443,34 +339,6 @@ impl Worker {
     }
 }
 
-/// Slices long work of one client, so that readers get what it publishes while it publishes.
-#[derive(Debug, Default)]
-pub struct Pace {
-    steps: usize,
-    bytes: usize,
-}
-
-/// Steps, and bytes, that one client may do in one go.
-const PACE_STEPS: usize = 64;
-const PACE_BYTES: usize = 256 * 1024;
-
-impl Pace {
-    /// One step is done.
-    pub async fn step(&mut self, worker: &Worker, bytes: usize) {
-        self.steps += 1;
-        self.bytes += bytes;
-        if self.steps >= PACE_STEPS || self.bytes >= PACE_BYTES {
-            *self = Self::default();
-            worker.breathe().await;
-        }
-    }
-
-    /// The work has waited anyway.
-    pub fn rested(&mut self) {
-        *self = Self::default();
-    }
-}
-
 /// What became of a question.
 enum Asked {
     Answered(Answer),
@@ -525,106 +393,5 @@ impl Future for Caught {
                 Poll::Ready(())
             }
         }
-    }
-}
-
-/// Wakes tasks of this thread. Stays rung until unrung.
-#[derive(Default)]
-pub struct Bell {
-    rung: Cell<bool>,
-    /// How often it was heard, so that nobody misses one who waits.
-    wakes: Cell<u32>,
-    waiting: RefCell<slab::Slab<Waker>>,
-}
-
-impl Bell {
-    pub fn ring(&self) {
-        self.rung.set(true);
-        self.wake();
-    }
-
-    /// Wakes those who wait, without staying rung.
-    pub fn wake(&self) {
-        self.wakes.set(self.wakes.get().wrapping_add(1));
-        for (_, waker) in self.waiting.borrow().iter() {
-            waker.wake_by_ref();
-        }
-    }
-
-    pub fn unring(&self) {
-        self.rung.set(false);
-    }
-
-    pub fn is_rung(&self) -> bool {
-        self.rung.get()
-    }
-
-    /// Waits until the bell is rung, or those who wait are woken.
-    pub fn wait(&self) -> Hearing<'_> {
-        Hearing { bell: self, heard: self.wakes.get(), place: None }
-    }
-}
-
-/// Waits for a bell. Leaves nothing behind when it is dropped.
-pub struct Hearing<'b> {
-    bell: &'b Bell,
-    heard: u32,
-    place: Option<usize>,
-}
-
-impl Future for Hearing<'_> {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if self.bell.rung.get() || self.bell.wakes.get() != self.heard {
-            return Poll::Ready(());
-        }
-        let mut waiting = self.bell.waiting.borrow_mut();
-        match self.place.and_then(|place| waiting.get_mut(place)) {
-            Some(waker) => waker.clone_from(cx.waker()),
-            None => {
-                let place = waiting.insert(cx.waker().clone());
-                drop(waiting);
-                self.place = Some(place);
-            }
-        }
-        Poll::Pending
-    }
-}
-
-impl Drop for Hearing<'_> {
-    fn drop(&mut self) {
-        if let Some(place) = self.place {
-            self.bell.waiting.borrow_mut().try_remove(place);
-        }
-    }
-}
-
-/// Lets the driver take its turn between two slices of long work: monoio puts a task that wakes itself in front of
-/// timers and accepts, so this one waits for a descriptor, which only the driver's park sees.
-struct Breather {
-    event: EventFd,
-    ready: Awaited,
-}
-
-impl Breather {
-    fn new() -> io::Result<Self> {
-        let event = EventFd::new()?;
-        Ok(Self { ready: Awaited::duplicate_of(event.as_raw_fd())?, event })
-    }
-
-    async fn breathe(&self) {
-        let mut readable = std::pin::pin!(self.ready.readable());
-        let mut written = false;
-        std::future::poll_fn(|cx| {
-            let poll = readable.as_mut().poll(cx);
-            if !std::mem::replace(&mut written, true) {
-                // Only now, so that the poll above was pending.
-                self.event.write();
-            }
-            poll
-        })
-        .await;
-        self.event.drain();
     }
 }

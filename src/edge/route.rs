@@ -1,0 +1,335 @@
+//! Which handler a request goes to, by path and method, and what each asks for: one `match` a step.
+//! Owns the URLs. Never reads from the connection itself, nor writes to it.
+
+use std::rc::Rc;
+
+use crate::domain::channel::Name;
+use crate::proto::http::date::format_imf_date;
+use crate::proto::http::fields::{Accept, prefer_wait};
+use crate::proto::http::request::{Method, Request, Upgrade};
+use crate::proto::http::target::{Query, Target, decode_path};
+use crate::proto::ws::handshake::{self, Subprotocol};
+use crate::runtime::clock::TICK_MS;
+use crate::runtime::close::Reason;
+use crate::runtime::entry::HeldPoll;
+
+use super::answer::{Answer, Manner, VARY_READ};
+use super::channels::{LIMIT_MAX, WAIT_MAX_S, cursor, newest, number, parse_names, refused, stream_start};
+use super::conn::{Call, Conn, Next};
+use super::lab;
+use super::origin::Passed;
+use super::publish::{self, Labels};
+use super::read::{self, PollRequest, Waited};
+use super::stream::{Handshake, open_events, open_websocket};
+
+impl Conn {
+    pub(super) async fn on_request(self, request: Request<'_>) -> Next {
+        let unix_s = self.site.node.clock.now_ms() / 1_000;
+        let manner = Manner {
+            method: request.method,
+            version: request.version,
+            keep_alive: request.keep_alive,
+            passed: Passed::default(),
+            unix_s,
+        };
+        let passed = match self.site.gate.pass(&request) {
+            Ok(passed) => passed,
+            Err(barred) => {
+                let call = Call { request, manner, query: Query::default() };
+                return self.without_body(call, Answer::problem(403, barred.detail())).await;
+            }
+        };
+        let manner = Manner { passed, ..manner };
+        let Target::Path { path, query } = request.target else {
+            let answer = Answer::new(204).field("Allow", METHODS);
+            return self.answered(&answer, &manner).await;
+        };
+        let call = Call { request, manner, query };
+        let path = match decode_path(path) {
+            Ok(path) => path,
+            Err(error) => return self.without_body(call, refused(error)).await,
+        };
+        if request.method == Method::Options {
+            return match methods_of(&path) {
+                Some(methods) => self.preflight(call, methods).await,
+                None => self.without_body(call, nothing_here()).await,
+            };
+        }
+        match &*path {
+            "/" => self.fixed(call, lab::page()).await,
+            "/healthz" => {
+                let body = b"{\"status\":\"ok\"}\n".to_vec();
+                self.fixed(call, Answer::json(200, body).field("Cache-Control", "no-store")).await
+            }
+            "/publish" => self.on_batch(call).await,
+            #[cfg(debug_assertions)]
+            "/$debug/panic" => panic!("a panic that a test asked for"),
+            path => match path.strip_prefix("/channels") {
+                Some("") => self.on_channels(call, None).await,
+                Some(rest) if rest.starts_with('/') => self.on_channels(call, rest.get(1..)).await,
+                _ => self.without_body(call, nothing_here()).await,
+            },
+        }
+    }
+
+    async fn preflight(mut self, call: Call<'_>, methods: &'static str) -> Next {
+        if let Err(failed) = self.discard_body(&call).await {
+            return failed.tell(self, &call).await;
+        }
+        let unix_s = call.manner.unix_s;
+        let draining = self.worker.with(|state| state.draining.is_some());
+        let keep_alive = call.manner.keep_alive && !draining;
+        let writer = crate::proto::http::response::ResponseWriter::new(&mut self.out, 204);
+        call.manner
+            .passed
+            .write_preflight(writer.date(&format_imf_date(unix_s)))
+            .field("Allow", methods)
+            .field("Vary", "Origin")
+            .connection(call.manner.version, keep_alive)
+            .end();
+        if keep_alive { Next::Request(self) } else { Next::End(self, Reason::Answered) }
+    }
+
+    /// An answer that GET and HEAD have.
+    async fn fixed(self, call: Call<'_>, answer: Answer) -> Next {
+        let answer = match call.request.method {
+            Method::Get | Method::Head => answer,
+            _ => not_allowed("GET, HEAD, OPTIONS"),
+        };
+        self.without_body(call, answer).await
+    }
+
+    async fn on_batch(mut self, call: Call<'_>) -> Next {
+        if call.request.method != Method::Post {
+            return self.without_body(call, not_allowed("POST, OPTIONS")).await;
+        }
+        let fields = &call.request.fields;
+        let content_type = fields.get("content-type").unwrap_or_default();
+        let media_type = content_type.split(|byte| *byte == b';').next().unwrap_or_default();
+        if fields.get("content-encoding").is_some()
+            || !media_type.trim_ascii().eq_ignore_ascii_case(b"application/x-ndjson")
+        {
+            let answer = Answer::problem(
+                415,
+                "a batch is Content-Type: application/x-ndjson without Content-Encoding: one JSON object a line",
+            );
+            return self.without_body(call, answer).await;
+        }
+        let limits = &self.site.settings().limits;
+        let (batch_bytes, message_bytes) = (limits.batch_bytes, limits.message_bytes);
+        let content = match self.read_body(&call, batch_bytes).await {
+            Ok(content) => content,
+            Err(failed) => return failed.tell(self, &call).await,
+        };
+        if self.worker.with(|state| state.draining.is_some()) {
+            let answer = publish::refusal(&self.worker, publish::Refused::Draining);
+            return self.answered(&answer, &call.manner).await;
+        }
+        let answer = publish::batch(&self.worker, &content, message_bytes).await;
+        self.answered(&answer, &call.manner).await
+    }
+
+    async fn on_channels(self, call: Call<'_>, path: Option<&str>) -> Next {
+        let names = match path.map(parse_names).transpose() {
+            Ok(names) => names,
+            Err(answer) => return self.without_body(call, answer).await,
+        };
+        match (call.request.method, names) {
+            (Method::Get, names) if matches!(call.request.upgrade, Upgrade::WebSocket { .. }) => {
+                self.on_websocket(call, names.unwrap_or_default()).await
+            }
+            (Method::Get | Method::Head, Some(names)) => self.on_read(call, names).await,
+            (Method::Post, Some(names)) => self.on_publish(call, &names).await,
+            (Method::Delete, Some(names)) => {
+                let mut conn = self;
+                if let Err(failed) = conn.discard_body(&call).await {
+                    return failed.tell(conn, &call).await;
+                }
+                let answer = publish::delete(&conn.worker, &names).await;
+                conn.answered(&answer, &call.manner).await
+            }
+            (Method::Get | Method::Head, None) => {
+                let answer = Answer::problem(
+                    404,
+                    "no channel is named; read /channels/NAME, or open a WebSocket here with the subprotocol pushline.v1",
+                );
+                self.without_body(call, answer).await
+            }
+            (_, None) => self.without_body(call, not_allowed("GET, HEAD, OPTIONS")).await,
+            (_, Some(_)) => self.without_body(call, not_allowed(METHODS)).await,
+        }
+    }
+
+    async fn on_publish(mut self, call: Call<'_>, names: &[Name]) -> Next {
+        let labels = match Labels::of(&call.request.fields) {
+            Ok(labels) => labels,
+            Err(answer) => return self.without_body(call, answer).await,
+        };
+        let content = match self.read_body(&call, self.site.settings().limits.message_bytes).await {
+            Ok(content) => content,
+            Err(failed) => return failed.tell(self, &call).await,
+        };
+        let answer = match labels.draft(content) {
+            Ok(draft) => publish::publish(&self.worker, names, draft, labels.key()).await,
+            Err(answer) => answer,
+        };
+        self.answered(&answer, &call.manner).await
+    }
+
+    async fn on_websocket(self, call: Call<'_>, names: Vec<Name>) -> Next {
+        let Upgrade::WebSocket { key } = call.request.upgrade else {
+            return Next::End(self, Reason::Internal);
+        };
+        let protocols = call.request.fields.all("sec-websocket-protocol");
+        let good = handshake::choose(protocols)
+            .and_then(|subprotocol| {
+                let accept = handshake::Accept::of_key(key.as_bytes())?;
+                Ok(Handshake { accept, subprotocol })
+            })
+            .map_err(|error| Answer::problem(400, error.detail()).closing());
+        let good = good.and_then(|handshake| {
+            if handshake.subprotocol == Subprotocol::Raw && names.len() != 1 {
+                return Err(Answer::problem(
+                    400,
+                    "a raw WebSocket reads exactly one channel; name one, or offer the subprotocol pushline.v1",
+                )
+                .closing());
+            }
+            let from = stream_start(call.query, None, names.len())?;
+            Ok((handshake, from))
+        });
+        match good {
+            Ok((handshake, from)) => {
+                let Conn { worker, mut stream, input, out, site } = self;
+                // Answers of pipelined requests go first.
+                let deadline = site.settings().timeouts.body;
+                if !out.is_empty() && stream.write_all(&out, deadline).await.is_err() {
+                    return Next::Gone;
+                }
+                open_websocket(&worker, stream, &handshake, &names, &from, input).await;
+                Next::Gone
+            }
+            Err(answer) => self.answered(&answer, &call.manner).await,
+        }
+    }
+
+    async fn on_read(mut self, call: Call<'_>, names: Vec<Name>) -> Next {
+        if let Err(failed) = self.discard_body(&call).await {
+            return failed.tell(self, &call).await;
+        }
+        let head_only = call.request.method == Method::Head;
+        let fields = call.request.fields;
+        let accept = Accept::parse(fields.all("accept"));
+        if accept.event_stream {
+            return self.on_events(call, &names, head_only).await;
+        }
+        if !accept.json {
+            let answer = Answer::problem(
+                406,
+                "a channel reads as application/json or text/event-stream; put one of them into Accept",
+            );
+            return self.answered(&answer.vary(VARY_READ), &call.manner).await;
+        }
+        let target = match call.request.target {
+            Target::Path { path, query } if query.is_empty() => path.to_owned(),
+            Target::Path { path, query } => format!("{path}?{}", query.raw()),
+            Target::Asterisk => String::new(),
+        };
+        let wait_s = match wait_of(call.query, &call.request) {
+            Ok(wait_s) => wait_s,
+            Err(answer) => return self.answered(&answer.vary(VARY_READ), &call.manner).await,
+        };
+        if (wait_s == 0 || head_only)
+            && let Some(answer) = self.site.remembered.get(&self.worker, &target, &fields)
+        {
+            return self.answered(&answer, &call.manner).await;
+        }
+        let poll = match poll_of(call.query, names) {
+            Ok(poll) => poll,
+            Err(answer) => return self.answered(&answer.vary(VARY_READ), &call.manner).await,
+        };
+        if wait_s == 0 || !poll.has_cursor || head_only {
+            let site = Rc::clone(&self.site);
+            let answer = read::short_poll(&self.worker, &site.remembered, &target, &poll, &fields).await;
+            return self.answered(&answer, &call.manner).await;
+        }
+        // What is found must be used at once: nothing is waited for after it.
+        if self.flush().await.is_err() {
+            return Next::Gone;
+        }
+        match read::long_poll(&self.worker, &poll, wait_s).await {
+            Waited::Answer(answer) => self.answered(&answer, &call.manner).await,
+            Waited::Hold(places) => {
+                let fields = read::held_fields(&call.manner, wait_s).into();
+                let (limit, keep_alive) = (poll.limit, call.manner.keep_alive);
+                let Conn { worker, stream, input, .. } = self;
+                if let Some(socket) = stream.into_socket() {
+                    worker.with(|state| {
+                        let until_tick = state.tick() + (wait_s * 1_000 / TICK_MS) as u32;
+                        let held = HeldPoll { limit, until_tick, fields, keep_alive, leftover: input };
+                        read::hold(state, socket, &places, Box::new(held));
+                    });
+                }
+                Next::Gone
+            }
+        }
+    }
+
+    async fn on_events(mut self, call: Call<'_>, names: &[Name], head_only: bool) -> Next {
+        let fields = call.request.fields;
+        let start = stream_start(call.query, fields.get("last-event-id"), names.len());
+        let envelope = number(call.query, "envelope");
+        let (from, envelope) = match start.and_then(|from| Ok((from, envelope?))) {
+            Ok((from, envelope)) => (from, envelope.is_some_and(|on| on > 0)),
+            Err(answer) => return self.answered(&answer.vary(VARY_READ), &call.manner).await,
+        };
+        if self.flush().await.is_err() {
+            return Next::Gone;
+        }
+        if head_only {
+            super::stream::event_stream_head(&mut self.out, &call.manner);
+            return Next::End(self, Reason::Answered);
+        }
+        let Conn { worker, stream, .. } = self;
+        open_events(&worker, stream, &call.manner, names, &from, envelope).await;
+        Next::Gone
+    }
+}
+
+fn nothing_here() -> Answer {
+    Answer::problem(404, "nothing is here; channels are at /channels/NAME, batches go to /publish")
+}
+
+/// The methods that a path takes; `None`: nothing is there.
+fn methods_of(path: &str) -> Option<&'static str> {
+    match path {
+        "/" | "/healthz" | "/channels" => Some("GET, HEAD, OPTIONS"),
+        "/publish" => Some("POST, OPTIONS"),
+        path if path.starts_with("/channels/") => Some(METHODS),
+        _ => None,
+    }
+}
+
+const METHODS: &str = "GET, HEAD, POST, DELETE, OPTIONS";
+
+fn not_allowed(allow: &str) -> Answer {
+    Answer::problem(405, format!("this method is not for this URL; it takes {allow}")).field("Allow", allow)
+}
+
+/// The wait that a request asks for, in seconds; 0: none.
+fn wait_of(query: Query<'_>, request: &Request<'_>) -> Result<u64, Answer> {
+    let asked = match number(query, "wait")? {
+        Some(wait_s) => Some(wait_s),
+        None => prefer_wait(request.fields.all("prefer")),
+    };
+    Ok(asked.unwrap_or(0).min(WAIT_MAX_S))
+}
+
+fn poll_of(query: Query<'_>, names: Vec<Name>) -> Result<PollRequest, Answer> {
+    let cursor = cursor(query, names.len())?;
+    let limit = number(query, "limit")?;
+    let has_cursor = cursor.is_some();
+    let limit = limit.unwrap_or(if has_cursor { u64::from(LIMIT_MAX) } else { 1 }).min(u64::from(LIMIT_MAX));
+    let from = cursor.unwrap_or_else(|| vec![newest(limit); names.len()]);
+    Ok(PollRequest { names, from, limit: limit as u32, has_cursor })
+}

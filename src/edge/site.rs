@@ -1,0 +1,72 @@
+//! The policy of one worker: what it serves connections with, and the way in from the runtime.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use crate::domain::channel::Name;
+use crate::domain::cursor::Cursor;
+use crate::runtime::entry::{ConnId, HeldPoll};
+use crate::runtime::holder::Last;
+use crate::runtime::settings::Settings;
+use crate::runtime::state::{Frame, Node, Socket};
+use crate::runtime::stream::Stream;
+use crate::runtime::worker::{Edge, LocalTask, Worker};
+
+use super::conn::Conn;
+use super::frames;
+use super::origin::Gate;
+use super::read::Remembered;
+
+/// The policy of one worker.
+pub struct Site {
+    pub(super) node: Arc<Node>,
+    pub(super) gate: Gate,
+    pub(super) remembered: Remembered,
+}
+
+impl Site {
+    pub fn new(node: &Arc<Node>) -> Self {
+        Self { node: Arc::clone(node), gate: Gate::new(&node.settings), remembered: Remembered::default() }
+    }
+
+    pub(super) fn settings(&self) -> &Settings {
+        &self.node.settings
+    }
+}
+
+impl Edge for Site {
+    fn serve(self: Rc<Self>, worker: Rc<Worker>, socket: Socket, input: Vec<u8>) -> LocalTask {
+        Box::pin(async move {
+            if let Ok(stream) = Stream::new(Rc::clone(&worker), socket) {
+                Conn::new(self, worker, stream, input).run().await;
+            }
+        })
+    }
+
+    fn repoll(
+        self: Rc<Self>,
+        worker: Rc<Worker>,
+        socket: Socket,
+        names: Vec<Name>,
+        cursors: Vec<Cursor>,
+        held: Box<HeldPoll>,
+    ) -> LocalTask {
+        Box::pin(async move {
+            if let Ok(stream) = Stream::new(Rc::clone(&worker), socket) {
+                Conn::new(self, worker, stream, Vec::new()).repoll(names, cursors, held).await;
+            }
+        })
+    }
+
+    fn act(
+        self: Rc<Self>,
+        worker: Rc<Worker>,
+        conn: ConnId,
+        raw: Option<Name>,
+        frames: Vec<Frame>,
+        last: Option<Last>,
+    ) -> LocalTask {
+        let message_bytes_max = self.settings().limits.message_bytes;
+        Box::pin(frames::act(worker, conn, raw, frames, last, message_bytes_max))
+    }
+}

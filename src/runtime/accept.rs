@@ -1,0 +1,117 @@
+//! Connections coming in: accepted, counted, refused at the limit; and listeners handed to a process that takes over.
+
+use std::future::Future;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use super::io::{EventFd, close};
+use super::listen;
+use super::mail::Mail;
+use super::state::{Socket, Spawn};
+use super::stream::Awaited;
+use super::worker::Worker;
+
+/// Connections accepted in one go.
+const ACCEPTS_MAX: usize = 64;
+/// A pause after the table of open files was found full.
+const FILES_FULL_PAUSE: Duration = Duration::from_millis(50);
+/// Longer than a handshake on any sane path takes: for connections that were on their way to this process when the
+/// kernel was told to send new ones elsewhere.
+const HANDSHAKES_END: Duration = Duration::from_millis(300);
+
+impl Worker {
+    pub(super) async fn accept(self: Rc<Self>, ready: Awaited, listener: OwnedFd, spare: EventFd) {
+        let mut spare = Some(spare);
+        let (mut steered, mut unsteered) = (false, 0);
+        loop {
+            {
+                let mut readable = std::pin::pin!(ready.readable());
+                let mut closing = std::pin::pin!(self.closing.wait());
+                std::future::poll_fn(|cx| match readable.as_mut().poll(cx) {
+                    Poll::Ready(()) => Poll::Ready(()),
+                    Poll::Pending => closing.as_mut().poll(cx),
+                })
+                .await;
+            }
+            if std::mem::replace(&mut unsteered, self.unsteered.get()) != unsteered {
+                let _ = listen::unsteer(listener.as_raw_fd());
+            }
+            if let Some(new) = self.successor.get()
+                && !steered
+                && self.with(|state| state.index) == 0
+            {
+                steered = true;
+                self.hand_over(listener.as_raw_fd(), new).await;
+            }
+            let is_last = self.closing.is_rung();
+            loop {
+                let taken = self.accept_some(&listener, &mut spare);
+                if taken < ACCEPTS_MAX {
+                    break;
+                }
+                if !is_last {
+                    break;
+                }
+            }
+            if is_last {
+                return;
+            }
+            if spare.is_none() {
+                monoio::time::sleep(FILES_FULL_PAUSE).await;
+                spare = EventFd::new().ok();
+            }
+        }
+    }
+
+    /// Sends new connections to the process that takes over, then lets every worker close.
+    async fn hand_over(self: &Rc<Self>, listener: i32, new: u32) {
+        let _ = listen::steer_away(listener, self.workers, new);
+        monoio::time::sleep(HANDSHAKES_END).await;
+        let _ = listen::steer_to_first_new(listener, self.workers);
+        self.with(|state| {
+            for mailbox in &state.node.mailboxes {
+                let letter = Mail::CloseListeners;
+                let bytes = letter.cost_bytes();
+                mailbox.send_reserved(letter, bytes);
+            }
+        });
+    }
+
+    fn accept_some(self: &Rc<Self>, listener: &OwnedFd, spare: &mut Option<EventFd>) -> usize {
+        for taken in 0..ACCEPTS_MAX {
+            match listen::accept_nonblocking(listener.as_raw_fd(), self.nonblocking) {
+                Ok(Some((fd, _peer))) => self.take_in(fd),
+                Ok(None) => return taken,
+                Err(_) => {
+                    // The table of open files is full. One descriptor was kept for this: whoever waits is told by
+                    // the close, and does not fill the queue for those who might be served.
+                    drop(spare.take());
+                    if let Ok(Some((fd, _peer))) = listen::accept_nonblocking(listener.as_raw_fd(), true) {
+                        drop(fd);
+                        self.with(|state| state.stats().refused.add(1));
+                    }
+                    return taken;
+                }
+            }
+        }
+        ACCEPTS_MAX
+    }
+
+    fn take_in(self: &Rc<Self>, fd: OwnedFd) {
+        use std::os::fd::IntoRawFd;
+        let fd = fd.into_raw_fd();
+        self.with(|state| {
+            if state.connections >= self.connections_max {
+                state.stats().refused.add(1);
+                close(fd);
+                return;
+            }
+            state.connections += 1;
+            state.stats().accepted.add(1);
+            let socket = Socket { fd, opened_tick: state.tick(), sent_messages: 0, sent_bytes: 0 };
+            state.spawns.push(Spawn::Serve { socket, input: Vec::new() });
+        });
+    }
+}
