@@ -46,6 +46,40 @@ fn an_idle_connection_is_just_closed() {
     Conn::open(server.addr()).eof();
 }
 
+/// Whether the time is shorter or longer than a task stays with a connection that says nothing.
+#[test]
+fn an_idle_connection_is_closed_in_its_time() {
+    // Deadlines are looked at once in a tick of 100 ms.
+    let early_max = Duration::from_millis(100);
+    let late_max = Duration::from_millis(300);
+    for seconds in [0.3, 1.4] {
+        let idle = Duration::from_secs_f64(seconds);
+        let server = Server::start(&["--set", &format!("timeouts.idle_seconds={seconds}")]);
+        let closed_late = |asks: bool| {
+            let mut conn = Conn::open(server.addr());
+            let ((), asked) = timed(|| {
+                if asks {
+                    conn.get("/healthz").expect(200);
+                }
+            });
+            let ((), silent) = timed(|| conn.eof());
+            assert!(
+                asked + silent + early_max >= idle,
+                "closed {silent:?} after its answer, before {idle:?}"
+            );
+            silent.saturating_sub(idle)
+        };
+        for asks in [false, true] {
+            // A machine under load is late now and then, not every time.
+            let late: Vec<_> = (0..5).map(|_| closed_late(asks)).collect();
+            assert!(
+                late.iter().any(|&late| late < late_max),
+                "{idle:?}, after an answer: {asks}: late by {late:?}"
+            );
+        }
+    }
+}
+
 #[test]
 fn a_slow_body_is_408() {
     let server = Server::start(&["--set", "timeouts.body_seconds=0.5"]);

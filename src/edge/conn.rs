@@ -14,6 +14,7 @@ use crate::proto::http::head::HeadScanner;
 use crate::proto::http::request::{FieldSlots, Method, Request, parse};
 use crate::proto::http::response::{CONTINUE, write_refusal};
 use crate::proto::http::target::{Query, Target};
+use crate::runtime::clock::{TICK_MS, ticks};
 use crate::runtime::close::{Reason, Transport};
 use crate::runtime::entry::{HeldPoll, Kind};
 use crate::runtime::stream::{Stream, StreamError};
@@ -26,7 +27,8 @@ use super::publish::{self};
 use super::read::{self, PollRequest, Waited};
 use super::site::Site;
 
-/// How long a task stays with a connection between requests before it gives it to the holder.
+/// How long a task stays with a connection between requests before it gives it to the holder, at most: it counts as
+/// idle meanwhile (`timeouts.idle_seconds`).
 const GRACE: Duration = Duration::from_secs(1);
 /// Answers to pipelined requests are sent together, up to this.
 const OUT_BYTES: usize = 64 * 1024;
@@ -98,10 +100,16 @@ impl Conn {
                         self.stream.reason = Reason::Drain;
                         return;
                     }
+                    let grace = self.grace();
+                    if grace == self.site.settings().timeouts.idle {
+                        self.stream.reason = Reason::Idle;
+                        return;
+                    }
                     let Conn { worker, stream, .. } = self;
                     if let Some(socket) = stream.into_socket() {
                         worker.with(|state| {
-                            state.adopt(socket, Kind::Idle);
+                            let heard_tick = state.tick().saturating_sub(ticks(grace));
+                            state.adopt_heard(socket, Kind::Idle, heard_tick);
                             state.bury();
                         });
                     }
@@ -145,7 +153,7 @@ impl Conn {
             // Whoever waits for more of a request waits with all earlier ones answered.
             self.flush().await?;
             let deadline = if self.input.is_empty() {
-                GRACE
+                self.grace()
             } else {
                 let until = *until.get_or_insert_with(|| Instant::now() + self.site.settings().timeouts.head);
                 until.saturating_duration_since(Instant::now())
@@ -167,6 +175,10 @@ impl Conn {
                 Err(StreamError::Eof | StreamError::Broken) => return Err(Reason::Gone),
             }
         }
+    }
+
+    fn grace(&self) -> Duration {
+        GRACE.min(self.site.settings().timeouts.idle)
     }
 
     /// How to answer one of whom nothing is known.

@@ -27,6 +27,11 @@ const OWED_INPUT_OFF_BYTES: usize = 16 * 1024;
 impl State {
     /// Takes a socket in. Its first bytes, if any, were given to the session before.
     pub fn adopt(&mut self, socket: Socket, kind: Kind) -> ConnId {
+        self.adopt_heard(socket, kind, self.tick())
+    }
+
+    /// As [`State::adopt`], for one that was last heard of at `heard_tick`: its silence counts from then.
+    pub fn adopt_heard(&mut self, socket: Socket, kind: Kind, heard_tick: u32) -> ConnId {
         let tick = self.tick();
         let fd = socket.fd;
         let entry = Entry {
@@ -36,7 +41,7 @@ impl State {
             subs: Subs::None,
             owed: None,
             opened_tick: socket.opened_tick,
-            heard_tick: tick,
+            heard_tick,
             said_tick: tick,
             due_tick: tick,
             batch: 0,
