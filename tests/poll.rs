@@ -194,12 +194,17 @@ fn the_history_of_the_node_is_bounded_in_bytes() {
 /// A channel that was never used, or not for as long as history lasts, may be forgotten: never silently.
 #[test]
 fn a_cursor_outlives_its_channel() {
-    let server = Server::start(&["--set", "history.seconds=0.2"]);
+    // All on one worker, whose clock it is.
+    let server = Server::start(&["--workers", "1", "--set", "history.seconds=0.2"]);
     let addr = server.addr();
     let unused = head_cursor(addr, "unused");
     let used = publish(addr, "used", "old");
-    // Nothing tells that a channel is forgotten, and asking for it would use it.
-    std::thread::sleep(std::time::Duration::from_secs(3));
+    // Nothing tells that a channel is forgotten, and asking for it would use it. So another one tells the time: when
+    // messages published one after the other have aged, the channels that were left alone have long been looked at.
+    for n in 0..4 {
+        publish(addr, "clock", &n.to_string());
+        until("a message ages", || poll(addr, "/channels/clock").messages.is_empty().then_some(()));
+    }
     for (channel, cursor) in [("unused", unused), ("used", used)] {
         let id = publish(addr, channel, "new");
         assert_ne!(id, cursor);
