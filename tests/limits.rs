@@ -71,11 +71,8 @@ fn an_idle_connection_is_closed_in_its_time() {
         };
         for asks in [false, true] {
             // A machine under load is late now and then, not every time.
-            let late: Vec<_> = (0..5).map(|_| closed_late(asks)).collect();
-            assert!(
-                late.iter().any(|&late| late < late_max),
-                "{idle:?}, after an answer: {asks}: late by {late:?}"
-            );
+            let in_time = (0..5).any(|_| closed_late(asks) < late_max);
+            assert!(in_time, "{idle:?}, after an answer: {asks}: late five times");
         }
     }
 }

@@ -13,7 +13,7 @@ fuzz_target!(|input: (&str, Vec<(u64, u64)>)| {
     match parse_joined(text, parts) {
         Ok(cursors) => {
             let texts: Vec<String> =
-                cursors.iter().map(|part| part.map_or(String::new(), |cursor| cursor.text().to_owned())).collect();
+                cursors.iter().map(|part| part.map_or(String::new(), |cursor| cursor.text().to_string())).collect();
             assert_eq!((cursors.len(), texts.join(".").as_str()), (parts, text));
         }
         Err(error) => assert_eq!(error, CursorError::Form),
