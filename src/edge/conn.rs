@@ -14,7 +14,7 @@ use crate::proto::http::head::HeadScanner;
 use crate::proto::http::request::{FieldSlots, Method, Request, parse};
 use crate::proto::http::response::{CONTINUE, write_refusal};
 use crate::proto::http::target::{Query, Target};
-use crate::runtime::clock::{TICK_MS, ticks};
+use crate::runtime::clock::ticks;
 use crate::runtime::close::{Reason, Transport};
 use crate::runtime::entry::{HeldPoll, Kind};
 use crate::runtime::stream::{Stream, StreamError};

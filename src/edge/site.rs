@@ -37,9 +37,8 @@ impl Site {
 impl Edge for Site {
     fn serve(self: Rc<Self>, worker: Rc<Worker>, socket: Socket, input: Vec<u8>) -> LocalTask {
         Box::pin(async move {
-            if let Ok(stream) = Stream::new(Rc::clone(&worker), socket) {
-                Conn::new(self, worker, stream, input).run().await;
-            }
+            let stream = Stream::new(Rc::clone(&worker), socket);
+            Conn::new(self, worker, stream, input).run().await;
         })
     }
 
@@ -52,9 +51,8 @@ impl Edge for Site {
         held: Box<HeldPoll>,
     ) -> LocalTask {
         Box::pin(async move {
-            if let Ok(stream) = Stream::new(Rc::clone(&worker), socket) {
-                Conn::new(self, worker, stream, Vec::new()).repoll(names, cursors, held).await;
-            }
+            let stream = Stream::new(Rc::clone(&worker), socket);
+            Conn::new(self, worker, stream, Vec::new()).repoll(names, cursors, held).await;
         })
     }
 

@@ -6,7 +6,9 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use super::io::{EventFd, close};
+use super::close::{Reason, Transport};
+use super::entry::Kind;
+use super::io::{EventFd, RecvOutcome, close, recv_nonblocking};
 use super::listen;
 use super::mail::Mail;
 use super::state::{Socket, Spawn};
@@ -15,6 +17,8 @@ use super::worker::Worker;
 
 /// Connections accepted in one go.
 const ACCEPTS_MAX: usize = 64;
+/// Read of a connection at once when it is accepted: most requests.
+const FIRST_BYTES: usize = 4 * 1024;
 /// A pause after the table of open files was found full.
 const FILES_FULL_PAUSE: Duration = Duration::from_millis(50);
 /// Longer than a handshake on any sane path takes: for connections that were on their way to this process when the
@@ -111,7 +115,17 @@ impl Worker {
             state.connections += 1;
             state.stats().accepted.add(1);
             let socket = Socket { fd, opened_tick: state.tick(), sent_messages: 0, sent_bytes: 0 };
-            state.spawns.push(Spawn::Serve { socket, input: Vec::new() });
+            // The request came while the connection waited to be accepted, or it is held until it comes: no task waits.
+            let mut first = [0; FIRST_BYTES];
+            match recv_nonblocking(fd, &mut first) {
+                RecvOutcome::Bytes(bytes) => {
+                    state.spawns.push(Spawn::Serve { socket, input: first[..bytes].to_vec() });
+                }
+                RecvOutcome::Empty => drop(state.adopt(socket, Kind::Idle)),
+                RecvOutcome::Eof | RecvOutcome::Failed(_) => {
+                    state.close(&socket, Transport::Http, Reason::Gone);
+                }
+            }
         });
     }
 }

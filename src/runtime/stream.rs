@@ -27,10 +27,18 @@ pub enum StreamError {
     Broken,
 }
 
-/// A connection in the hands of a task.
+/// Who has the descriptor.
+enum Hold {
+    /// This connection alone: monoio has not needed to know of it.
+    Ours,
+    Monoios(TcpStream),
+    GivenAway,
+}
+
+/// A connection in the hands of a task. What can be done at once is; monoio is told of the descriptor when something has
+/// to be waited for, and those waits are boxed: most requests never wait, and their tasks stay small.
 pub struct Stream {
-    /// `None` once it was given away.
-    tcp: Option<TcpStream>,
+    hold: Hold,
     pub socket: Socket,
     /// What the log says of it if it ends here.
     pub transport: Transport,
@@ -39,20 +47,36 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// # Errors
-    /// The driver could not take the descriptor; it is closed.
-    pub fn new(worker: Rc<Worker>, socket: Socket) -> io::Result<Self> {
-        // SAFETY: the holder or the accept loop gave this descriptor away; nobody else has it now.
-        let std = unsafe { std::net::TcpStream::from_raw_fd(socket.fd) };
-        let tcp = match TcpStream::from_std(std) {
-            Ok(tcp) => tcp,
-            Err(error) => {
-                // The descriptor was closed with `std`; only the count is left to mend.
-                worker.with(|state| state.connections -= 1);
-                return Err(error);
+    /// Takes a descriptor that the holder or the accept loop gave away; nobody else has it now.
+    pub fn new(worker: Rc<Worker>, socket: Socket) -> Self {
+        Self { hold: Hold::Ours, socket, transport: Transport::Http, reason: Reason::Gone, worker }
+    }
+
+    /// The connection as monoio's.
+    fn tcp(&mut self) -> Result<&mut TcpStream, StreamError> {
+        if let Hold::Ours = self.hold {
+            // SAFETY: the descriptor is this connection's alone (`new`).
+            let std = unsafe { std::net::TcpStream::from_raw_fd(self.socket.fd) };
+            // Until the driver has it, nobody does: an error closes it.
+            self.hold = Hold::GivenAway;
+            match TcpStream::from_std(std) {
+                Ok(tcp) => self.hold = Hold::Monoios(tcp),
+                Err(_) => self.worker.with(|state| state.connections -= 1),
             }
-        };
-        Ok(Self { tcp: Some(tcp), socket, transport: Transport::Http, reason: Reason::Gone, worker })
+        }
+        match &mut self.hold {
+            Hold::Monoios(tcp) => Ok(tcp),
+            Hold::Ours | Hold::GivenAway => Err(StreamError::Broken),
+        }
+    }
+
+    /// Takes the descriptor back, if it is still here.
+    fn take_fd(&mut self) -> Option<RawFd> {
+        match std::mem::replace(&mut self.hold, Hold::GivenAway) {
+            Hold::Ours => Some(self.socket.fd),
+            Hold::Monoios(tcp) => Some(tcp.into_raw_fd()),
+            Hold::GivenAway => None,
+        }
     }
 
     /// Appends what comes to `buffer`, at least a byte.
@@ -65,7 +89,7 @@ impl Stream {
             let draining = self.worker.drain_ends();
             let until = draining.map_or(until, |end| until.min(end));
             let left = until.saturating_duration_since(Instant::now());
-            match self.read_once(buffer, left, draining.is_some()).await {
+            match Box::pin(self.read_once(buffer, left, draining.is_some())).await {
                 // The drain began meanwhile: its end is nearer.
                 Err(StreamError::Late) if draining.is_none() && self.worker.drain_ends().is_some() => {}
                 done => return done,
@@ -79,13 +103,14 @@ impl Stream {
         left: Duration,
         draining: bool,
     ) -> Result<(), StreamError> {
-        let Some(tcp) = &mut self.tcp else { return Err(StreamError::Broken) };
         if buffer.capacity() - buffer.len() < 512 {
             buffer.reserve(buffer.len().clamp(2_048, 65_536));
         }
         let taken = std::mem::take(buffer);
         let (start, end) = (taken.len(), taken.capacity());
         let canceller = Canceller::new();
+        let worker = Rc::clone(&self.worker);
+        let tcp = self.tcp()?;
         let mut read = std::pin::pin!(tcp.cancelable_read(taken.slice_mut(start..end), canceller.handle()));
         let (result, slice) = monoio::select! {
             done = &mut read => done,
@@ -94,7 +119,7 @@ impl Stream {
                 // The operation is awaited to its end: bytes that came meanwhile are not lost.
                 read.await
             }
-            () = self.worker.drain_begins(), if !draining => {
+            () = worker.drain_begins(), if !draining => {
                 canceller.cancel();
                 read.await
             }
@@ -113,7 +138,9 @@ impl Stream {
     /// # Errors
     /// [`StreamError`]
     pub async fn write_all(&mut self, bytes: &[u8], deadline: Duration) -> Result<(), StreamError> {
-        let Some(tcp) = &mut self.tcp else { return Err(StreamError::Broken) };
+        if let Hold::GivenAway = self.hold {
+            return Err(StreamError::Broken);
+        }
         self.socket.sent_bytes += bytes.len() as u64;
         let sent = match send_now(self.socket.fd, bytes) {
             Outcome::Whole => return Ok(()),
@@ -121,7 +148,11 @@ impl Stream {
             Outcome::Full => 0,
             Outcome::Failed(_) => return Err(StreamError::Broken),
         };
-        let mut rest = bytes[sent..].to_vec();
+        Box::pin(self.write_rest(bytes[sent..].to_vec(), deadline)).await
+    }
+
+    async fn write_rest(&mut self, mut rest: Vec<u8>, deadline: Duration) -> Result<(), StreamError> {
+        let tcp = self.tcp()?;
         let until = Instant::now() + deadline;
         while !rest.is_empty() {
             let left = until.saturating_duration_since(Instant::now());
@@ -147,8 +178,7 @@ impl Stream {
 
     /// Gives the connection away, to the holder.
     pub fn into_socket(mut self) -> Option<Socket> {
-        let tcp = self.tcp.take()?;
-        let fd = tcp.into_raw_fd();
+        let fd = self.take_fd()?;
         debug_assert_eq!(fd, self.socket.fd);
         let Socket { fd, opened_tick, sent_messages, sent_bytes } = self.socket;
         Some(Socket { fd, opened_tick, sent_messages, sent_bytes })
@@ -161,8 +191,8 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        let Some(tcp) = self.tcp.take() else { return };
-        self.socket.fd = tcp.into_raw_fd();
+        let Some(fd) = self.take_fd() else { return };
+        debug_assert_eq!(fd, self.socket.fd);
         self.worker.with(|state| state.close(&self.socket, self.transport, self.reason));
     }
 }

@@ -27,7 +27,8 @@ impl Pace {
         if self.steps >= PACE_STEPS || self.bytes >= PACE_BYTES {
             *self = Self::default();
             // A timer of the future: a task that wakes itself would be the next to run.
-            monoio::time::sleep(Duration::from_millis(1)).await;
+            // Boxed: seldom needed, and large.
+            Box::pin(monoio::time::sleep(Duration::from_millis(1))).await;
         }
     }
 
