@@ -55,6 +55,7 @@ pub mod domain {
 }
 
 pub mod runtime {
+    pub mod capacity;
     pub mod catchup;
     pub mod clock;
     pub mod close;
@@ -91,10 +92,12 @@ pub mod edge {
     pub mod cli;
     pub mod config;
     pub mod conn;
+    pub mod doctor;
     pub mod frames;
     pub mod identity;
     pub mod lab;
     pub mod log;
+    pub mod machine;
     pub mod origin;
     pub mod publish;
     pub mod read;
