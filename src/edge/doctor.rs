@@ -326,7 +326,7 @@ fn ports(range: Option<(usize, usize)>, wanted: &Wanted) -> Option<Finding> {
          proxy on this machine need these ports (clients elsewhere do not)",
         Count(each)
     );
-    let sources = wanted.connections.div_ceil(listeners * (65_535 - 1_024 + 1));
+    let sources = wanted.connections.div_ceil(listeners * (65_535 - 10_000 + 1));
     let mut remedy = "sysctl -w net.ipv4.ip_local_port_range=\"1024 65535\"".to_owned();
     if sources > 1 {
         remedy += &format!(

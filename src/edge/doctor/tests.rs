@@ -195,7 +195,7 @@ fn each_shortage_is_named_with_its_remedy() {
             "net.ipv4.ip_local_port_range",
             Note,
             Some(28_232),
-            "from 16 addresses",
+            "from 19 addresses",
         ),
         (
             "memory",
