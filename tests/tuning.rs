@@ -295,11 +295,17 @@ fn wrong_arguments_are_told_and_change_nothing() {
 /// that are written to by empty ones.
 const IN_NAMESPACE: &str = r#"
 set -e
-for folder in /etc /var; do mount -t tmpfs none "$folder"; done
-mkdir -p /etc/security/limits.d /etc/systemd/system /etc/sysctl.d /var/cover
-for name in nr_open file-max; do
-    echo 1000 >"/var/cover/$name"
-    mount --bind "/var/cover/$name" "/proc/sys/fs/$name"
+mount -t tmpfs none /var
+mkdir /var/cover
+# Debian's awk is a link through it.
+if [ -d /etc/alternatives ]; then cp -a /etc/alternatives /var/cover; fi
+mount -t tmpfs none /etc
+if [ -d /var/cover/alternatives ]; then mv /var/cover/alternatives /etc; fi
+mkdir -p /etc/security/limits.d /etc/systemd/system /etc/sysctl.d
+for name in fs/nr_open fs/file-max net/netfilter/nf_conntrack_max; do
+    [ -e "/proc/sys/$name" ] || continue
+    echo 1000 >"/var/cover/${name##*/}"
+    mount --bind "/var/cover/${name##*/}" "/proc/sys/$name"
 done
 echo 128 >/proc/sys/net/core/somaxconn
 echo '4096 16384 65536' >/proc/sys/net/ipv4/tcp_wmem
@@ -308,7 +314,7 @@ state() {
         net/ipv4/tcp_rmem net/ipv4/tcp_wmem net/ipv4/tcp_keepalive_time net/ipv4/tcp_tw_reuse; do
         echo "$1 $name $(tr -s '\t' ' ' <"/proc/sys/$name")"
     done
-    echo "$1 files $(find /etc /var -path /var/cover -prune -o -print | sort | tr '\n' ' ')"
+    echo "$1 files $(find /etc /var -path /etc/alternatives -prune -o -path /var/cover -prune -o -print | sort | tr '\n' ' ')"
 }
 run() {
     code=0

@@ -226,16 +226,17 @@ state_line() {
     awk -F "$tab" -v kind="$1" -v name="$2" '$1 == kind && $2 == name { print; found = 1; exit } END { exit !found }' "$state"
 }
 
-# state_put KIND NAME REST: in the place of that line, or at the end. Renamed into place, so that it is whole at any time.
+# state_put KIND NAME REST: in the place of that line, or at the end. Renamed into place, so that it is whole at any time;
+# nothing goes on without it.
 state_put() {
     {
         if [ -f "$state" ]; then
-            awk -F "$tab" -v kind="$1" -v name="$2" '!($1 == kind && $2 == name)' "$state"
+            awk -F "$tab" -v kind="$1" -v name="$2" '!($1 == kind && $2 == name)' "$state" || exit 1
         else
             echo '# What tuning/apply.sh changed, and what was before: undo.sh reads it.'
         fi
-        printf '%s\t%s\t%s\n' "$1" "$2" "$3"
-    } >"$state.new" && mv "$state.new" "$state"
+        printf '%s\t%s\t%s\n' "$1" "$2" "$3" || exit 1
+    } >"$state.new" && mv "$state.new" "$state" || exit 1
 }
 
 state_drop() {
