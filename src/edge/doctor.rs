@@ -429,7 +429,7 @@ fn io_uring(refused: Option<&Refused>, driver: DriverChoice) -> Finding {
         By::Sysctl(_) => "sysctl -w kernel.io_uring_disabled=0",
         By::Seccomp | By::Unknown => {
             "--security-opt seccomp=tuning/seccomp.json for a container; in a unit, no SystemCallFilter that lacks \
-             @io-uring"
+             @aio"
         }
         By::SecurityModule => "permit io_uring to this program in SELinux (class io_uring) or AppArmor",
         By::OldKernel | By::Misbehaviour(_) => "a newer kernel (6.1 is known to be enough)",
