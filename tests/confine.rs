@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 use common::http::{Conn, Poll, head_cursor, post, publish};
 use common::server::{Server, field, message_of};
 use common::sse::Stream;
-use common::ws::Ws;
+use common::ws::Socket;
 
 fn path(name: &str) -> String {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name).to_str().expect("UTF-8").to_owned()
@@ -36,7 +36,7 @@ fn start(profile: &str, without: &[&str], driver: &str) -> Server {
 fn serves(mut server: Server) {
     let addr = server.addr();
     let mut stream = Stream::open(addr, "/channels/c");
-    let mut socket = Ws::open(addr, "/channels/c");
+    let mut socket = Socket::open(addr, "/channels/c");
     let cursor = head_cursor(addr, "c");
     let mut held = Conn::open(addr);
     held.send("GET", &format!("/channels/c?cursor={cursor}&wait=40"), &[], "");

@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use common::http::{AT_ONCE, Conn, Poll, get, head_cursor, publish, timed};
 use common::server::Server;
 use common::until;
-use common::ws::Ws;
+use common::ws::Socket;
 
 const SSE: (&str, &str) = ("Accept", "text/event-stream");
 
@@ -75,7 +75,7 @@ fn prepare(name: &str, many: bool, port: u16, server: SocketAddr) -> (PathBuf, V
             (text, format!("haproxy -c -f {at}"), format!("haproxy -db -f {at}"))
         }
         _ => {
-            let site = format!("http://localhost:{port} {{\n\tbind 127.0.0.1\n");
+            let site = format!("http://127.0.0.1:{port} {{\n\tbind 127.0.0.1\n");
             let text = snippet(name, many, &[("example.com {\n", &site), upstream]);
             let words = |verb: &str| format!("caddy {verb} --config {at} --adapter caddyfile");
             (format!("{{\n\tadmin off\n}}\n{text}"), words("validate"), words("run"))
@@ -134,7 +134,7 @@ fn carries(name: &str, many: bool) {
     let mut stream = Conn::open(addr);
     stream.send("GET", "/channels/c", &[SSE, ("Accept-Encoding", "gzip")], "");
     stream.take_through(b"event: $open").unwrap_or_else(|error| panic!("{name}: the stream opens: {error}"));
-    let mut socket = Ws::open(addr, "/channels/c");
+    let mut socket = Socket::open(addr, "/channels/c");
     let cursor = head_cursor(addr, "c");
     let mut held = Conn::open(addr);
     held.send("GET", &format!("/channels/c?cursor={cursor}&wait=40"), &[], "");
