@@ -254,7 +254,9 @@ mod tests {
         const V2_MOUNT: &str = "41 31 0:38 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
         let v1_mount = "40 31 0:1 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n\
                         41 31 0:2 /docker/abc /sys/fs/cgroup/memory rw shared:9 - cgroup cgroup rw,memory\n";
-        let cases: [(&str, &[(&str, &str)], Option<(&str, usize, usize)>); 4] = [
+        /// Name, files, and the group found: file, limit, in use.
+        type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], Option<(&'a str, usize, usize)>);
+        let cases: [Case; 4] = [
             (
                 "v2-parent",
                 &[

@@ -60,12 +60,14 @@ fn an_ample_machine_is_left_alone() {
 }
 
 type Change = fn(&mut Machine, &mut Wanted);
+/// Name, what is changed, the finding, its level, what it allows, a part of its remedy.
+type Case = (&'static str, Change, &'static str, Level, Option<usize>, &'static str);
 
 /// One thing wrong at a time: what is named, how bad it is, what it allows, and what the remedy says.
 #[test]
 fn each_shortage_is_named_with_its_remedy() {
     use Level::{Note, Ok, Stop};
-    let cases: &[(&str, Change, &str, Level, Option<usize>, &str)] = &[
+    let cases: &[Case] = &[
         (
             "asked for more than configured",
             |_, w| w.limit = 10_000,
