@@ -58,6 +58,7 @@ pub mod domain {
 pub mod runtime {
     pub mod accept;
     pub mod bell;
+    pub mod capacity;
     pub mod catchup;
     pub mod clock;
     pub mod close;
@@ -95,10 +96,12 @@ pub mod edge {
     pub mod cli;
     pub mod config;
     pub mod conn;
+    pub mod doctor;
     pub mod frames;
     pub mod identity;
     pub mod lab;
     pub mod log;
+    pub mod machine;
     pub mod origin;
     pub mod publish;
     pub mod read;

@@ -1,6 +1,6 @@
 //! The command line: `pushline [serve]`, `pushline check-config`, `pushline --version`.
-//! Owns flags, their help, exit codes (0, 1: could not serve, 2: wrong command line or configuration) and what is
-//! printed before logs exist. Never checks a value: flags go to `config` as they came, like every other layer.
+//! Owns flags, their help, exit codes (0, 1: could not serve, or the doctor found why not, 2: wrong command line or
+//! configuration) and what is printed before logs exist. Never checks a value: flags go to `config` as they came, like every other layer.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -10,6 +10,8 @@ use clap::{Args, Parser, Subcommand};
 use toml::Value;
 
 use crate::edge::config::{self, Config, Inputs};
+use crate::edge::doctor::{self, Wanted};
+use crate::edge::machine::Machine;
 use crate::edge::start;
 use crate::runtime::server::Ended;
 
@@ -17,6 +19,8 @@ use crate::runtime::server::Ended;
 const EXIT_AT_ONCE: i32 = 130;
 const EXIT_FAILED: u8 = 1;
 const EXIT_USAGE: u8 = 2;
+/// As many as `limits.connections` may be.
+const CONNECTIONS_MAX: u64 = 100_000_000;
 
 const AFTER_HELP: &str = "\
 Every key of pushline.toml is an environment variable too: PUSHLINE_, then the key in upper case with _ for each dot \
@@ -41,6 +45,21 @@ enum Command {
     /// Check the configuration that `serve` would have with the same flags, show it, and end
     #[command(after_help = AFTER_HELP)]
     CheckConfig(Flags),
+    /// Tell what on this machine would stop so many connections, and the remedy; exit code 1 when something would
+    #[command(after_help = AFTER_HELP)]
+    Doctor(Examination),
+}
+
+#[derive(Debug, Args)]
+struct Examination {
+    /// How many connections to hold [default: limits.connections]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=CONNECTIONS_MAX))]
+    connections: Option<u64>,
+    /// One JSON object, for machines
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    flags: Flags,
 }
 
 #[derive(Debug, Args)]
@@ -92,23 +111,26 @@ impl Flags {
 /// The whole program: reads the command line, does what it says, and gives the exit code.
 pub fn main() -> ExitCode {
     let Cli { command, flags } = Cli::parse();
-    let (flags, serves) = match command {
-        None => (flags, true),
-        Some(Command::Serve(flags)) => (flags, true),
-        Some(Command::CheckConfig(flags)) => (flags, false),
+    let (flags, then): (Flags, Box<dyn FnOnce(Config) -> ExitCode>) = match command {
+        None => (flags, Box::new(serve)),
+        Some(Command::Serve(flags)) => (flags, Box::new(serve)),
+        Some(Command::CheckConfig(flags)) => (flags, Box::new(show)),
+        Some(Command::Doctor(Examination { connections, json, flags })) => {
+            let connections = connections.map(|number| number as usize);
+            (flags, Box::new(move |config| examine(&config, connections, json)))
+        }
     };
     match config::load(&flags.into_inputs()) {
+        Ok(config) => then(config),
         Err(refusals) => {
             refusals.iter().for_each(|refusal| eprintln!("pushline: {refusal}"));
             ExitCode::from(EXIT_USAGE)
         }
-        Ok(config) if serves => serve(config),
-        Ok(config) => show(&config),
     }
 }
 
 fn serve(config: Config) -> ExitCode {
-    match start::run(config.settings) {
+    match start::run(config) {
         Ok(Ended::Drained) => ExitCode::SUCCESS,
         // Workers are in the middle of things: only the end of the process stops them.
         Ok(Ended::AtOnce) => std::process::exit(EXIT_AT_ONCE),
@@ -120,10 +142,22 @@ fn serve(config: Config) -> ExitCode {
 }
 
 /// All of it is TOML, so that it can be kept as a file.
-fn show(config: &Config) -> ExitCode {
+fn show(config: Config) -> ExitCode {
     // Whoever closes the pipe (`| head`) has seen enough: no failure.
     let _ = writeln!(std::io::stdout(), "# configuration ok\n\n{config}");
     ExitCode::SUCCESS
+}
+
+fn examine(config: &Config, connections: Option<usize>, json: bool) -> ExitCode {
+    let machine = Machine::read();
+    let report = doctor::examine(&machine, &Wanted::new(&config.settings, connections, &machine));
+    let mut out = std::io::stdout();
+    let _ = if json {
+        writeln!(out, "{}", serde_json::to_string(&report).expect("numbers and texts"))
+    } else {
+        write!(out, "{report}")
+    };
+    if report.stops == 0 { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAILED) }
 }
 
 #[cfg(test)]
@@ -139,12 +173,18 @@ mod tests {
 
     #[test]
     fn the_same_flags_with_and_without_the_word() {
-        for words in [&["pushline"][..], &["pushline", "serve"], &["pushline", "check-config"]] {
+        for words in [
+            &["pushline"][..],
+            &["pushline", "serve"],
+            &["pushline", "check-config"],
+            &["pushline", "doctor"],
+        ] {
             let flags =
                 ["--listen", "127.0.0.1:1", "--listen", "[::1]:2,127.0.0.1:3", "--workers", "2", "--open"];
             let cli = Cli::try_parse_from(words.iter().chain(&flags)).expect("parses");
             let flags = match cli.command {
                 Some(Command::Serve(flags) | Command::CheckConfig(flags)) => flags,
+                Some(Command::Doctor(examination)) => examination.flags,
                 None => cli.flags,
             };
             let listen = vec!["127.0.0.1:1", "[::1]:2", "127.0.0.1:3"];

@@ -54,6 +54,14 @@ pub enum Refusal {
     NotToml { path: PathBuf, error: String },
 }
 
+impl Config {
+    /// Whether somebody chose the value of a key, be it the default.
+    pub fn is_given(&self, name: &str) -> bool {
+        let key = Key::find(name).expect("only keys of the table are asked for");
+        self.layers.get(key).source != Source::Default
+    }
+}
+
 /// Makes settings from what was given.
 ///
 /// # Errors

@@ -3,23 +3,51 @@
 
 use std::net::SocketAddr;
 
+use crate::edge::config::Config;
+use crate::edge::doctor::{self, Wanted};
 use crate::edge::log;
+use crate::edge::machine::Machine;
 use crate::edge::site::Site;
 use crate::runtime::server::{self, Ended, ServeError};
-use crate::runtime::settings::Settings;
 
 /// Serves until told to stop.
 ///
 /// # Errors
 /// [`ServeError`] when the node cannot start; nothing was served then.
-pub fn run(settings: Settings) -> Result<Ended, ServeError> {
-    log::init(&settings.log);
+pub fn run(config: Config) -> Result<Ended, ServeError> {
+    log::init(&config.settings.log);
+    warn_of_limits(&config);
+    let settings = config.settings;
     if !settings.open {
         tracing::info!(
             "listening on loopback alone; anyone on this machine may read and publish. --open permits other addresses"
         );
     }
     server::serve(settings, Site::new, greet)
+}
+
+/// Says what keeps the node from the connections that it is configured for: what `pushline doctor` finds, or, when nobody
+/// chose their number, one line that names it.
+fn warn_of_limits(config: &Config) {
+    let machine = Machine::read_quickly();
+    let report = doctor::examine(&machine, &Wanted::new(&config.settings, None, &machine));
+    let (asked, holds) = (report.connections, report.holds);
+    if report.stops == 0 {
+        return;
+    }
+    if config.is_given("limits.connections") {
+        for finding in report.stopping() {
+            let remedy = finding.remedy.as_deref();
+            tracing::warn!(limit = finding.name, holds = finding.holds, asked, remedy, "{}", finding.says);
+        }
+    } else {
+        tracing::info!(
+            holds,
+            asked,
+            "this machine may hold fewer connections than the default limits.connections; `pushline doctor` tells why, \
+             and the remedy"
+        );
+    }
 }
 
 /// A line to try, for whoever started this in a terminal.

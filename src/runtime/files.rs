@@ -26,6 +26,15 @@ pub fn unshare_from(last_shared: RawFd) -> io::Result<()> {
     }
 }
 
+/// Whether a thread can have a table of its own: done once, in a thread that ends with it, closing nothing.
+///
+/// # Errors
+/// Those of [`unshare_from`], and `EAGAIN` when no thread can be started.
+pub fn can_unshare() -> io::Result<()> {
+    let thread = std::thread::Builder::new().spawn(|| unshare_from(RawFd::MAX))?;
+    thread.join().expect("a system call does not panic")
+}
+
 /// How many descriptors are open in the calling thread's table. For tests and counters: it reads
 /// a directory.
 pub fn open_descriptors_of_thread() -> io::Result<usize> {
@@ -67,6 +76,14 @@ mod tests {
                 thread.join().unwrap();
             }
         });
+    }
+
+    #[test]
+    fn trying_it_costs_nothing() {
+        let file = File::open("/dev/null").unwrap();
+        can_unshare().unwrap();
+        // SAFETY: no pointers.
+        assert_ne!(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFD) }, -1);
     }
 
     /// What was made before is the same file in each table, and each table closes it for itself.

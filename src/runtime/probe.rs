@@ -1,7 +1,8 @@
 //! Whether io_uring can be used here: asked of the kernel by doing it, once, at start.
-//! Owns the questions and the words for each refusal. Never chooses a driver.
+//! Owns the questions, and who refused in words. Never chooses a driver.
 #![allow(unsafe_code)]
 
+use std::fmt;
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
@@ -32,13 +33,63 @@ const RUNTIME_OPCODES: [(&str, u8); 11] = [
     ("writev", opcode::Writev::CODE),
 ];
 
+/// Why io_uring cannot be used here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    what: &'static str,
+    pub by: By,
+}
+
+/// Who refused it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum By {
+    /// `kernel.io_uring_disabled`, with its value.
+    Sysctl(String),
+    /// `EPERM`, and this thread has a seccomp filter.
+    Seccomp,
+    /// `EPERM`, without one.
+    SecurityModule,
+    /// `ENOSYS`: compiled out, before Linux 5.1, or a seccomp profile that says so.
+    Unknown,
+    OldKernel,
+    LockedMemory,
+    Descriptors,
+    /// It is there and does not do what is needed.
+    Misbehaviour(String),
+}
+
+impl Refused {
+    pub fn new(what: &'static str, by: By) -> Self {
+        Self { what, by }
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.what)?;
+        f.write_str(match &self.by {
+            By::Sysctl(value) => {
+                return write!(f, "forbidden by the sysctl kernel.io_uring_disabled={value}");
+            }
+            By::Seccomp => "forbidden by a seccomp profile (a container's default does)",
+            By::SecurityModule => "forbidden by a security module (SELinux, AppArmor)",
+            By::Unknown => "unknown to this kernel, or hidden by a seccomp profile",
+            By::OldKernel => "this kernel is too old for it (5.18 is needed)",
+            By::LockedMemory => "not enough memory may be locked (RLIMIT_MEMLOCK, or the cgroup)",
+            By::Descriptors => "no descriptor is left for it",
+            By::Misbehaviour(told) => told,
+        })
+    }
+}
+
 /// Whether the send ring and monoio's ring both work on this kernel, for this process.
 ///
 /// # Errors
-/// The reason in words, for the one line at start.
-pub fn io_uring_works() -> Result<(), String> {
+/// Who refused, for the one line at start and for `pushline doctor`.
+pub fn io_uring_works() -> Result<(), Refused> {
     let mut ring = SendRing::uring(BATCH_MAX as u32).map_err(|e| refusal("the send ring", &e))?;
-    sends_once(&mut ring)?;
+    let misbehaves = |what| move |told| Refused { what, by: By::Misbehaviour(told) };
+    sends_once(&mut ring).map_err(misbehaves("the send ring"))?;
     runtime_ring_works()
 }
 
@@ -76,29 +127,39 @@ fn sends_once(ring: &mut SendRing) -> Result<(), String> {
     }
 }
 
-fn runtime_ring_works() -> Result<(), String> {
-    let ring = IoUring::new(RUNTIME_ENTRIES).map_err(|e| refusal("a ring for the runtime", &e))?;
+fn runtime_ring_works() -> Result<(), Refused> {
+    const WHAT: &str = "a ring for the runtime";
+    let ring = IoUring::new(RUNTIME_ENTRIES).map_err(|e| refusal(WHAT, &e))?;
     let mut known = io_uring::Probe::new();
     ring.submitter().register_probe(&mut known).map_err(|e| refusal("asking the ring what it can do", &e))?;
     match RUNTIME_OPCODES.iter().find(|(_, code)| !known.is_supported(*code)) {
         None => Ok(()),
-        Some((name, _)) => Err(format!("this kernel's io_uring lacks {name}")),
+        Some((name, _)) => {
+            Err(Refused { what: WHAT, by: By::Misbehaviour(format!("this kernel's io_uring lacks {name}")) })
+        }
     }
 }
 
-fn refusal(what: &str, error: &io::Error) -> String {
-    let why = match error.raw_os_error() {
+fn refusal(what: &'static str, error: &io::Error) -> Refused {
+    let by = match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => match disabled_by_sysctl() {
-            Some(value) => format!("forbidden by the sysctl kernel.io_uring_disabled={value}"),
-            None => "forbidden, most likely by a seccomp profile (a container's default does)".into(),
+            Some(value) => By::Sysctl(value),
+            None if has_seccomp_filter() => By::Seccomp,
+            None => By::SecurityModule,
         },
-        Some(libc::ENOSYS) => "unknown to this kernel, or hidden by a seccomp profile".into(),
-        Some(libc::EINVAL) => "this kernel is too old for it (5.18 is needed)".into(),
-        Some(libc::ENOMEM) => "not enough memory may be locked (RLIMIT_MEMLOCK, or the cgroup)".into(),
-        Some(libc::EMFILE | libc::ENFILE) => "no descriptor is left for it".into(),
-        _ => error.to_string(),
+        Some(libc::ENOSYS) => By::Unknown,
+        Some(libc::EINVAL) => By::OldKernel,
+        Some(libc::ENOMEM) => By::LockedMemory,
+        Some(libc::EMFILE | libc::ENFILE) => By::Descriptors,
+        _ => By::Misbehaviour(error.to_string()),
     };
-    format!("{what}: {why}")
+    Refused { what, by }
+}
+
+/// Without /proc, a filter is likelier than a security module: containers have one by default.
+fn has_seccomp_filter() -> bool {
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    status.lines().find_map(|line| line.strip_prefix("Seccomp:")).is_none_or(|mode| mode.trim() == "2")
 }
 
 fn disabled_by_sysctl() -> Option<String> {
@@ -145,7 +206,7 @@ mod tests {
                 forbid_io_uring(errno as u32);
                 io_uring_works()
             });
-            let reason = told.join().unwrap().unwrap_err();
+            let reason = told.join().unwrap().unwrap_err().to_string();
             assert!(reason.contains(word), "{errno}: {reason}");
         }
     }

@@ -14,12 +14,14 @@ use std::time::{Duration, Instant};
 use monoio::time::TimeDriver;
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 
+use super::capacity;
 use super::clock::Clock;
 use super::host::{self, Signal, SignalFd};
 use super::io::{Epoll, EventFd, Interest, SocketOptions};
 use super::listen;
 use super::mail::Mail;
 use super::mailbox::{Mailbox, mailbox};
+use super::probe::{self, Refused};
 use super::sendring::{BATCH_MAX, SendRing};
 use super::settings::{DriverChoice, FilesChoice, Settings};
 use super::state::{Node, State};
@@ -27,8 +29,6 @@ use super::stats::Stats;
 use super::takeover::{Control, Predecessor};
 use super::worker::{Edge, Parts, Worker};
 
-/// Descriptors that a worker needs for itself: listeners, rings, eventfds, logs.
-const FILES_RESERVE: usize = 64;
 /// Entries of a worker's ring for requests.
 const RING_ENTRIES: u32 = 1_024;
 /// How long the port of a process that just ended may still seem taken.
@@ -47,7 +47,7 @@ pub enum ServeError {
     #[error("--takeover: no Pushline of this user serves {addr} ({error}); start without --takeover")]
     NoPredecessor { addr: SocketAddr, error: io::Error },
     #[error("--driver io_uring: {0}; use --driver epoll, or auto")]
-    IoUring(String),
+    IoUring(Refused),
     #[error(
         "--files per-worker: the kernel refuses close_range(CLOSE_RANGE_UNSHARE) ({0}); use --files shared"
     )]
@@ -101,7 +101,8 @@ pub fn serve<E: Edge + 'static>(
         None => host::allowed_cpus().map_or(1, |cpus| cpus.len().max(1)),
     };
     let uring = choose_driver(settings.driver)?;
-    let own_files = choose_files(&settings, files_max, workers);
+    let files_max = files_max as usize;
+    let own_files = capacity::own_files(settings.files, files_max, workers, settings.limits.connections);
 
     // What all share, made first so that their numbers are low.
     let signals = SignalFd::new().map_err(io_error("cannot make a signal descriptor"))?;
@@ -121,7 +122,7 @@ pub fn serve<E: Edge + 'static>(
 
     let reserved = reserve(&settings)?;
     let addresses: Vec<SocketAddr> = reserved.iter().map(|(_, addr)| *addr).collect();
-    let connections_max = connections_per_worker(&settings, files_max, workers, own_files);
+    let connections_max = capacity::per_worker(settings.limits.connections, files_max, workers, own_files);
     let mut secret = [0; 20];
     getrandom::fill(&mut secret).map_err(|error| ServeError::Io {
         what: "cannot get random bytes",
@@ -214,41 +215,15 @@ impl Drop for AbortOnPanic {
 fn choose_driver(choice: DriverChoice) -> Result<bool, ServeError> {
     match choice {
         DriverChoice::Epoll => Ok(false),
-        DriverChoice::IoUring => super::probe::io_uring_works().map(|()| true).map_err(ServeError::IoUring),
-        DriverChoice::Auto => match super::probe::io_uring_works() {
+        DriverChoice::IoUring => probe::io_uring_works().map(|()| true).map_err(ServeError::IoUring),
+        DriverChoice::Auto => match probe::io_uring_works() {
             Ok(()) => Ok(true),
             Err(reason) => {
-                tracing::warn!(reason, "io_uring cannot be used here; using epoll");
+                tracing::warn!(%reason, "io_uring cannot be used here; using epoll");
                 Ok(false)
             }
         },
     }
-}
-
-fn choose_files(settings: &Settings, files_max: u64, workers: usize) -> bool {
-    match settings.files {
-        FilesChoice::PerWorker => true,
-        FilesChoice::Shared => false,
-        FilesChoice::Auto => {
-            workers > 1 && (files_max as usize) < settings.limits.connections + FILES_RESERVE * workers
-        }
-    }
-}
-
-fn connections_per_worker(settings: &Settings, files_max: u64, workers: usize, own_files: bool) -> usize {
-    let files = if own_files { files_max as usize } else { files_max as usize / workers };
-    let by_files = files.saturating_sub(FILES_RESERVE);
-    let asked = settings.limits.connections.div_ceil(workers);
-    if by_files < asked {
-        tracing::info!(
-            connections_max = by_files * workers,
-            asked = settings.limits.connections,
-            open_files_max = files_max,
-            "the limit on open files allows fewer connections than limits.connections; raise it (ulimit -n), or use \
-             more workers with --files per-worker"
-        );
-    }
-    asked.min(by_files).max(1)
 }
 
 /// Holds every address, so that all workers can listen on it and nobody else can take it meanwhile.
@@ -410,8 +385,8 @@ fn run_worker<E: Edge + 'static>(
         if seed.index == 0 {
             tracing::warn!(%error, "workers share one table of open files");
         }
-        seed.connections_max =
-            connections_per_worker(&node.settings, files_limit(), node.mailboxes.len(), false);
+        let connections = node.settings.limits.connections;
+        seed.connections_max = capacity::per_worker(connections, files_limit(), node.mailboxes.len(), false);
     }
     if let Err(error) = host::pin_to_cpu(seed.cpu) {
         tracing::debug!(worker = seed.index, %error, "not pinned");
@@ -459,6 +434,6 @@ async fn run_tasks(
     Worker::run(parts).await
 }
 
-fn files_limit() -> u64 {
-    host::set_nofile_to_hard_limit().unwrap_or(1_024)
+fn files_limit() -> usize {
+    host::set_nofile_to_hard_limit().map_or(1_024, |limit| limit as usize)
 }

@@ -46,8 +46,13 @@ impl Server {
 
     /// As [`Server::start`], on no address but those in `args`.
     pub fn start_bare(args: &[&str]) -> Self {
+        Self::start_under(&[], args)
+    }
+
+    /// As [`Server::start_bare`], run by `before`: a program and its arguments, which becomes the server by exec.
+    pub fn start_under(before: &[&str], args: &[&str]) -> Self {
         let dir = Dir::new();
-        let mut child = command(&dir.0, args)
+        let mut child = command(&dir.0, before, args)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -68,7 +73,7 @@ impl Server {
     /// Runs `pushline serve` with `args` alone (and the log's form), which is expected to refuse.
     pub fn refused(args: &[&str]) -> Refusal {
         let dir = Dir::new();
-        let mut child = command(&dir.0, args)
+        let mut child = command(&dir.0, &[], args)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -183,8 +188,8 @@ pub fn message_of(line: &str) -> Option<String> {
 }
 
 /// `pushline serve` with the tests' log form, the chosen driver and `args`.
-fn command(dir: &Path, args: &[&str]) -> Command {
-    let mut command = binary(dir);
+fn command(dir: &Path, before: &[&str], args: &[&str]) -> Command {
+    let mut command = binary(dir, before);
     command.args(["serve", "--set", "log.format=json", "--set", "log.level=debug"]).args(args);
     for (variable, flag) in [("PUSHLINE_DRIVER", "--driver"), ("PUSHLINE_WORKERS", "--workers")] {
         if let (Ok(value), false) = (std::env::var(variable), args.contains(&flag)) {
@@ -194,11 +199,12 @@ fn command(dir: &Path, args: &[&str]) -> Command {
     command
 }
 
-/// The binary in `dir`, free of the environment's settings, dying with the thread that starts it.
+/// The binary in `dir`, run by `before`, free of the environment's settings, dying with the thread that starts it.
 #[allow(unsafe_code)]
-fn binary(dir: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pushline"));
-    command.current_dir(dir);
+fn binary(dir: &Path, before: &[&str]) -> Command {
+    let words: Vec<&str> = before.iter().copied().chain([env!("CARGO_BIN_EXE_pushline")]).collect();
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]).current_dir(dir);
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("PUSHLINE_") {
             command.env_remove(name);
