@@ -40,6 +40,18 @@ fn a_connection_serves_request_after_request() {
     }
 }
 
+/// A connection that says nothing at first, and pauses longer than a task stays with it, is served all the same, each time.
+#[test]
+fn a_connection_that_pauses_is_served_again() {
+    let server = Server::start(&[]);
+    let mut conn = Conn::open(server.addr());
+    for pause_ms in [0, 1_300, 1_300, 0] {
+        // The pause is what is tested.
+        std::thread::sleep(std::time::Duration::from_millis(pause_ms));
+        conn.request("GET", "/healthz", &[], "").expect(200);
+    }
+}
+
 #[test]
 fn connection_close_is_honoured() {
     let server = Server::start(&[]);

@@ -210,6 +210,11 @@ fn key_of(key: &[u8], draft: &Draft) -> Key {
     Key { publisher: "".into(), key: key.into(), digest: digest.finalize().into() }
 }
 
+/// Until the first request with a key may be done. Boxed: seldom needed, and large.
+async fn pause() {
+    Box::pin(monoio::time::sleep(IN_FLIGHT_PAUSE)).await;
+}
+
 /// Publishes one message to one channel.
 ///
 /// # Errors
@@ -231,7 +236,7 @@ pub async fn publish_one(
     for _ in 0..IN_FLIGHT_TRIES {
         let ask = Ask::Publish { name: name.clone(), draft: draft.clone(), key: Some(key.clone()) };
         match told(worker.ask(name, ask).await) {
-            Err(Refused::Key(PublishRefusal::InFlight)) => monoio::time::sleep(IN_FLIGHT_PAUSE).await,
+            Err(Refused::Key(PublishRefusal::InFlight)) => pause().await,
             other => return other,
         }
     }
@@ -318,7 +323,7 @@ async fn reserve(worker: &Rc<Worker>, name: &Name, key: &Key) -> Result<Known, R
         let ask = Ask::Reserve { name: name.clone(), key: Box::new(key.clone()) };
         match worker.ask(name, ask).await {
             Ok(Told::Known(known @ (Known::New | Known::Done(_)))) => return Ok(known),
-            Ok(Told::Known(Known::InFlight)) => monoio::time::sleep(IN_FLIGHT_PAUSE).await,
+            Ok(Told::Known(Known::InFlight)) => pause().await,
             Ok(Told::Known(Known::Conflict)) => return Err(Refused::Key(PublishRefusal::KeyConflict)),
             Ok(Told::Known(Known::Full)) => return Err(Refused::Key(PublishRefusal::KeysFull)),
             Ok(_) | Err(_) => return Err(Refused::Overloaded),

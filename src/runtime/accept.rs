@@ -114,7 +114,8 @@ impl Worker {
             }
             state.connections += 1;
             state.stats().accepted.add(1);
-            let socket = Socket { fd, opened_tick: state.tick(), sent_messages: 0, sent_bytes: 0 };
+            let socket =
+                Socket { fd, is_in_epoll: false, opened_tick: state.tick(), sent_messages: 0, sent_bytes: 0 };
             // The request came while the connection waited to be accepted, or it is held until it comes: no task waits.
             let mut first = [0; FIRST_BYTES];
             match recv_nonblocking(fd, &mut first) {

@@ -33,7 +33,7 @@ impl State {
     /// As [`State::adopt`], for one that was last heard of at `heard_tick`: its silence counts from then.
     pub fn adopt_heard(&mut self, socket: Socket, kind: Kind, heard_tick: u32) -> ConnId {
         let tick = self.tick();
-        let fd = socket.fd;
+        let Socket { fd, is_in_epoll, .. } = socket;
         let entry = Entry {
             fd,
             flags: Flags::default(),
@@ -50,7 +50,13 @@ impl State {
         };
         let (slot, generation) = self.conns.insert(entry);
         let conn = ConnId { slot, generation };
-        if self.epoll.add(fd, conn.token(), Interest::Read).is_err() {
+        let interest = self.conns.get_mut(slot).map_or(Interest::Read, interest);
+        let watched = if is_in_epoll {
+            self.epoll.modify(fd, conn.token(), interest)
+        } else {
+            self.epoll.add(fd, conn.token(), interest)
+        };
+        if watched.is_err() {
             self.remove(slot, Reason::Internal);
             return conn;
         }
@@ -163,14 +169,8 @@ impl State {
     /// Asks the kernel to be told of just what this connection waits for.
     pub fn set_interest(&mut self, slot: u32) {
         let Some(generation) = self.conns.generation(slot) else { return };
-        let Some(entry) = self.conns.get(slot) else { return };
-        let read = !entry.flags.busy && !entry.flags.input_off;
-        let interest = match (read, entry.flags.blocked) {
-            (true, true) => Interest::ReadWrite,
-            (true, false) => Interest::Read,
-            (false, true) => Interest::Write,
-            (false, false) => Interest::Trouble,
-        };
+        let Some(entry) = self.conns.get_mut(slot) else { return };
+        let interest = interest(entry);
         if self.epoll.modify(entry.fd, ConnId { slot, generation }.token(), interest).is_err() {
             self.doom(slot);
         }
@@ -265,14 +265,17 @@ impl State {
     pub fn release(&mut self, slot: u32) -> Option<Socket> {
         self.unsubscribe_all(slot);
         let entry = self.conns.remove(slot)?;
+        // What is told once stays in the set: it comes back, and a change costs less than going and coming.
+        let is_in_epoll = entry.flags.once;
         // A socket that cannot be taken out of the set would be told of twice.
-        if self.epoll.remove(entry.fd).is_err() {
+        if !is_in_epoll && self.epoll.remove(entry.fd).is_err() {
             io::close(entry.fd);
             self.connections -= 1;
             return None;
         }
         Some(Socket {
             fd: entry.fd,
+            is_in_epoll,
             opened_tick: entry.opened_tick,
             sent_messages: entry.sent_messages,
             sent_bytes: entry.sent_bytes,
@@ -372,6 +375,7 @@ impl State {
         };
         let socket = Socket {
             fd: entry.fd,
+            is_in_epoll: true,
             opened_tick: entry.opened_tick,
             sent_messages: entry.sent_messages,
             sent_bytes: entry.sent_bytes,
@@ -447,4 +451,19 @@ impl State {
             super::framing::gap(lane.encoding, &feed.name, &feed.at(seq).text(), out);
         }
     }
+}
+
+/// What a connection waits for, just now; it is asked for at once.
+fn interest(entry: &mut Entry) -> Interest {
+    let reads = !entry.flags.busy && !entry.flags.input_off;
+    let interest = match (reads, entry.flags.blocked) {
+        (true, true) => Interest::ReadWrite,
+        // Its input makes a task of it.
+        (true, false) if matches!(entry.kind, Kind::Idle) => Interest::ReadOnce,
+        (true, false) => Interest::Read,
+        (false, true) => Interest::Write,
+        (false, false) => Interest::Trouble,
+    };
+    entry.flags.once = interest == Interest::ReadOnce;
+    interest
 }

@@ -169,6 +169,8 @@ pub struct Flags {
     pub pinged: bool,
     /// Not read from: it owes us the reading of what it is owed.
     pub input_off: bool,
+    /// The epoll set tells of its input once, and has forgotten it then.
+    pub once: bool,
     /// Both directions are done with; only the client's close is awaited.
     pub shut: bool,
 }

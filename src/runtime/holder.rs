@@ -66,7 +66,13 @@ impl State {
             }
             let bytes = match recv_nonblocking(entry.fd, buffer) {
                 RecvOutcome::Bytes(bytes) => bytes,
-                RecvOutcome::Empty => return,
+                RecvOutcome::Empty => {
+                    if matches!(entry.kind, Kind::Idle) {
+                        // It was told of once, in vain.
+                        self.set_interest(conn.slot);
+                    }
+                    return;
+                }
                 RecvOutcome::Eof | RecvOutcome::Failed(_) => {
                     self.remove(conn.slot, Reason::Gone);
                     return;

@@ -70,6 +70,9 @@ pub enum Interest {
     Trouble,
     /// Input, and the end of input.
     Read,
+    /// The same, once: then nothing until it is asked for again. Whoever is told may keep the descriptor without taking
+    /// it out of the set.
+    ReadOnce,
     Write,
     ReadWrite,
 }
@@ -80,6 +83,7 @@ impl Interest {
         match self {
             Self::Trouble => 0,
             Self::Read => read,
+            Self::ReadOnce => read | libc::EPOLLONESHOT as u32,
             Self::Write => write,
             Self::ReadWrite => read | write,
         }

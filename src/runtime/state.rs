@@ -113,6 +113,8 @@ impl Place {
 #[derive(Debug)]
 pub struct Socket {
     pub fd: RawFd,
+    /// In the holder's epoll set, disarmed.
+    pub is_in_epoll: bool,
     pub opened_tick: u32,
     pub sent_messages: u32,
     pub sent_bytes: u64,

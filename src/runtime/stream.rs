@@ -180,8 +180,8 @@ impl Stream {
     pub fn into_socket(mut self) -> Option<Socket> {
         let fd = self.take_fd()?;
         debug_assert_eq!(fd, self.socket.fd);
-        let Socket { fd, opened_tick, sent_messages, sent_bytes } = self.socket;
-        Some(Socket { fd, opened_tick, sent_messages, sent_bytes })
+        let Socket { fd, is_in_epoll, opened_tick, sent_messages, sent_bytes } = self.socket;
+        Some(Socket { fd, is_in_epoll, opened_tick, sent_messages, sent_bytes })
     }
 
     pub fn fd(&self) -> RawFd {
