@@ -168,6 +168,32 @@ fn unsubscribe_ends_it_and_it_may_begin_again() {
     assert_eq!(v1.texts(1), ["2"]);
 }
 
+/// What a connection published before it unsubscribes, it still gets.
+#[test]
+fn unsubscribe_comes_after_what_was_published() {
+    const COUNT: usize = 200;
+    for workers in ["1", "4"] {
+        let server = Server::start(&["--workers", workers]);
+        let (mut v1, _) = V1::subscribed(server.addr(), "a");
+        let publish = r#"{"type":"publish","channel":"a","data":"x"}"#;
+        let mut frames: Vec<u8> =
+            (0..COUNT).flat_map(|_| common::ws::masked(true, common::ws::TEXT, publish.as_bytes())).collect();
+        let unsubscribe = br#"{"type":"unsubscribe","channel":"a"}"#;
+        frames.extend(common::ws::masked(true, common::ws::TEXT, unsubscribe));
+        v1.socket.send_raw(&frames);
+        let mut messages = 0;
+        loop {
+            match &text_of(&v1.next(), "type")[..] {
+                "message" => messages += 1,
+                "published" => {}
+                "unsubscribed" => break,
+                other => panic!("{other}"),
+            }
+        }
+        assert_eq!(messages, COUNT, "{workers} workers");
+    }
+}
+
 #[test]
 fn publishes_each_kind() {
     let server = Server::start(&[]);

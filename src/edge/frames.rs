@@ -202,6 +202,8 @@ fn unsubscribe(worker: &Rc<Worker>, conn: ConnId, channel: &str, seq: Option<u64
             return false;
         }
         if let Some(&feed) = state.feeds_by_name.get(&name) {
+            // What was published before is still its own.
+            state.send_pending(conn.slot);
             state.unsubscribe(conn.slot, feed);
         }
         true

@@ -107,7 +107,8 @@ impl Worker {
         use std::os::fd::IntoRawFd;
         let fd = fd.into_raw_fd();
         self.with(|state| {
-            if state.connections >= self.connections_max {
+            let max = state.node.settings.limits.connections;
+            if state.connections >= self.connections_max || !state.node.places.take(max) {
                 state.stats().refused.add(1);
                 close(fd);
                 return;

@@ -270,7 +270,7 @@ impl State {
         // A socket that cannot be taken out of the set would be told of twice.
         if !is_in_epoll && self.epoll.remove(entry.fd).is_err() {
             io::close(entry.fd);
-            self.connections -= 1;
+            self.count_closed();
             return None;
         }
         Some(Socket {
@@ -383,11 +383,17 @@ impl State {
         self.close(&socket, transport, reason);
     }
 
+    /// A connection's descriptor is closed.
+    pub fn count_closed(&mut self) {
+        self.connections -= 1;
+        self.node.places.give();
+        self.stats().closed.add(1);
+    }
+
     /// Closes a socket, and says why in the log.
     pub fn close(&mut self, socket: &Socket, transport: Transport, reason: Reason) {
         io::close(socket.fd);
-        self.connections -= 1;
-        self.stats().closed.add(1);
+        self.count_closed();
         tracing::debug!(
             worker = self.index,
             transport = transport.as_str(),

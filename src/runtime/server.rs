@@ -25,7 +25,7 @@ use super::probe::{self, Refused};
 use super::sendring::{BATCH_MAX, SendRing};
 use super::settings::{DriverChoice, FilesChoice, Settings};
 use super::state::{Node, State};
-use super::stats::Stats;
+use super::stats::{Places, Stats};
 use super::takeover::{Control, Predecessor};
 use super::worker::{Edge, Parts, Worker};
 
@@ -122,7 +122,8 @@ pub fn serve<E: Edge + 'static>(
 
     let reserved = reserve(&settings)?;
     let addresses: Vec<SocketAddr> = reserved.iter().map(|(_, addr)| *addr).collect();
-    let connections_max = capacity::per_worker(settings.limits.connections, files_max, workers, own_files);
+    let connections_max = capacity::by_files(files_max, workers, own_files).max(1);
+    let connections_of_node = settings.limits.connections.min(connections_max * workers);
     let mut secret = [0; 20];
     getrandom::fill(&mut secret).map_err(|error| ServeError::Io {
         what: "cannot get random bytes",
@@ -132,6 +133,7 @@ pub fn serve<E: Edge + 'static>(
         clock: Clock::start(),
         mailboxes: senders,
         drained: AtomicUsize::new(0),
+        places: Places::default(),
         stats: (0..workers).map(|_| Stats::default()).collect(),
         secret,
         home_seed: Default::default(),
@@ -178,7 +180,7 @@ pub fn serve<E: Edge + 'static>(
         driver = if uring { "io_uring" } else { "epoll" },
         workers,
         files = if own_files { "per-worker" } else { "shared" },
-        connections_max = connections_max * workers,
+        connections_max = connections_of_node,
         "serving"
     );
     ready(&addresses);
@@ -385,8 +387,7 @@ fn run_worker<E: Edge + 'static>(
         if seed.index == 0 {
             tracing::warn!(%error, "workers share one table of open files");
         }
-        let connections = node.settings.limits.connections;
-        seed.connections_max = capacity::per_worker(connections, files_limit(), node.mailboxes.len(), false);
+        seed.connections_max = capacity::by_files(files_limit(), node.mailboxes.len(), false).max(1);
     }
     if let Err(error) = host::pin_to_cpu(seed.cpu) {
         tracing::debug!(worker = seed.index, %error, "not pinned");

@@ -28,7 +28,7 @@ use super::mailbox::Sender;
 use super::sendring::SendRing;
 use super::settings::{Settings, SlowPolicy};
 use super::slots::ChunkedSlab;
-use super::stats::Stats;
+use super::stats::{Places, Stats};
 use super::wheel::Wheel;
 
 /// What a worker asks for when it joins a channel, and one page of history.
@@ -36,12 +36,13 @@ pub const PAGE: PageMax = PageMax { messages: 64, bytes: 64 * 1024 };
 /// A feed stays this long for polls and for readers that come back.
 pub const LEASE_MS: u64 = 5_000;
 
-/// What all workers share; nothing of it changes.
+/// What all workers share; nothing of it changes but counts.
 pub struct Node {
     pub settings: Settings,
     pub clock: Clock,
     pub mailboxes: Vec<Sender<Mail>>,
     pub stats: Vec<Stats>,
+    pub places: Places,
     /// Workers that have told all their clients to leave.
     pub drained: AtomicUsize,
     /// Keeps connection ids unguessable.

@@ -13,7 +13,7 @@ use monoio::net::TcpStream;
 
 use super::close::{Reason, Transport};
 use super::sendring::{Outcome, send_now};
-use super::state::Socket;
+use super::state::{Socket, State};
 use super::worker::Worker;
 
 /// Why a read or write came to nothing.
@@ -61,7 +61,7 @@ impl Stream {
             self.hold = Hold::GivenAway;
             match TcpStream::from_std(std) {
                 Ok(tcp) => self.hold = Hold::Monoios(tcp),
-                Err(_) => self.worker.with(|state| state.connections -= 1),
+                Err(_) => self.worker.with(State::count_closed),
             }
         }
         match &mut self.hold {

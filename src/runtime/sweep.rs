@@ -19,6 +19,10 @@ const RECENT_BYTES_MIN: usize = 4 * 1024;
 /// Feeds and channels looked at in one tick, at least.
 const LOOKS_MIN: usize = 256;
 
+/// How soon a client that was refused may come back: at least, and so much later at most.
+const REFUSED_RECONNECT_MS: u64 = 1_000;
+const REFUSED_JITTER_MS: u64 = 9_000;
+
 /// After a drain has begun, before the first is told to leave: by then every worker has heard of it, and what they had
 /// accepted until then has come to its readers.
 const SETTLING_TICKS: u32 = 2;
@@ -156,8 +160,12 @@ impl State {
         }
     }
 
-    /// How long a client that is told to leave now should wait: spread over the window, once more.
+    /// How long a client that is told to leave now should wait: in a drain spread over the window, once more; else it is
+    /// refused for want of room, and comes neither at once nor with all the others.
     pub fn reconnect_ms(&mut self) -> u64 {
+        if self.draining.is_none() {
+            return REFUSED_RECONNECT_MS + self.random_below(REFUSED_JITTER_MS);
+        }
         let window_ms = self.node.settings.drain.window.as_millis() as u64;
         self.random_below(window_ms.max(1_000)) + 1
     }

@@ -66,6 +66,7 @@ pub struct Parts {
     pub listeners: Vec<OwnedFd>,
     /// Wrapped sockets are blocking (io_uring) or not (epoll).
     pub nonblocking: bool,
+    /// That open files allow.
     pub connections_max: usize,
     pub edge: Rc<dyn Edge>,
     pub workers: u32,
