@@ -11,6 +11,7 @@
 pub mod http;
 pub mod lab;
 pub mod net;
+pub mod plot;
 pub mod proc;
 pub mod publisher;
 pub mod reader;
