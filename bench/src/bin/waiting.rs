@@ -133,10 +133,11 @@ impl Wait for InRing {
         for index in 0..all {
             self.push(&opcode::PollRemove::new(index as u64).build().user_data(u64::MAX))?;
         }
-        let mut removed = 0;
-        while removed < all {
+        // Of each socket the end of its poll and the answer to the removal: the file is held until both have come.
+        let mut ended = 0;
+        while ended < 2 * all {
             self.ring.submit_and_wait(1)?;
-            removed += self.ring.completion().filter(|event| event.user_data() == u64::MAX).count();
+            ended += self.ring.completion().filter(|event| !cqueue::more(event.flags())).count();
         }
         drop(sockets);
         Ok(())
@@ -206,6 +207,12 @@ fn main() -> Result<()> {
 
     let ending = net::cpu_ns();
     waiter.end(sockets)?;
+    // The other ends see it at once, or closing was not what was measured.
+    for writer in &writers {
+        if !matches!(net::recv(writer.as_raw_fd(), &mut [0]), Ok(0)) {
+            bail!("a socket was closed, and its other end does not know");
+        }
+    }
     let end_ns = (net::cpu_ns() - ending) as f64 / args.sockets as f64;
     let kernel_bytes = slab / args.sockets as f64;
     let waited = Waited { kernel_bytes, arm_ns, wake_all_ns, wake_some_ns, wake_one_ns, end_ns, lost };

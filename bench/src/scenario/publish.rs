@@ -10,7 +10,7 @@ use crate::scale::{Scale, shape};
 use crate::stats::Spread;
 use crate::transport::Transport;
 
-const CONNECTIONS: usize = 64;
+const CONNECTIONS: usize = 256;
 const BATCH: u32 = 100;
 /// Requests per CPU second, times nchan's; and messages in batches, times that.
 const NCHAN_RATIO_MIN: f64 = 1.5;

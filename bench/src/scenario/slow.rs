@@ -85,8 +85,8 @@ fn measure(stand: &mut Stand, transport: Transport, readers: usize, finding: &mu
     let label = format!("{} {readers}", transport.name());
     let what = format!("{label}: messages lost or readers ended without need or a word");
     finding.bars.push(Bar::at_most(&what, 0.0, silent as f64));
-    let open = stand.load.carry_out(&WARM_UP)?;
-    let told = readers as u64 - open.open;
+    let left = stand.load.carry_out(&Order::Watch { ms: 100 })?;
+    let told = readers as u64 - left.open;
     let what = format!("{label}: readers told that they are too slow, of {stopped} that were");
     finding.bars.push(Bar::at_least(&what, 1.0, told as f64 / stopped as f64));
     finding.bars.push(Bar::at_most(&what, 1.0, told as f64 / stopped as f64));
