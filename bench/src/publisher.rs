@@ -31,8 +31,10 @@ pub struct Target {
     /// A whole HTTP request, or a frame's payload, or bytes.
     single: Template,
     batch: Option<Template>,
-    /// What is said first.
-    opening: Vec<u8>,
+    /// The handshake of a WebSocket, which is answered.
+    handshake: Vec<u8>,
+    /// What is said before the first message. After the handshake's answer: servers in Go refuse what comes early.
+    hello: Vec<u8>,
     message_bytes: usize,
 }
 
@@ -47,7 +49,8 @@ impl Target {
             way: Way::Http,
             single: Template::default(),
             batch,
-            opening: Vec::new(),
+            handshake: Vec::new(),
+            hello: Vec::new(),
             message_bytes,
         };
         // Without any, who publishes is refused.
@@ -61,11 +64,11 @@ impl Target {
                 let (single, text) = template(frame)?;
                 target.way = Way::Ws(if text { ws::TEXT } else { ws::BINARY });
                 target.single = single;
-                target.opening = websocket_opening(&host, path, subprotocol.as_deref());
+                target.handshake = handshake(&host, path, subprotocol.as_deref());
                 for piece in hello {
                     let (payload, text) = piece.bytes()?;
                     let opcode = if text { ws::TEXT } else { ws::BINARY };
-                    ws::write_client_frame(&mut target.opening, opcode, &payload);
+                    ws::write_client_frame(&mut target.hello, opcode, &payload);
                 }
             }
             Publish::Tcp { port, hello, frame } => {
@@ -73,7 +76,7 @@ impl Target {
                 target.single = template(frame)?.0;
                 target.dest.set_port(port.unwrap_or(dest.port()));
                 for piece in hello {
-                    target.opening.extend(piece.bytes()?.0);
+                    target.hello.extend(piece.bytes()?.0);
                 }
             }
         }
@@ -129,7 +132,7 @@ impl Target {
     }
 }
 
-fn websocket_opening(host: &str, path: &str, subprotocol: Option<&str>) -> Vec<u8> {
+fn handshake(host: &str, path: &str, subprotocol: Option<&str>) -> Vec<u8> {
     let key = format!("Sec-WebSocket-Key: {}", ws::KEY);
     let subprotocol = subprotocol.map(|subprotocol| format!("Sec-WebSocket-Protocol: {subprotocol}"));
     let mut fields = vec!["Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13", &key];
@@ -153,14 +156,15 @@ impl<'a> Publisher<'a> {
     pub fn connect(target: &'a Target) -> Result<Self> {
         let mut stream = TcpStream::connect(target.dest).context("connecting the publisher")?;
         stream.set_nodelay(true)?;
-        stream.write_all(&target.opening)?;
+        stream.write_all(&target.handshake)?;
         let (input, out, body) = (Vec::new(), Vec::new(), Vec::new());
         let mut publisher = Self { target, stream, input, out, body, unanswered: 0 };
         if let Way::Ws(_) = target.way {
-            // The handshake's answer; what the server says later is not looked at.
             publisher.unanswered = 1;
             publisher.collect(0)?;
+            // What the server says from here on is not looked at.
         }
+        publisher.stream.write_all(&target.hello)?;
         Ok(publisher)
     }
 
