@@ -87,6 +87,8 @@ pub enum Command {
     Flow,
     /// All readers that were ended come back at once.
     Return,
+    /// In each channel the reader of this place publishes a message of this number, by its own WebSocket.
+    Speak { member: usize, number: u32 },
     /// Short pollers begin to poll, one request after the other, until `polling` is false.
     Poll,
 }

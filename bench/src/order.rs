@@ -45,6 +45,8 @@ pub enum Order {
         #[serde(default)]
         random: bool,
     },
+    /// Readers of raw WebSockets publish themselves: in each turn one of each channel, and the next when all have it.
+    Speak { turns: u32 },
     /// No readers needed: so many connections publish, each to its own channel, one request after the other.
     Post {
         ms: u64,

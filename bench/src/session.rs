@@ -82,6 +82,7 @@ impl<'a> Session<'a> {
             }
             Order::Flood { ms, window, together, by } => self.flood(ms, window, together, by)?,
             Order::Pace { ms, per_s, random } => self.pace(ms, per_s, random)?,
+            Order::Speak { turns } => self.speak(turns)?,
             Order::Post { ms, connections, batch } => self.post(ms, connections, batch)?,
             Order::Poll { ms, per_s } => self.poll(ms, per_s)?,
             Order::Stall { part } => self.stall(part)?,
@@ -231,6 +232,27 @@ impl<'a> Session<'a> {
         }
         publisher.collect(0)?;
         done.late_groups += u32::from(!self.board.wait_delivered(self.expected, self.patience()));
+        Ok(done)
+    }
+
+    fn speak(&mut self, turns: u32) -> Result<Done> {
+        let (members, channels) = (self.plan.members, self.numbers.len());
+        let last = self.numbers[0];
+        if !self.plan.readers.is_multiple_of(members) || self.numbers.iter().any(|&number| number != last) {
+            bail!("to speak in turn, all channels must have as many readers, and as many messages so far");
+        }
+        let mut done = Done::default();
+        for turn in 1..=turns {
+            let number = last + turn;
+            self.numbers.fill(number);
+            self.expected += self.plan.readers as u64;
+            self.board.command(Command::Speak { member: number as usize % members, number })?;
+            done.messages += channels as u32;
+            if !self.board.wait_delivered(self.expected, self.patience()) {
+                done.late_groups += 1;
+                bail_if_hopeless(done.late_groups)?;
+            }
+        }
         Ok(done)
     }
 

@@ -13,9 +13,11 @@ use anyhow::{Context as _, Result, bail};
 use crate::api::channel_name;
 use crate::board::{Board, Command, Tally};
 use crate::count::Count;
+use crate::message::{self, Stamp};
 use crate::net::{self, Connect, Epoll, Events};
 use crate::reader::{Desk, Reader, State};
 use crate::script::Script;
+use crate::ws;
 
 /// Readers that one thread can hold: 20,000 descriptors less a reserve.
 pub const READERS_PER_THREAD_MAX: usize = 19_800;
@@ -38,6 +40,8 @@ pub struct Plan {
     pub readers: usize,
     /// Readers of each channel.
     pub members: usize,
+    /// Of what readers publish themselves.
+    pub message_bytes: usize,
     /// Number of the first channel: loads beside each other keep apart.
     pub first_channel: usize,
     pub threads: usize,
@@ -333,6 +337,22 @@ impl<'a> Swarm<'a> {
         Ok(())
     }
 
+    fn speak(&mut self, member: usize, number: u32) -> Result<()> {
+        let mut message = Vec::new();
+        for (slot, reader) in self.readers.iter().enumerate() {
+            let Some(reader) = reader else { continue };
+            if (self.first + slot) % self.plan.members == member {
+                message.clear();
+                let stamp = Stamp { number, at_ns: net::now_ns() };
+                message::write(&mut message, stamp, self.plan.message_bytes);
+                self.out.clear();
+                ws::write_client_frame(&mut self.out, ws::TEXT, &message);
+                net::send(reader.socket.as_raw_fd(), &self.out).context("speaking")?;
+            }
+        }
+        Ok(())
+    }
+
     fn on_command(&mut self, command: Command) -> Result<()> {
         match command {
             Command::Stall(part) => {
@@ -357,6 +377,7 @@ impl<'a> Swarm<'a> {
                 self.retries = 0;
                 self.again.extend(self.ended.drain(..).map(|(slot, count)| (slot, count, None)));
             }
+            Command::Speak { member, number } => self.speak(member, number)?,
             Command::Poll => {
                 for reader in self.readers.iter_mut().flatten() {
                     self.out.clear();

@@ -119,6 +119,7 @@ fn main() -> Result<()> {
         script: Script::new(&api, args.transport, &args.target.to_string())?,
         readers: args.readers,
         members: args.members.unwrap_or(args.readers).clamp(1, args.readers.max(1)),
+        message_bytes: args.message_bytes,
         first_channel: args.channel_from,
         threads,
         rate_per_s: args.rate,

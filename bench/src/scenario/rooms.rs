@@ -15,7 +15,28 @@ const TOGETHER: u32 = 64;
 
 /// N/10 channels of 10 readers, to each of which its ten speak in turn.
 pub fn rooms(programs: &Programs, scale: &Scale) -> Result<Finding> {
-    many(programs, scale, "rooms", ROOM, false)
+    let mut finding = many(programs, scale, "rooms", ROOM, false)?;
+    spoken(programs, scale, &mut finding)?;
+    Ok(finding)
+}
+
+/// The same, said by the members over their own WebSockets: one of each room at a time, as rooms do.
+fn spoken(programs: &Programs, scale: &Scale, finding: &mut Finding) -> Result<()> {
+    let readers = scale.size(2_000, 10_000) / ROOM * ROOM;
+    let subjects = rounds::present(programs, &[Subject::Floor, Subject::Pushline], |_| false);
+    let crowd = Crowd { members: Some(ROOM), ..scale.crowd(Transport::Ws, readers) };
+    let mut stands = rounds::start(programs, &subjects, &shape(readers), &crowd, finding)?;
+    let order = Order::Speak { turns: ROOM as u32 };
+    let turns = scale.rounds.unwrap_or(scale.pick(5, 20));
+    let taken = rounds::run(&mut stands, Some(order), &[order], turns, finding)?;
+    let title = format!(
+        "{readers} ws readers in {} rooms, {} bytes, each speaks once by its own WebSocket in each of {turns} rounds",
+        readers / ROOM,
+        scale.message_bytes,
+    );
+    rounds::tell_costs(finding, &title, &taken.iter().collect::<Vec<_>>());
+    finding.keep_samples("spoken", &taken);
+    Ok(())
 }
 
 /// N channels of one reader, published to by chance.

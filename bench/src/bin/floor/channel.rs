@@ -17,6 +17,7 @@ const RECENT_MAX: usize = 1024;
 
 #[derive(Default)]
 pub struct Channel {
+    pub name: Vec<u8>,
     pub readers: [Vec<RawFd>; 3],
     /// Polls that wait for a message.
     pub held: Vec<RawFd>,
@@ -37,6 +38,10 @@ pub struct Channel {
 }
 
 impl Channel {
+    pub fn new(name: &[u8]) -> Self {
+        Self { name: name.to_vec(), ..Self::default() }
+    }
+
     /// Frames a message for those who read.
     pub fn take(&mut self, message: &[u8]) {
         self.published += 1;

