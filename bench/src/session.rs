@@ -13,8 +13,6 @@ use crate::publisher::{Publisher, Target};
 use crate::swarm::Plan;
 use crate::{net, poster, proc, stats};
 
-/// A group that has not reached all readers by then is counted as lost; more for crowds.
-const DELIVERY_PATIENCE: Duration = Duration::from_secs(20);
 const READERS_SERVED_PER_S_MIN: u64 = 10_000;
 const RETURN_PATIENCE: Duration = Duration::from_secs(120);
 /// Answers to the last short polls of a round.
@@ -132,7 +130,7 @@ impl<'a> Session<'a> {
     }
 
     fn patience(&self) -> Duration {
-        DELIVERY_PATIENCE + Duration::from_secs(self.plan.readers as u64 / READERS_SERVED_PER_S_MIN)
+        self.plan.patience + Duration::from_secs(self.plan.readers as u64 / READERS_SERVED_PER_S_MIN)
     }
 
     /// Notes one more message and returns its channel and stamp.

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -45,6 +45,8 @@ pub struct Plan {
     /// Number of the first channel: loads beside each other keep apart.
     pub first_channel: usize,
     pub threads: usize,
+    /// After which a message is lost; more for crowds.
+    pub patience: Duration,
     /// Handshakes per second, of all threads together.
     pub rate_per_s: f64,
     /// Of each reader's socket, where the kernel's own choice would hide that a reader has stopped.

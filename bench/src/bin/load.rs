@@ -74,6 +74,9 @@ struct Args {
     /// Carry out this order and end, instead of taking orders from standard input
     #[arg(long)]
     order: Option<String>,
+    /// Messages that have not come after so many seconds are lost (more for crowds)
+    #[arg(long, default_value_t = 20)]
+    patience: u64,
     /// Give up when not all readers are open after so many seconds
     #[arg(long, default_value_t = 600)]
     ramp_seconds: u64,
@@ -120,6 +123,7 @@ fn main() -> Result<()> {
         readers: args.readers,
         members: args.members.unwrap_or(args.readers).clamp(1, args.readers.max(1)),
         message_bytes: args.message_bytes,
+        patience: Duration::from_secs(args.patience),
         first_channel: args.channel_from,
         threads,
         rate_per_s: args.rate,

@@ -14,6 +14,7 @@ use crate::scale::{Scale, shape};
 use crate::transport::Transport;
 
 const USER_BYTES_MAX: f64 = 300.0;
+const USER_BYTES_READERS_MIN: usize = 100_000;
 /// Of the load, so that it leaves the machine to the server.
 const CLIENT_BYTES_MAX: f64 = 100.0;
 const DRAIN_WINDOW_S: u64 = 30;
@@ -96,7 +97,14 @@ pub fn capacity(programs: &Programs, scale: &Scale) -> Result<Finding> {
         let all = readers as f64;
         bars.push(Bar::at_least(&format!("{label}: readers reached"), all, round.outcome.deliveries as f64));
         bars.push(Bar::at_most(&format!("{label}: faults"), 0.0, round.outcome.faults() as f64));
-        bars.push(Bar::at_most(&format!("{label}: user bytes per reader"), USER_BYTES_MAX, held.user_bytes));
+        // What a worker takes once would count among fewer.
+        if readers >= USER_BYTES_READERS_MIN {
+            bars.push(Bar::at_most(
+                &format!("{label}: user bytes per reader"),
+                USER_BYTES_MAX,
+                held.user_bytes,
+            ));
+        }
         bars.push(Bar::at_most(
             &format!("{label}: the load's own bytes per reader"),
             CLIENT_BYTES_MAX,

@@ -41,6 +41,12 @@ pub struct Args {
     /// Seconds between two pings to each reader
     #[arg(long)]
     ping: Option<f64>,
+    /// Leave out every so manieth send, to see that the load notices
+    #[arg(long)]
+    lose: Option<u64>,
+    /// Make every so manieth send twice, to see that the load notices
+    #[arg(long)]
+    repeat: Option<u64>,
     /// CPU to stay on
     #[arg(long)]
     cpu: Option<usize>,

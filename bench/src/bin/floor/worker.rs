@@ -59,6 +59,10 @@ pub struct Worker {
     /// Sends to a system call, through the ring.
     batch: usize,
     ping_s: Option<f64>,
+    /// Sends that are left out, and made twice: every so manieth.
+    lose: Option<u64>,
+    repeat: Option<u64>,
+    sends: u64,
     /// By descriptor.
     conns: Vec<Conn>,
     names: HashMap<Vec<u8>, u32>,
@@ -104,6 +108,9 @@ impl Worker {
             ring,
             batch: args.ring.unwrap_or(0) as usize,
             ping_s: args.ping,
+            lose: args.lose,
+            repeat: args.repeat,
+            sends: 0,
             conns: Vec::new(),
             names: HashMap::new(),
             channels: Vec::new(),
@@ -340,7 +347,15 @@ impl Worker {
             channel.due = false;
             let framed = channel.readers.iter().zip(&channel.framed).filter(|(_, bytes)| !bytes.is_empty());
             let due = framed.flat_map(|(readers, bytes)| readers.iter().map(move |&fd| Send { fd, bytes }));
+            let faulty = self.lose.is_some() || self.repeat.is_some();
             match &mut self.ring {
+                None if faulty => due.for_each(|send| {
+                    self.sends += 1;
+                    let is_due =
+                        |every: Option<u64>| every.is_some_and(|every| self.sends.is_multiple_of(every));
+                    let times = if is_due(self.lose) { 0 } else { 1 + usize::from(is_due(self.repeat)) };
+                    (0..times).for_each(|_| send_one(send.fd, send.bytes));
+                }),
                 Some(ring) => send_by_ring(ring, due, self.batch),
                 None => due.for_each(|send| send_one(send.fd, send.bytes)),
             }
