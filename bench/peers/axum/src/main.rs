@@ -88,7 +88,6 @@ async fn read_ws(
 ) -> Response {
     upgrade
         .read_buffer_size(READ_BUFFER_BYTES)
-        .write_buffer_size(0)
         .max_message_size(BODY_BYTES_MAX)
         .on_upgrade(async move |socket| {
             let mut receiver = join(&channels, &channel);
