@@ -86,15 +86,14 @@ async fn read_ws(
     Path(channel): Path<String>,
     upgrade: WebSocketUpgrade,
 ) -> Response {
-    upgrade
-        .read_buffer_size(READ_BUFFER_BYTES)
-        .max_message_size(BODY_BYTES_MAX)
-        .on_upgrade(async move |socket| {
+    upgrade.read_buffer_size(READ_BUFFER_BYTES).max_message_size(BODY_BYTES_MAX).on_upgrade(
+        async move |socket| {
             let mut receiver = join(&channels, &channel);
             // Whatever ends a reader, its channel is left.
             let _ = serve_ws(socket, &channels, &channel, &mut receiver).await;
             leave(&channels, &channel, receiver);
-        })
+        },
+    )
 }
 
 async fn serve_ws(
