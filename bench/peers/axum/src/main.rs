@@ -109,8 +109,12 @@ async fn serve_ws(
             message = receiver.recv() => match message {
                 Ok(message) => {
                     socket.feed(Message::Text(message.text)).await?;
-                    while let Ok(message) = receiver.try_recv() {
-                        socket.feed(Message::Text(message.text)).await?;
+                    loop {
+                        match receiver.try_recv() {
+                            Ok(message) => socket.feed(Message::Text(message.text)).await?,
+                            Err(TryRecvError::Empty) => break,
+                            Err(TryRecvError::Lagged(_) | TryRecvError::Closed) => return Ok(()),
+                        }
                     }
                     socket.flush().await?;
                 }
@@ -151,19 +155,16 @@ impl StreamReader {
             Err(_) => return Some(Bytes::from_static(b":\n")),
         };
         let mut gathered = Vec::new();
-        loop {
+        while gathered.len() < WRITE_BYTES_MAX {
             match receiver.try_recv() {
                 Ok(message) => {
                     if gathered.is_empty() {
                         gathered.extend_from_slice(&first);
                     }
                     gathered.extend_from_slice(&message.event);
-                    if gathered.len() >= WRITE_BYTES_MAX {
-                        return Some(gathered.into());
-                    }
                 }
-                // A lag is met again by the next call.
-                Err(TryRecvError::Empty | TryRecvError::Closed | TryRecvError::Lagged(_)) => break,
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Lagged(_) | TryRecvError::Closed) => return None,
             }
         }
         Some(if gathered.is_empty() { first } else { gathered.into() })
