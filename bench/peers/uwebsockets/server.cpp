@@ -46,15 +46,28 @@ struct Worker {
     uWS::App *app = nullptr;
     std::unordered_map<std::string, std::vector<StreamReader>> streams;
 
+    // Events of this turn, by channel.
+    std::unordered_map<std::string, std::string> waiting;
+
     void deliver(const std::string &channel, const std::string &body) {
         app->publish(channel, body, uWS::OpCode::TEXT);
-        auto found = streams.find(channel);
-        if (found == streams.end()) return;
-        std::string event = "data: " + body + "\n\n";
-        for (auto &reader : found->second) {
-            // Corked: the chunk's length and its bytes leave in one send.
-            reader.response->cork([&] { reader.response->write(event); });
+        if (streams.contains(channel)) waiting[channel].append("data: ").append(body).append("\n\n");
+    }
+
+    // At the end of a turn, as the topic tree does it: all events in one send, and nobody else is corked. While the
+    // publisher's answer is, a stream cannot be, and each part of a chunk would be a send of its own.
+    void send_waiting() {
+        for (auto &[channel, events] : waiting) {
+            auto found = streams.find(channel);
+            if (found == streams.end()) continue;
+            // Backwards: a reader that fails leaves, and the last one, already served, takes its place.
+            auto &readers = found->second;
+            for (size_t at = readers.size(); at-- > 0;) {
+                auto *response = readers[at].response;
+                response->cork([&] { response->write(events); });
+            }
         }
+        waiting.clear();
     }
 
     void leave(const std::string &channel, size_t place) {
@@ -99,6 +112,7 @@ void serve(int port, Worker *worker, std::barrier<> &all_have_loops) {
     }
     uWS::App app;
     worker->app = &app;
+    worker->loop->addPostHandler(worker, [worker](uWS::Loop *) { worker->send_waiting(); });
     app.ws<Reader>("/ws/:channel", {
         .compression = uWS::DISABLED,
         .maxPayloadLength = BODY_BYTES_MAX,

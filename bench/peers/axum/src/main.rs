@@ -86,16 +86,14 @@ async fn read_ws(
     Path(channel): Path<String>,
     upgrade: WebSocketUpgrade,
 ) -> Response {
-    upgrade
-        .read_buffer_size(READ_BUFFER_BYTES)
-        .write_buffer_size(0)
-        .max_message_size(BODY_BYTES_MAX)
-        .on_upgrade(async move |socket| {
+    upgrade.read_buffer_size(READ_BUFFER_BYTES).max_message_size(BODY_BYTES_MAX).on_upgrade(
+        async move |socket| {
             let mut receiver = join(&channels, &channel);
             // Whatever ends a reader, its channel is left.
             let _ = serve_ws(socket, &channels, &channel, &mut receiver).await;
             leave(&channels, &channel, receiver);
-        })
+        },
+    )
 }
 
 async fn serve_ws(
@@ -111,8 +109,12 @@ async fn serve_ws(
             message = receiver.recv() => match message {
                 Ok(message) => {
                     socket.feed(Message::Text(message.text)).await?;
-                    while let Ok(message) = receiver.try_recv() {
-                        socket.feed(Message::Text(message.text)).await?;
+                    loop {
+                        match receiver.try_recv() {
+                            Ok(message) => socket.feed(Message::Text(message.text)).await?,
+                            Err(TryRecvError::Empty) => break,
+                            Err(TryRecvError::Lagged(_) | TryRecvError::Closed) => return Ok(()),
+                        }
                     }
                     socket.flush().await?;
                 }
@@ -153,19 +155,16 @@ impl StreamReader {
             Err(_) => return Some(Bytes::from_static(b":\n")),
         };
         let mut gathered = Vec::new();
-        loop {
+        while gathered.len() < WRITE_BYTES_MAX {
             match receiver.try_recv() {
                 Ok(message) => {
                     if gathered.is_empty() {
                         gathered.extend_from_slice(&first);
                     }
                     gathered.extend_from_slice(&message.event);
-                    if gathered.len() >= WRITE_BYTES_MAX {
-                        return Some(gathered.into());
-                    }
                 }
-                // A lag is met again by the next call.
-                Err(TryRecvError::Empty | TryRecvError::Closed | TryRecvError::Lagged(_)) => break,
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Lagged(_) | TryRecvError::Closed) => return None,
             }
         }
         Some(if gathered.is_empty() { first } else { gathered.into() })
