@@ -17,6 +17,8 @@ use crate::transport::Transport;
 const USER_BYTES_MAX: f64 = 300.0;
 const KERNEL_RATIO_MAX: f64 = 1.03;
 const HEARTBEAT_RATIO_MAX: f64 = 1.15;
+/// A larger crowd takes longer to come than a heartbeat's interval, and its heartbeats would be most of the work.
+const HEARTBEATS_MEANWHILE_MAX: usize = 200_000;
 /// Percent of a core that readers may cost without heartbeats: nothing measurable.
 const SILENT_PERCENT_MAX: f64 = 0.2;
 
@@ -58,7 +60,11 @@ fn subjects(
     // A peer's memory is told at one size: what tens of thousands hold is the same for each.
     let peers_too = serves(transport, readers);
     for subject in present(programs, &ours, |api| peers_too(api) && readers <= READERS_OF_A_PEER_MAX) {
-        let shape = Shape { pinned: readers <= 100_000, ..shape(readers) };
+        let mut shape = Shape { pinned: readers <= 100_000, ..shape(readers) };
+        if readers > HEARTBEATS_MEANWHILE_MAX {
+            let settings = ["heartbeat.interval_seconds=300", "heartbeat.timeout_seconds=900"];
+            shape.settings = settings.map(String::from).to_vec();
+        }
         let mut crowd = scale.crowd(transport, readers);
         crowd.pinned = shape.pinned;
         memory::wait_sockets_gone();
