@@ -2,35 +2,76 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, ValueEnum};
 
-use pushline_bench::lab::Programs;
-use pushline_bench::report::{self, Finding};
-use pushline_bench::scenario::{self, Scale};
+use pushline_bench::report::{self, Bar, Finding};
+use pushline_bench::scale::Scale;
+use pushline_bench::scenario::{
+    burst, capacity, fanout, growth, idle, poll, publish, rooms, slow, storm, waiting,
+};
+use pushline_bench::server::{Programs, find_peers};
 use pushline_bench::transport::Transport;
-use pushline_bench::{net, proc};
+use pushline_bench::{memory, net, proc};
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Name {
-    /// One channel, one message at a time: CPU per delivery beside the floor's
+    /// One channel, one message at a time: CPU per delivery; a publish aside
     Fanout,
-    /// 16 messages together beside one
+    /// 16 messages together
     Burst,
-    /// Memory of readers that wait
-    Idle,
+    /// Publishing as fast as it goes
+    Firehose,
+    /// N/10 channels of 10, everyone speaks
+    Rooms,
+    /// N channels with one reader each, random publishes
+    Inbox,
+    /// HTTP publishes per second, no readers; and batches
+    Publish,
+    /// Short polls with 304s; held long polls
+    Poll,
+    /// All readers come back at once after a restart
+    Storm,
+    /// One reader of ten stops
+    Slow,
     /// The floor by send(2) and by the send ring
     Sends,
+    /// A ring of polls beside the epoll set
+    Waiting,
+    /// Memory of readers that wait; CPU of heartbeats
+    Idle,
+    /// Cost and memory from 1,000 to 1,000,000 readers: the plots
+    Scale,
+    /// As many as the machine holds, one message, a drain
+    Capacity,
     /// All of them
     All,
     /// Only write RESULTS.md anew
     Report,
 }
 
+/// In this order, the short ones first.
+const ALL: [Name; 14] = [
+    Name::Fanout,
+    Name::Burst,
+    Name::Firehose,
+    Name::Rooms,
+    Name::Inbox,
+    Name::Publish,
+    Name::Poll,
+    Name::Storm,
+    Name::Slow,
+    Name::Sends,
+    Name::Waiting,
+    Name::Idle,
+    Name::Scale,
+    Name::Capacity,
+];
+
 #[derive(Parser)]
-#[command(name = "bench/run", about = "Measures Pushline beside the floor")]
+#[command(name = "bench/run", about = "Measures Pushline beside the floor and the peers")]
 struct Args {
     scenario: Name,
     /// Small and short; prints, and keeps nothing
@@ -42,6 +83,7 @@ struct Args {
     /// Keep nothing
     #[arg(long)]
     dry: bool,
+    /// Readers, in place of the scenario's sizes
     #[arg(long)]
     readers: Option<usize>,
     #[arg(long)]
@@ -51,18 +93,20 @@ struct Args {
     groups: Option<u32>,
     #[arg(long, default_value_t = 128)]
     message_bytes: usize,
-    /// Transports to measure (default: ws; idle: all)
+    /// Transports to measure (default: the scenario's)
     #[arg(long, value_enum, value_delimiter = ',')]
     transport: Vec<Transport>,
-    /// idle: connections:workers
-    #[arg(long, value_delimiter = ',', value_parser = connections_and_workers)]
-    idle: Vec<(usize, usize)>,
-    /// idle: seconds of quiet before memory is read
+    /// Seconds of quiet before memory is read
     #[arg(long)]
     hold: Option<u64>,
     /// Handshakes per second
-    #[arg(long, default_value_t = 8_000)]
+    #[arg(long, default_value_t = 12_000)]
     rate: u32,
+    /// Only these peers (default: all that can run here)
+    #[arg(long, value_delimiter = ',')]
+    peers: Option<Vec<String>>,
+    #[arg(long)]
+    no_peers: bool,
     /// The server (default: beside this program)
     #[arg(long)]
     pushline: Option<PathBuf>,
@@ -74,54 +118,59 @@ struct Args {
 /// Server and load make 2 of it.
 const LOAD_AVERAGE_MAX: f64 = 3.0;
 
-fn connections_and_workers(text: &str) -> Result<(usize, usize), String> {
-    let pair = text.split_once(':').ok_or("CONNECTIONS:WORKERS")?;
-    let number = |part: &str| part.parse::<usize>().map_err(|error| format!("{part}: {error}"));
-    Ok((number(pair.0)?, number(pair.1)?))
-}
-
 impl Args {
-    fn scale(&self, name: Name) -> Scale {
-        let quick = self.quick;
-        let default_transports = match name {
-            Name::Idle => vec![Transport::Ws, Transport::V1, Transport::Sse],
-            _ => vec![Transport::Ws],
-        };
-        let idle = if quick { vec![(5_000, 1)] } else { vec![(15_000, 1), (100_000, 8)] };
+    fn scale(&self) -> Scale {
         Scale {
-            readers: self.readers.unwrap_or(if quick { 2_000 } else { 10_000 }),
-            rounds: self.rounds.unwrap_or(if quick { 5 } else { 25 }),
-            groups: self.groups.unwrap_or(if quick { 3 } else { 4 }),
+            quick: self.quick,
+            readers: self.readers,
+            rounds: self.rounds,
+            groups: self.groups,
             message_bytes: self.message_bytes,
-            transports: if self.transport.is_empty() { default_transports } else { self.transport.clone() },
-            idle: if self.idle.is_empty() { idle } else { self.idle.clone() },
-            hold: Duration::from_secs(self.hold.unwrap_or(if quick { 1 } else { 3 })),
+            transports: self.transport.clone(),
+            hold_s: self.hold,
             rate_per_s: self.rate,
         }
     }
 
-    fn programs(&self) -> Result<Programs> {
+    fn programs(&self, folder: &Path) -> Result<Programs> {
         let here = std::env::current_exe()?;
         let beside = here.parent().context("a program lies in a folder")?;
-        Ok(Programs {
+        let peers = if self.no_peers {
+            Vec::new()
+        } else {
+            find_peers(&folder.join("peers"), self.peers.as_deref())?
+        };
+        let programs = Programs {
             pushline: self.pushline.clone().unwrap_or_else(|| beside.join("pushline")),
             floor: beside.join("floor"),
             load: beside.join("load"),
+            waiting: beside.join("waiting"),
             pushline_args: self.arg.clone(),
-        })
+            peers,
+        };
+        if !proc::is_program(&programs.pushline) {
+            eprintln!("{} is not there: the others are measured without it", programs.pushline.display());
+        }
+        Ok(programs)
     }
 }
 
-fn run(args: &Args, name: Name) -> Result<Finding> {
-    let (programs, scale) = (args.programs()?, args.scale(name));
-    if !proc::is_program(&programs.pushline) {
-        eprintln!("{} is not there: only the floor is measured", programs.pushline.display());
-    }
+fn run(programs: &Programs, scale: &Scale, name: Name) -> Result<Finding> {
     let mut finding = match name {
-        Name::Fanout => scenario::fanout(&programs, &scale),
-        Name::Burst => scenario::burst(&programs, &scale),
-        Name::Idle => scenario::idle(&programs, &scale),
-        Name::Sends => scenario::sends(&programs, &scale),
+        Name::Fanout => fanout::fanout(programs, scale),
+        Name::Burst => burst::burst(programs, scale),
+        Name::Firehose => burst::firehose(programs, scale),
+        Name::Rooms => rooms::rooms(programs, scale),
+        Name::Inbox => rooms::inbox(programs, scale),
+        Name::Publish => publish::publish(programs, scale),
+        Name::Poll => poll::poll(programs, scale),
+        Name::Storm => storm::storm(programs, scale),
+        Name::Slow => slow::slow(programs, scale),
+        Name::Sends => fanout::sends(programs, scale),
+        Name::Waiting => waiting::waiting(programs, scale),
+        Name::Idle => idle::idle(programs, scale),
+        Name::Scale => growth::scale(programs, scale),
+        Name::Capacity => capacity::capacity(programs, scale),
         Name::All | Name::Report => unreachable!("made of the others"),
     }?;
     finding.load_average = proc::load_average();
@@ -143,12 +192,25 @@ fn main() -> Result<ExitCode> {
             report::write_results(folder)?;
             return Ok(ExitCode::SUCCESS);
         }
-        Name::All => vec![Name::Fanout, Name::Burst, Name::Idle, Name::Sends],
+        Name::All => ALL.to_vec(),
         one => vec![one],
     };
-    let mut met = true;
-    for name in names {
-        let finding = run(&args, name)?;
+    let (programs, scale) = (args.programs(folder)?, args.scale());
+    let (mut missed, began) = (Vec::new(), Instant::now());
+    for &name in &names {
+        let called = name.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
+        eprintln!("{called} ({:.0} s)", began.elapsed().as_secs_f64());
+        memory::wait_sockets_gone();
+        let finding = match run(&programs, &scale, name) {
+            Ok(finding) => finding,
+            // The others can still be measured; the end says that this one was not.
+            Err(error) if names.len() > 1 => {
+                eprintln!("  {called} failed: {error:#}");
+                missed.push(format!("{called}: {error:#}"));
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         if args.json {
             println!("{}", serde_json::to_string(&finding)?);
         } else {
@@ -157,7 +219,10 @@ fn main() -> Result<ExitCode> {
         if !args.quick && !args.dry {
             report::save(folder, &finding)?;
         }
-        met &= finding.bars.iter().all(report::Bar::met);
+        let bars = finding.bars.iter().filter(|bar| !bar.met());
+        missed.extend(bars.map(|Bar { what, measured, .. }| format!("{called}: {what}: {measured:.3}")));
     }
-    Ok(if met { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    eprintln!("{:.0} s, {} bars missed", began.elapsed().as_secs_f64(), missed.len());
+    missed.iter().for_each(|bar| eprintln!("  missed: {bar}"));
+    Ok(if missed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

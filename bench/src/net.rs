@@ -1,5 +1,5 @@
 //! Sockets, epoll, file tables and CPUs: the system calls that std lacks, each behind a safe function.
-//! Owns every `unsafe` of the bench. IPv4 only: all loads stay in 127.0.0.0/8.
+//! Owns every `unsafe` of the bench but the ring of `waiting`. IPv4 only: all loads stay in 127.0.0.0/8.
 
 use std::io;
 use std::mem;
@@ -143,9 +143,13 @@ pub enum Connect {
 
 /// Connects from `source`, whose port the kernel picks by the whole 4-tuple (`IP_BIND_ADDRESS_NO_PORT`),
 /// so that each source address has all ephemeral ports. Closing sends RST: no TIME_WAIT is left behind.
-pub fn connect(source: Ipv4Addr, dest: SocketAddrV4) -> io::Result<Connect> {
+/// A `receive_buffer` must be set before, or the window is promised already.
+pub fn connect(source: Ipv4Addr, dest: SocketAddrV4, receive_buffer: Option<i32>) -> io::Result<Connect> {
     let socket = tcp_socket()?;
     let fd = socket.as_raw_fd();
+    if let Some(bytes) = receive_buffer {
+        set_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUF, &bytes)?;
+    }
     set_option(fd, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, &1i32)?;
     set_option(fd, libc::SOL_SOCKET, libc::SO_LINGER, &libc::linger { l_onoff: 1, l_linger: 0 })?;
     let raw = sockaddr(SocketAddrV4::new(source, 0));
@@ -180,6 +184,13 @@ pub fn wait_writable(fd: RawFd, timeout_ms: i32) -> io::Result<()> {
     checked(unsafe { libc::poll(&raw mut poll, 1, timeout_ms) }).map(drop)
 }
 
+/// Waits until `fd` has bytes, or `timeout_ms` is over.
+pub fn wait_readable(fd: RawFd, timeout_ms: i32) -> io::Result<()> {
+    let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    // SAFETY: one valid entry, and the count says one.
+    checked(unsafe { libc::poll(&raw mut poll, 1, timeout_ms) }).map(drop)
+}
+
 /// Two ends that keep the borders of what is sent through them (SEQPACKET), non-blocking to receive.
 pub fn packet_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let mut ends = [0; 2];
@@ -194,6 +205,57 @@ pub fn packet_pair() -> io::Result<(OwnedFd, OwnedFd)> {
 pub fn send_packet(fd: RawFd, bytes: &[u8]) -> io::Result<()> {
     // SAFETY: pointer and length are of one live slice.
     counted(unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL) }).map(drop)
+}
+
+/// A counter that wakes who waits for it by epoll.
+pub fn event_fd() -> io::Result<OwnedFd> {
+    // SAFETY: no pointers; the result is a new descriptor of ours.
+    let fd = checked(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
+    // SAFETY: new, and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+pub fn write_event(fd: RawFd) -> io::Result<()> {
+    let one = 1u64.to_ne_bytes();
+    // SAFETY: eight readable bytes, as eventfd(2) wants.
+    counted(unsafe { libc::write(fd, one.as_ptr().cast(), one.len()) }).map(drop)
+}
+
+pub fn clear_event(fd: RawFd) {
+    let mut count = [0u8; 8];
+    // SAFETY: eight writable bytes. Nothing to read is as good as cleared.
+    unsafe { libc::read(fd, count.as_mut_ptr().cast(), count.len()) };
+}
+
+/// Nanoseconds of the clock that all processes of this machine share.
+pub fn now_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is valid for writing; CLOCK_MONOTONIC is always there.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// CPU time of the calling thread.
+pub fn cpu_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is valid for writing; this clock is always there.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Runs the calling thread, and those that it will start, before all others (SCHED_FIFO; needs root): a probe must not
+/// wait for the crowd that shares its CPU.
+pub fn run_first() -> io::Result<()> {
+    let param = libc::sched_param { sched_priority: 1 };
+    // SAFETY: `param` outlives the call.
+    checked(unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const param) }).map(drop)
+}
+
+/// Ends a process as an operator would.
+pub fn terminate(pid: u32) -> io::Result<()> {
+    let pid = libc::pid_t::try_from(pid).expect("pids are below 2^22");
+    // SAFETY: no pointers.
+    checked(unsafe { libc::kill(pid, libc::SIGTERM) }).map(drop)
 }
 
 /// Gives the calling thread a file table of its own that keeps the descriptors up to `last_shared` alone.

@@ -67,6 +67,29 @@ pub fn cpu(pid: u32) -> Result<Cpu> {
     Ok(Cpu { run_ns, user_ms: ticks(11) * TICK_MS, system_ms: ticks(12) * TICK_MS })
 }
 
+/// A process and all that descend from it.
+pub fn tree(root: u32) -> Vec<u32> {
+    let mut parents: Vec<(u32, u32)> = Vec::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        let after_name = stat.rsplit(')').next().unwrap_or("");
+        if let Some(parent) = after_name.split_whitespace().nth(1).and_then(|field| field.parse().ok()) {
+            parents.push((pid, parent));
+        }
+    }
+    let mut found = vec![root];
+    let mut at = 0;
+    while at < found.len() {
+        let parent = found[at];
+        found.extend(parents.iter().filter(|&&(_, of)| of == parent).map(|&(pid, _)| pid));
+        at += 1;
+    }
+    found
+}
+
 /// The value in bytes of a `Name:   12 kB` line.
 fn kilobytes(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find(|line| line.starts_with(name))?;
@@ -77,6 +100,13 @@ fn kilobytes(text: &str, name: &str) -> Option<u64> {
 pub fn anonymous_bytes(pid: u32) -> Result<u64> {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
     kilobytes(&rollup, "Anonymous:").context("smaps_rollup has Anonymous")
+}
+
+/// The same with memory that processes share, its part of it.
+pub fn private_and_shared_bytes(pid: u32) -> Result<u64> {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let parts = ["Pss_Anon:", "Pss_Shmem:"].map(|name| kilobytes(&rollup, name));
+    Ok(parts.into_iter().flatten().sum())
 }
 
 /// Kernel memory of this machine, in bytes. Other programs move it too.

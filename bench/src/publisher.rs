@@ -1,118 +1,238 @@
-//! The one who publishes: HTTP over one keep-alive connection, one by one or many together.
+//! The one who publishes: over one connection (HTTP, WebSocket or TCP), one message at a time or many together.
 
-use std::io::{Read, Write};
+use std::io::Write as _;
 use std::net::{SocketAddrV4, TcpStream};
-use std::time::Duration;
+use std::os::fd::AsRawFd as _;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use clap::ValueEnum;
-use serde::{Deserialize, Serialize};
+use anyhow::{Context as _, Result, bail};
 
-use crate::{http, transport};
-
-/// How messages that belong together are published.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum By {
-    /// As many `POST`s, written at once.
-    Pipeline,
-    /// One `POST` of NDJSON lines.
-    Batch,
-}
-
-/// Where and what is published.
-#[derive(Debug, Clone)]
-pub struct Target {
-    pub dest: SocketAddrV4,
-    pub host: String,
-    pub channel: String,
-    /// Path of a single publish.
-    pub path: String,
-    pub batch_path: String,
-    pub message_bytes: usize,
-}
+use crate::api::{Api, Publish, channel_name, template};
+use crate::message::{self, Stamp};
+use crate::order::By;
+use crate::template::{Fields, Template};
+use crate::{http, net, ws};
 
 const ANSWER_PATIENCE: Duration = Duration::from_secs(20);
 
-/// One open connection. Made anew for each round: servers end idle ones.
+/// How messages reach the server.
+enum Way {
+    /// Whole requests, each answered.
+    Http,
+    /// Frames of this opcode, not answered.
+    Ws(u8),
+    Tcp,
+}
+
+/// Where and how is published.
+pub struct Target {
+    dest: SocketAddrV4,
+    way: Way,
+    /// A whole HTTP request, or a frame's payload, or bytes.
+    single: Template,
+    batch: Option<Template>,
+    /// The handshake of a WebSocket, which is answered.
+    handshake: Vec<u8>,
+    /// What is said before the first message. After the handshake's answer: servers in Go refuse what comes early.
+    hello: Vec<u8>,
+    message_bytes: usize,
+}
+
+impl Target {
+    pub fn new(api: &Api, dest: SocketAddrV4, message_bytes: usize) -> Result<Self> {
+        let host = dest.to_string();
+        let batch = api.batch.as_ref().map(|path| {
+            Template::parse(http::publish_template("POST", &host, path, "application/x-ndjson").as_bytes())
+        });
+        let mut target = Self {
+            dest,
+            way: Way::Http,
+            single: Template::default(),
+            batch,
+            handshake: Vec::new(),
+            hello: Vec::new(),
+            message_bytes,
+        };
+        // Without any, who publishes is refused.
+        let Some(publish) = &api.publish else { return Ok(target) };
+        match publish {
+            Publish::Http { method, path } => {
+                let request = http::publish_template(method, &host, path, "text/plain");
+                target.single = Template::parse(request.as_bytes());
+            }
+            Publish::Ws { path, subprotocol, hello, frame } => {
+                let (single, text) = template(frame)?;
+                target.way = Way::Ws(if text { ws::TEXT } else { ws::BINARY });
+                target.single = single;
+                target.handshake = handshake(&host, path, subprotocol.as_deref());
+                for piece in hello {
+                    let (payload, text) = piece.bytes()?;
+                    let opcode = if text { ws::TEXT } else { ws::BINARY };
+                    ws::write_client_frame(&mut target.hello, opcode, &payload);
+                }
+            }
+            Publish::Tcp { port, hello, frame } => {
+                target.way = Way::Tcp;
+                target.single = template(frame)?.0;
+                target.dest.set_port(port.unwrap_or(dest.port()));
+                for piece in hello {
+                    target.hello.extend(piece.bytes()?.0);
+                }
+            }
+        }
+        Ok(target)
+    }
+
+    pub fn is_answered(&self) -> bool {
+        matches!(self.way, Way::Http)
+    }
+
+    pub fn dest(&self) -> SocketAddrV4 {
+        self.dest
+    }
+
+    pub fn message_bytes(&self) -> usize {
+        self.message_bytes
+    }
+
+    /// Appends one publish; `body` is the caller's room.
+    pub fn write_single(&self, out: &mut Vec<u8>, body: &mut Vec<u8>, channel: usize, stamp: Stamp) {
+        body.clear();
+        message::write(body, stamp, self.message_bytes);
+        let channel = channel_name(channel);
+        let fields = Fields { channel: &channel, body, ..Fields::default() };
+        match self.way {
+            Way::Http | Way::Tcp => self.single.write(out, fields),
+            Way::Ws(opcode) => {
+                let mut payload = Vec::new();
+                self.single.write(&mut payload, fields);
+                ws::write_client_frame(out, opcode, &payload);
+            }
+        }
+    }
+
+    /// Appends one batch of messages with their channels.
+    pub fn write_batch(
+        &self,
+        out: &mut Vec<u8>,
+        body: &mut Vec<u8>,
+        messages: impl Iterator<Item = (usize, Stamp)>,
+    ) -> Result<()> {
+        body.clear();
+        for (channel, stamp) in messages {
+            body.extend_from_slice(b"{\"channel\":\"");
+            body.extend_from_slice(&channel_name(channel));
+            body.extend_from_slice(b"\",\"data\":\"");
+            message::write(body, stamp, self.message_bytes);
+            body.extend_from_slice(b"\"}\n");
+        }
+        let batch = self.batch.as_ref().context("this server takes no batches")?;
+        batch.write(out, Fields { body, ..Fields::default() });
+        Ok(())
+    }
+}
+
+fn handshake(host: &str, path: &str, subprotocol: Option<&str>) -> Vec<u8> {
+    let key = format!("Sec-WebSocket-Key: {}", ws::KEY);
+    let subprotocol = subprotocol.map(|subprotocol| format!("Sec-WebSocket-Protocol: {subprotocol}"));
+    let mut fields = vec!["Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13", &key];
+    fields.extend(subprotocol.as_deref());
+    http::get(host, path, &fields)
+}
+
+/// One open connection. Made anew for each order: servers end idle ones.
 pub struct Publisher<'a> {
     target: &'a Target,
     stream: TcpStream,
     /// Bytes read beyond the last answer.
-    answers: Vec<u8>,
-    request: Vec<u8>,
-    message: Vec<u8>,
+    input: Vec<u8>,
+    out: Vec<u8>,
+    body: Vec<u8>,
+    /// Requests whose answers have not come.
+    pub unanswered: usize,
 }
 
 impl<'a> Publisher<'a> {
     pub fn connect(target: &'a Target) -> Result<Self> {
-        let stream = TcpStream::connect(target.dest).context("connecting the publisher")?;
+        let mut stream = TcpStream::connect(target.dest).context("connecting the publisher")?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(ANSWER_PATIENCE))?;
-        Ok(Self { target, stream, answers: Vec::new(), request: Vec::new(), message: Vec::new() })
+        stream.write_all(&target.handshake)?;
+        let (input, out, body) = (Vec::new(), Vec::new(), Vec::new());
+        let mut publisher = Self { target, stream, input, out, body, unanswered: 0 };
+        if let Way::Ws(_) = target.way {
+            publisher.unanswered = 1;
+            publisher.collect(0)?;
+            // What the server says from here on is not looked at.
+        }
+        publisher.stream.write_all(&target.hello)?;
+        Ok(publisher)
     }
 
-    /// Publishes the numbers `from..from + count` together. `before` is called just before the write.
-    pub fn publish(&mut self, from: u32, count: u32, by: By, before: impl FnOnce()) -> Result<()> {
-        self.request.clear();
-        let answers = match by {
+    /// Writes what is to be published together. Answers are collected later.
+    pub fn publish(&mut self, messages: &[(usize, Stamp)], by: By) -> Result<()> {
+        self.out.clear();
+        match by {
             By::Pipeline => {
-                for number in from..from + count {
-                    self.write_single(number);
+                for &(channel, stamp) in messages {
+                    self.target.write_single(&mut self.out, &mut self.body, channel, stamp);
                 }
-                count
             }
             By::Batch => {
-                self.write_batch(from, count);
-                1
+                self.target.write_batch(&mut self.out, &mut self.body, messages.iter().copied())?;
             }
-        };
-        before();
-        self.stream.write_all(&self.request)?;
-        for _ in 0..answers {
-            self.read_answer()?;
+        }
+        self.stream.write_all(&self.out).context("publishing")?;
+        if self.target.is_answered() {
+            self.unanswered += if by == By::Batch { 1 } else { messages.len() };
+        }
+        self.collect_ready()
+    }
+
+    /// Waits until at most `left` requests are unanswered.
+    pub fn collect(&mut self, left: usize) -> Result<()> {
+        let until = Instant::now() + ANSWER_PATIENCE;
+        while self.unanswered > left {
+            if Instant::now() > until {
+                bail!(
+                    "{} publishes were not answered within {} s",
+                    self.unanswered,
+                    ANSWER_PATIENCE.as_secs()
+                );
+            }
+            net::wait_readable(self.stream.as_raw_fd(), 100)?;
+            self.collect_ready()?;
         }
         Ok(())
     }
 
-    fn write_single(&mut self, number: u32) {
-        let target = self.target;
-        self.message.clear();
-        transport::write_numbered(&mut self.message, number, target.message_bytes);
-        http::write_post(&mut self.request, &target.host, &target.path, "text/plain", &self.message);
-    }
-
-    fn write_batch(&mut self, from: u32, count: u32) {
-        let target = self.target;
-        self.message.clear();
-        for number in from..from + count {
-            write!(self.message, "{{\"channel\":\"{}\",\"data\":\"", target.channel)
-                .expect("a Vec takes all");
-            transport::write_numbered(&mut self.message, number, target.message_bytes);
-            self.message.extend_from_slice(b"\"}\n");
-        }
-        let kind = "application/x-ndjson";
-        http::write_post(&mut self.request, &target.host, &target.batch_path, kind, &self.message);
-    }
-
-    fn read_answer(&mut self) -> Result<()> {
+    /// Takes the answers that are there.
+    pub fn collect_ready(&mut self) -> Result<()> {
         let mut room = [0; 16 * 1024];
         loop {
-            if let Some(end) = http::head_end(&self.answers) {
-                let whole = end + http::content_length(&self.answers[..end]);
-                if self.answers.len() >= whole {
-                    let status = http::status(&self.answers[..end]);
-                    if !matches!(status, Some(200..=299)) {
-                        bail!("publish was answered {}", String::from_utf8_lossy(&self.answers[..whole]));
-                    }
-                    self.answers.drain(..whole);
-                    return Ok(());
-                }
-            }
-            match self.stream.read(&mut room).context("waiting for the answer to a publish")? {
-                0 => bail!("the server closed the publisher's connection"),
-                got => self.answers.extend_from_slice(&room[..got]),
+            match net::recv(self.stream.as_raw_fd(), &mut room) {
+                Ok(0) => bail!("the server closed the publisher's connection"),
+                Ok(got) if self.unanswered > 0 => self.input.extend_from_slice(&room[..got]),
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error).context("reading answers to publishes"),
             }
         }
+        let mut at = 0;
+        while self.unanswered > 0
+            && let Some(answer) = http::parse_answer(&self.input[at..])
+        {
+            let whole = &self.input[at..at + answer.used];
+            if !matches!(answer.status, 101 | 200..=299) {
+                bail!("publish was answered {}", String::from_utf8_lossy(whole));
+            }
+            // A batch is answered line by line: one that failed must not pass for published.
+            if memchr::memmem::find(&whole[answer.head_bytes..], b"\"error\"").is_some() {
+                bail!("a batch was answered {}", String::from_utf8_lossy(whole));
+            }
+            at += answer.used;
+            self.unanswered -= 1;
+        }
+        self.input.drain(..at);
+        Ok(())
     }
 }

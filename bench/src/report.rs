@@ -1,4 +1,5 @@
-//! From findings to `results.jsonl` (the latest full run of each scenario, a line each) and `RESULTS.md`.
+//! From findings to `results.jsonl` (the latest full run of each scenario, a line each), `RESULTS.md` and its plots.
+//! Owns the form of tables, bars and ratios. Measures nothing.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::lab::Subject;
+use crate::plot;
 use crate::proc::{self, Machine};
 use crate::scenario::Series;
 
@@ -59,26 +61,123 @@ impl Table {
     }
 }
 
+/// What a bar asks for. In JSON one key, `at_most` or `at_least`, beside those of the bar.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Limit {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
 /// A bar, and what was measured against it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Bar {
     pub what: String,
-    pub at_most: f64,
+    #[serde(flatten)]
+    pub limit: Limit,
     pub measured: f64,
 }
 
 impl Bar {
     pub fn at_most(what: &str, at_most: f64, measured: f64) -> Self {
-        Self { what: what.to_owned(), at_most, measured }
+        Self { what: what.to_owned(), limit: Limit::AtMost(at_most), measured }
     }
 
+    pub fn at_least(what: &str, at_least: f64, measured: f64) -> Self {
+        Self { what: what.to_owned(), limit: Limit::AtLeast(at_least), measured }
+    }
+
+    /// What is not a number meets nothing.
     pub fn met(&self) -> bool {
-        self.measured <= self.at_most
+        match self.limit {
+            Limit::AtMost(limit) => self.measured <= limit,
+            Limit::AtLeast(limit) => self.measured >= limit,
+        }
+    }
+
+    fn limit_text(&self) -> String {
+        match self.limit {
+            Limit::AtMost(limit) => format!("at most {limit}"),
+            Limit::AtLeast(limit) => format!("at least {limit}"),
+        }
+    }
+
+    fn verdict(&self) -> &'static str {
+        if self.met() { "met" } else { "MISSED" }
     }
 
     fn line(&self) -> String {
-        let verdict = if self.met() { "met" } else { "MISSED" };
-        format!("{}: {:.3} of at most {} — {verdict}", self.what, self.measured, self.at_most)
+        format!("{}: {} of {} — {}", self.what, decimals(self.measured), self.limit_text(), self.verdict())
+    }
+}
+
+/// As many decimals as tell something.
+fn decimals(value: f64) -> String {
+    match value.abs() {
+        size if size >= 1_000.0 => format!("{value:.0}"),
+        size if size >= 100.0 => format!("{value:.1}"),
+        size if size >= 10.0 => format!("{value:.2}"),
+        _ => format!("{value:.3}"),
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Better {
+    Less,
+    More,
+}
+
+/// One quantity of several servers under the same load: becomes a table with the ratios to the floor and to each peer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Figure {
+    pub what: String,
+    pub unit: String,
+    pub better: Better,
+    /// Servers by name, as plots name them: `floor`, `pushline`, a peer's name.
+    pub of: Vec<(String, f64)>,
+}
+
+const FLOOR: &str = "floor";
+const COALESCING_FLOOR: &str = "floor-coalescing";
+const OURS: &str = "pushline";
+
+impl Figure {
+    pub fn new(what: &str, unit: &str, better: Better) -> Self {
+        Self { what: what.to_owned(), unit: unit.to_owned(), better, of: Vec::new() }
+    }
+
+    #[must_use]
+    pub fn with(mut self, server: &str, value: f64) -> Self {
+        self.of.push((server.to_owned(), value));
+        self
+    }
+
+    fn value_of(&self, server: &str) -> Option<f64> {
+        self.of.iter().find(|(name, _)| name == server).map(|&(_, value)| value)
+    }
+
+    /// The best first; beside each value its ratio to the floor's, and what Pushline's is of it.
+    pub fn table(&self) -> Table {
+        let mut table =
+            Table::new(&self.what, &["server", self.unit.as_str(), "× floor", "Pushline's ÷ this"]);
+        let mut ranked: Vec<&(String, f64)> = self.of.iter().collect();
+        ranked.sort_by(|a, b| match self.better {
+            Better::Less => a.1.total_cmp(&b.1),
+            Better::More => b.1.total_cmp(&a.1),
+        });
+        let floor = self.value_of(FLOOR).or_else(|| self.value_of(COALESCING_FLOOR));
+        let ours = self.value_of(OURS);
+        let ratio = |of: Option<f64>, to: f64| match of {
+            Some(of) if to != 0.0 => format!("{:.3}", of / to),
+            _ => "–".to_owned(),
+        };
+        for (name, value) in ranked {
+            let to_floor = floor.map_or("–".to_owned(), |floor| ratio(Some(*value), floor));
+            let to_this = if name == OURS { "–".to_owned() } else { ratio(ours, *value) };
+            table.rows.push(vec![name.clone(), decimals(*value), to_floor, to_this]);
+        }
+        table
     }
 }
 
@@ -96,6 +195,9 @@ pub struct Finding {
     /// Command lines of the servers and the load.
     pub commands: BTreeMap<String, String>,
     pub tables: Vec<Table>,
+    /// Tables of ratios, after the others.
+    #[serde(default)]
+    pub figures: Vec<Figure>,
     pub bars: Vec<Bar>,
     /// What makes a figure doubtful.
     pub doubts: Vec<String>,
@@ -122,6 +224,7 @@ impl Finding {
             invocation: std::env::args().skip(1).collect::<Vec<_>>().join(" "),
             commands: BTreeMap::new(),
             tables: Vec::new(),
+            figures: Vec::new(),
             bars: Vec::new(),
             doubts: Vec::new(),
             samples: Vec::new(),
@@ -167,7 +270,8 @@ impl Finding {
             self.load_average,
             self.invocation
         );
-        for table in &self.tables {
+        let ratios: Vec<Table> = self.figures.iter().map(Figure::table).collect();
+        for table in self.tables.iter().chain(&ratios) {
             let _ = writeln!(out, "{}:\n\n{}", table.title, table.markdown());
         }
         self.bars.iter().for_each(|bar| {
@@ -197,7 +301,45 @@ const HEAD: &str = "# Results\n\n\
     Generated by `bench/run`; do not edit. Of each scenario the latest full run; samples of every round are in\n\
     `results.jsonl`. `floor` is `src/bin/floor.rs`, the least a server can do; \"× floor\" is the median of the ratios of\n\
     rounds that ran one after the other. CPU is the scheduler's run time of all threads of the server, the kernel's\n\
-    work for its sends, the receiver's half on loopback included. What was tried, and what it brought, is in `NOTES.md`.\n";
+    work for its sends, the receiver's half on loopback included. What the peers are, and what they do not do, is in\n\
+    `peers/`; what was tried, and what it brought, in `NOTES.md`.\n";
+
+/// Every bar of every scenario, missed ones too.
+fn bars(findings: &[Finding]) -> String {
+    let mut table = Table::new("Bars", &["scenario", "what", "bar", "measured", ""]);
+    for finding in findings {
+        for bar in &finding.bars {
+            let verdict = if bar.met() { "met".to_owned() } else { "**missed**".to_owned() };
+            let measured = decimals(bar.measured);
+            table.rows.push(vec![
+                finding.scenario.clone(),
+                bar.what.clone(),
+                bar.limit_text(),
+                measured,
+                verdict,
+            ]);
+        }
+    }
+    if table.rows.is_empty() { String::new() } else { format!("\n## Bars\n\n{}", table.markdown()) }
+}
+
+/// Plots with their figures folded below.
+fn plots(folder: &Path, findings: &[Finding]) -> Result<String> {
+    let samples = findings.iter().flat_map(|finding| &finding.samples);
+    let mut out = String::new();
+    for plot in plot::write_plots(folder, samples)? {
+        if out.is_empty() {
+            out.push_str("\n## How cost and memory grow\n");
+        }
+        let plot::Plot { file, title, tables } = plot;
+        let _ = write!(out, "\n![{title}]({file})\n\n<details><summary>The figures: {title}</summary>\n");
+        tables.iter().for_each(|table| {
+            let _ = write!(out, "\n{}:\n\n{}", table.title, table.markdown());
+        });
+        out.push_str("\n</details>\n");
+    }
+    Ok(out)
+}
 
 /// Puts a finding in the place of the last one of its scenario, and writes `RESULTS.md` anew.
 pub fn save(folder: &Path, finding: &Finding) -> Result<()> {
@@ -218,11 +360,58 @@ fn load(path: &Path) -> Result<Vec<Finding>> {
         .collect()
 }
 
-/// `RESULTS.md` out of `results.jsonl`.
+/// `RESULTS.md` and its plots out of `results.jsonl`.
 pub fn write_results(folder: &Path) -> Result<()> {
-    let mut out = HEAD.to_owned();
-    for finding in load(&folder.join("results.jsonl"))? {
+    let findings = load(&folder.join("results.jsonl"))?;
+    let mut out = format!("{HEAD}{}{}", bars(&findings), plots(folder, &findings)?);
+    for finding in &findings {
         let _ = write!(out, "\n{}", finding.markdown());
     }
     Ok(fs::write(folder.join("RESULTS.md"), out)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bar_has_a_side() {
+        for (name, bar, met) in [
+            ("below a most", Bar::at_most("x", 1.05, 1.04), true),
+            ("above a most", Bar::at_most("x", 1.05, 1.06), false),
+            ("below a least", Bar::at_least("x", 1.5, 1.4), false),
+            ("at a least", Bar::at_least("x", 1.5, 1.5), true),
+            ("nothing measured, most", Bar::at_most("x", 1.0, f64::NAN), false),
+            ("nothing measured, least", Bar::at_least("x", 1.0, f64::NAN), false),
+        ] {
+            assert_eq!(bar.met(), met, "{name}");
+        }
+    }
+
+    #[test]
+    fn bars_keep_their_form_in_json() {
+        let line = r#"{"what":"x","at_most":1.15,"measured":1.01}"#;
+        let bar: Bar = serde_json::from_str(line).unwrap();
+        assert_eq!((bar.limit, bar.measured), (Limit::AtMost(1.15), 1.01));
+        assert_eq!(serde_json::to_string(&bar).unwrap(), line);
+        let bar = Bar::at_least("y", 2.0, 3.0);
+        let again: Bar = serde_json::from_str(&serde_json::to_string(&bar).unwrap()).unwrap();
+        assert_eq!(again.limit, Limit::AtLeast(2.0));
+    }
+
+    #[test]
+    fn ratios_are_to_the_floor_and_to_each() {
+        let figure = Figure::new("cost", "µs", Better::Less)
+            .with("axum", 20.0)
+            .with("pushline", 8.0)
+            .with("floor", 10.0);
+        let rows = figure.table().rows;
+        assert_eq!(rows[0], ["pushline", "8.000", "0.800", "–"]);
+        assert_eq!(rows[1], ["floor", "10.00", "1.000", "0.800"]);
+        assert_eq!(rows[2], ["axum", "20.00", "2.000", "0.400"]);
+        let figure =
+            Figure::new("publishes", "1/s", Better::More).with("nchan", 50_000.0).with("pushline", 90_000.0);
+        assert_eq!(figure.table().rows[0], ["pushline", "90000", "–", "–"]);
+        assert_eq!(figure.table().rows[1], ["nchan", "50000", "–", "1.800"]);
+    }
 }

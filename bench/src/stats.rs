@@ -33,6 +33,7 @@ impl Spread {
 /// Latencies of one round, in microseconds.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct Latency {
+    pub mean_us: f64,
     pub p50_us: f64,
     pub p99_us: f64,
     pub p999_us: f64,
@@ -47,6 +48,7 @@ pub fn new_histogram() -> Histogram<u64> {
 pub fn latency(histogram: &Histogram<u64>) -> Latency {
     let at = |quantile: f64| histogram.value_at_quantile(quantile) as f64 / 1_000.0;
     Latency {
+        mean_us: histogram.mean() / 1_000.0,
         p50_us: at(0.5),
         p99_us: at(0.99),
         p999_us: at(0.999),

@@ -1,4 +1,4 @@
-//! WebSocket frames (RFC 6455 §5), as far as a bench needs them: headers of the server, pongs of the client.
+//! WebSocket frames (RFC 6455 §5), as far as a bench needs them: headers of the server, frames of the client.
 //! Never sockets.
 
 pub const TEXT: u8 = 0x1;
@@ -47,13 +47,31 @@ pub fn write_frame(out: &mut Vec<u8>, opcode: u8, payload: &[u8]) {
     out.extend_from_slice(payload);
 }
 
-/// A client's pong to `payload`. The mask is zero: legal, and nothing to compute.
-pub fn pong(payload: &[u8]) -> Vec<u8> {
-    let kept = &payload[..payload.len().min(125)];
-    let mut out = Vec::with_capacity(6 + kept.len());
-    out.extend_from_slice(&[0x80 | PONG, 0x80 | kept.len() as u8, 0, 0, 0, 0]);
-    out.extend_from_slice(kept);
-    out
+/// Appends a client's frame. The mask is zero: legal, and nothing to compute.
+pub fn write_client_frame(out: &mut Vec<u8>, opcode: u8, payload: &[u8]) {
+    let at = out.len();
+    write_frame(out, opcode, payload);
+    out[at + 1] |= 0x80;
+    let mask_at = out.len() - payload.len();
+    out.splice(mask_at..mask_at, [0; 4]);
+}
+
+/// Appends a client's pong to `payload`.
+pub fn write_pong(out: &mut Vec<u8>, payload: &[u8]) {
+    write_client_frame(out, PONG, &payload[..payload.len().min(125)]);
+}
+
+/// The payload of a client's frame whose mask may be any, unmasked in place; `None` while the frame is cut.
+pub fn unmask(input: &mut [u8]) -> Option<(u8, std::ops::Range<usize>)> {
+    let frame = parse_header(input)?;
+    let from = frame.header_bytes + 4;
+    let mask: [u8; 4] = input.get(frame.header_bytes..from)?.try_into().ok()?;
+    let range = from..from + frame.payload_bytes;
+    let payload = input.get_mut(range.clone())?;
+    if mask != [0; 4] {
+        payload.iter_mut().zip(mask.iter().cycle()).for_each(|(byte, mask)| *byte ^= mask);
+    }
+    Some((frame.opcode, range))
 }
 
 #[cfg(test)]
@@ -72,5 +90,21 @@ mod tests {
                 assert!(parse_header(&wire[..cut]).is_none(), "{bytes} bytes cut at {cut}");
             }
         }
+    }
+
+    #[test]
+    fn client_frames_come_back() {
+        for bytes in [0, 5, 126, 70_000] {
+            let mut wire = b"before".to_vec();
+            write_client_frame(&mut wire, TEXT, &vec![b'x'; bytes]);
+            let (opcode, range) = unmask(&mut wire[6..]).expect("whole");
+            assert_eq!((opcode, range.len()), (TEXT, bytes));
+            assert!(wire[6..][range].iter().all(|&byte| byte == b'x'));
+        }
+        // RFC 6455 section 5.7.
+        let mut hello = [0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58];
+        assert_eq!(unmask(&mut hello[..10].to_vec()), None);
+        let (_, range) = unmask(&mut hello).expect("whole");
+        assert_eq!(&hello[range], b"Hello");
     }
 }

@@ -1,35 +1,51 @@
-//! `load`: N readers of one channel and one publisher, against any server.
+//! `load`: N readers and those who publish, against any server.
 //!
 //! Opens the readers, prints a JSON line when all are subscribed, then takes orders from standard input,
-//! one JSON object a line (`{"messages":100,"together":1,"by":"pipeline"}`), and answers each with a JSON line.
-//! With `--messages` it carries out that one order and ends.
+//! one JSON object a line (`{"do":"groups","messages":100,"together":1}`), and answers each with a JSON line.
+//! With `--order` it carries out that one order and ends.
 
 use std::io::{BufRead as _, Write as _};
 use std::net::SocketAddrV4;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use pushline_bench::lab::{Order, Outcome, Ready};
-use pushline_bench::publisher::{By, Publisher, Target};
-use pushline_bench::reader::{self, Board, Plan, READERS_PER_THREAD_MAX};
-use pushline_bench::transport::{MESSAGE_BYTES_MIN, Transport};
-use pushline_bench::{net, proc, stats};
+use pushline_bench::api::{Api, Publish};
+use pushline_bench::board::Board;
+use pushline_bench::message::MESSAGE_BYTES_MIN;
+use pushline_bench::order::{Order, Ready};
+use pushline_bench::publisher::Target;
+use pushline_bench::script::Script;
+use pushline_bench::session::Session;
+use pushline_bench::swarm::{self, Plan, READERS_PER_THREAD_MAX};
+use pushline_bench::transport::Transport;
+use pushline_bench::{net, proc};
 
 #[derive(Parser)]
-#[command(about = "N readers of one channel and one publisher; counts every message")]
+#[command(about = "N readers and those who publish, against any server; counts every message")]
 struct Args {
     /// Address of the server
     #[arg(long)]
     target: SocketAddrV4,
+    /// How to talk to it: a peer.json (default: Pushline)
+    #[arg(long)]
+    api: Option<PathBuf>,
     #[arg(long, value_enum, default_value = "ws")]
     transport: Transport,
     #[arg(long, default_value_t = 1_000)]
     readers: usize,
+    /// Readers of each channel (default: one channel for all)
+    #[arg(long)]
+    members: Option<usize>,
+    /// Number of the first channel: loads beside each other keep apart
+    #[arg(long, default_value_t = 0)]
+    channel_from: usize,
     /// Reader threads, each with a file table of its own (default: as few as hold the readers)
     #[arg(long)]
     threads: Option<usize>,
@@ -39,32 +55,51 @@ struct Args {
     /// CPU to stay on
     #[arg(long)]
     cpu: Option<usize>,
-    #[arg(long, default_value = "bench")]
-    channel: String,
-    /// Path that readers ask for
-    #[arg(long, default_value = "/channels/{channel}")]
-    read_path: String,
-    #[arg(long, default_value = "/channels/{channel}")]
-    publish_path: String,
-    #[arg(long, default_value = "/publish")]
-    batch_path: String,
+    /// Run before all others on that CPU (SCHED_FIFO): for a probe beside a crowd
+    #[arg(long)]
+    first: bool,
+    /// Path that readers ask for, `{channel}` for the channel's name
+    #[arg(long)]
+    read_path: Option<String>,
+    /// Path that is POSTed to
+    #[arg(long)]
+    publish_path: Option<String>,
+    #[arg(long)]
+    batch_path: Option<String>,
     #[arg(long, default_value_t = 128)]
     message_bytes: usize,
-    /// Publish so many messages, then end, instead of taking orders from standard input
+    /// Receive buffer of each reader (default: the kernel's choice)
     #[arg(long)]
-    messages: Option<u32>,
-    /// So many are published together, and the next when every reader has them
-    #[arg(long, default_value_t = 1)]
-    together: u32,
-    #[arg(long, value_enum, default_value = "pipeline")]
-    by: By,
+    receive_buffer: Option<i32>,
+    /// Carry out this order and end, instead of taking orders from standard input
+    #[arg(long)]
+    order: Option<String>,
+    /// Messages that have not come after so many seconds are lost (more for crowds)
+    #[arg(long, default_value_t = 20)]
+    patience: u64,
     /// Give up when not all readers are open after so many seconds
-    #[arg(long, default_value_t = 120)]
+    #[arg(long, default_value_t = 600)]
     ramp_seconds: u64,
 }
 
-/// A group that has not reached all readers by then is counted as lost.
-const DELIVERY_PATIENCE: Duration = Duration::from_secs(20);
+impl Args {
+    fn api(&self) -> Result<Api> {
+        let mut api = match &self.api {
+            Some(path) => Api::read_file(path)?,
+            None => Api::pushline(),
+        };
+        if let Some(path) = &self.read_path {
+            api.read.insert(self.transport.key().to_owned(), path.clone());
+        }
+        if let Some(path) = &self.publish_path {
+            api.publish = Some(Publish::Http { method: "POST".into(), path: path.clone() });
+        }
+        if self.batch_path.is_some() {
+            api.batch.clone_from(&self.batch_path);
+        }
+        Ok(api)
+    }
+}
 
 fn main() -> Result<()> {
     let args = Args::parse();
@@ -75,35 +110,44 @@ fn main() -> Result<()> {
     if let Some(cpu) = args.cpu {
         net::pin(cpu)?;
     }
-    let host = args.target.to_string();
-    let named = |template: &str| template.replace("{channel}", &args.channel);
+    if args.first {
+        net::run_first().context("--first needs root")?;
+    }
+    let api = args.api()?;
     let threads = args.threads.unwrap_or_else(|| args.readers.div_ceil(READERS_PER_THREAD_MAX)).max(1);
+    // First of all descriptors: the lowest are those that reader threads keep.
+    let board = Arc::new(Board::new(threads)?);
     let plan = Arc::new(Plan {
         dest: args.target,
-        transport: args.transport,
-        request: args.transport.request(&host, &named(&args.read_path)),
-        host: host.clone(),
-        path: named(&args.read_path),
+        script: Script::new(&api, args.transport, &args.target.to_string())?,
         readers: args.readers,
+        members: args.members.unwrap_or(args.readers).clamp(1, args.readers.max(1)),
+        message_bytes: args.message_bytes,
+        patience: Duration::from_secs(args.patience),
+        first_channel: args.channel_from,
         threads,
         rate_per_s: args.rate,
+        receive_buffer_bytes: args.receive_buffer,
     });
-    let board = Arc::new(Board::new(threads));
-    let target = Target {
-        dest: args.target,
-        host,
-        path: named(&args.publish_path),
-        batch_path: args.batch_path.clone(),
-        channel: args.channel.clone(),
-        message_bytes: args.message_bytes,
-    };
+    let target = Target::new(&api, args.target, args.message_bytes)?;
 
     let ready = open_readers(&plan, &board, Duration::from_secs(args.ramp_seconds))?;
     say(&serde_json::to_value(ready)?)?;
-    let mut session = Session { target: &target, board: &board, readers: args.readers, next: 1 };
-    if let Some(messages) = args.messages {
-        let order = Order { messages, together: args.together, by: args.by };
-        return say(&serde_json::to_value(session.carry_out(&order)?)?);
+    let mut session = Session::new(&api, &target, &plan, &board);
+    if let Some(order) = &args.order {
+        let order: Order = serde_json::from_str(order).context("an order")?;
+        let outcome = session.carry_out(&order)?;
+        say(&serde_json::to_value(&outcome)?)?;
+        if outcome.client_bound {
+            eprintln!(
+                "load: busy {:.0} % of its time: this may measure the load",
+                outcome.client_busy * 100.0
+            );
+        }
+        return match outcome.fault() {
+            Some(fault) => bail!("{fault}"),
+            None => Ok(()),
+        };
     }
     for line in std::io::stdin().lock().lines() {
         let order: Order = serde_json::from_str(&line?).context("an order")?;
@@ -122,10 +166,15 @@ fn say(line: &serde_json::Value) -> Result<()> {
 }
 
 fn open_readers(plan: &Arc<Plan>, board: &Arc<Board>, patience: Duration) -> Result<Ready> {
+    let pid = std::process::id();
     let began = Instant::now();
-    let cpu_before = proc::cpu(std::process::id())?;
-    reader::start(plan, board, 2)?;
+    let (cpu_before, memory_before) = (proc::cpu(pid)?, proc::anonymous_bytes(pid)?);
+    swarm::start(plan, board)?;
+    // Drawn only on a terminal.
+    let style = "  {wide_bar} {human_pos} of {human_len} readers, {per_sec}, {eta} to go";
+    let bar = ProgressBar::new(plan.readers as u64).with_style(ProgressStyle::with_template(style)?);
     while board.open() < plan.readers {
+        bar.set_position(board.open() as u64);
         if board.failed() || began.elapsed() > patience {
             bail!(
                 "{} of {} readers are open, {} were tried again",
@@ -136,59 +185,13 @@ fn open_readers(plan: &Arc<Plan>, board: &Arc<Board>, patience: Duration) -> Res
         }
         thread::sleep(Duration::from_millis(5));
     }
+    bar.finish_and_clear();
+    let memory = proc::anonymous_bytes(pid)?.saturating_sub(memory_before);
     Ok(Ready {
         readers: plan.readers,
         ramp_s: began.elapsed().as_secs_f64(),
         retried: board.retried(),
-        client_cpu: proc::cpu(std::process::id())? - cpu_before,
+        client_cpu: proc::cpu(pid)? - cpu_before,
+        client_bytes: memory as f64 / plan.readers.max(1) as f64,
     })
-}
-
-struct Session<'a> {
-    target: &'a Target,
-    board: &'a Board,
-    readers: usize,
-    /// Number of the next message.
-    next: u32,
-}
-
-impl Session<'_> {
-    fn carry_out(&mut self, order: &Order) -> Result<Outcome> {
-        let mut publisher = Publisher::connect(self.target)?;
-        self.board.take_tally();
-        let cpu_before = proc::cpu(std::process::id())?;
-        let began = Instant::now();
-        let mut published = 0;
-        let mut late = 0;
-        while published < order.messages {
-            let together = order.together.clamp(1, order.messages - published);
-            let from = self.next;
-            self.board.expect(u64::from(together) * self.readers as u64);
-            publisher.publish(from, together, order.by, || {
-                (from..from + together).for_each(|number| self.board.stamp(number));
-            })?;
-            self.next += together;
-            published += together;
-            if !self.board.wait_delivered(DELIVERY_PATIENCE) {
-                late += 1;
-                self.board.forgive();
-            }
-        }
-        let wall_ns = began.elapsed().as_nanos() as u64;
-        let tally = self.board.take_tally();
-        let wanted = u64::from(published) * self.readers as u64;
-        Ok(Outcome {
-            messages: published,
-            deliveries: tally.delivered,
-            lost: (wanted + tally.repeated).saturating_sub(tally.delivered),
-            jumped: tally.missing,
-            repeated: tally.repeated,
-            gaps: tally.gaps,
-            closed: tally.closed,
-            late_groups: late,
-            wall_ns,
-            latency: stats::latency(&tally.latency),
-            client_cpu: proc::cpu(std::process::id())? - cpu_before,
-        })
-    }
 }

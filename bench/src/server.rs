@@ -1,0 +1,327 @@
+//! A server under test: what it is, how it is started, what it has used. Ended with the value that owns it.
+
+use std::io::{BufRead as _, BufReader};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use serde::{Serialize, Serializer};
+use serde_json::Value;
+
+use crate::api::Api;
+use crate::net;
+use crate::proc::{self, Cpu};
+
+/// CPU of the servers under test.
+pub const SERVER_CPU: usize = 0;
+
+/// Programs and what they are started with.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    pub pushline: PathBuf,
+    pub floor: PathBuf,
+    pub load: PathBuf,
+    pub waiting: PathBuf,
+    /// Further arguments of `pushline`.
+    pub pushline_args: Vec<String>,
+    /// Those that can run here.
+    pub peers: Vec<Peer>,
+}
+
+/// A server of `bench/peers/`.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    pub name: &'static str,
+    pub folder: PathBuf,
+    pub api: Api,
+}
+
+impl Programs {
+    pub fn peer(&self, name: &str) -> Option<&Peer> {
+        self.peers.iter().find(|peer| peer.name == name)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subject {
+    Floor,
+    FloorCoalescing,
+    /// The floor by Pushline's send ring, so many sends to a system call.
+    FloorRing(u32),
+    /// The floor with a ping to each reader in so many milliseconds.
+    FloorPing(u32),
+    Pushline,
+    Peer(&'static str),
+}
+
+impl Subject {
+    pub fn name(self) -> String {
+        match self {
+            Self::Floor => "floor".into(),
+            Self::FloorCoalescing => "floor-coalescing".into(),
+            Self::FloorRing(batch) => format!("floor (ring, {batch} to a call)"),
+            Self::FloorPing(_) => "floor-pinging".into(),
+            Self::Pushline => "pushline".into(),
+            Self::Peer(name) => name.into(),
+        }
+    }
+
+    pub fn is_floor(self) -> bool {
+        !matches!(self, Self::Pushline | Self::Peer(_))
+    }
+}
+
+impl Serialize for Subject {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.name())
+    }
+}
+
+/// How many threads a server has and whether it stays on the server's CPU.
+#[derive(Debug, Clone, Default)]
+pub struct Shape {
+    pub workers: usize,
+    pub connections: usize,
+    pub pinned: bool,
+    /// `--set` of Pushline.
+    pub settings: Vec<String>,
+}
+
+/// A running process of ours; ended when dropped.
+pub struct Process {
+    pub child: Child,
+    pub command: String,
+    /// It has children of its own to end, so it is asked to.
+    pub gently: bool,
+}
+
+const END_PATIENCE: Duration = Duration::from_secs(5);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.gently && net::terminate(self.child.id()).is_ok() {
+            let until = Instant::now() + END_PATIENCE;
+            while Instant::now() < until {
+                if !matches!(self.child.try_wait(), Ok(None)) {
+                    return;
+                }
+                thread::sleep(Duration::from_millis(20));
+            }
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Process {
+    /// Starts `words` on a CPU. `taskset` becomes the program: the pid is the program's.
+    pub fn start(words: &[String], cpu: Option<usize>, set: impl FnOnce(&mut Command)) -> Result<Self> {
+        let mut line: Vec<String> = Vec::new();
+        if let Some(cpu) = cpu {
+            line.extend(["taskset".into(), "-c".into(), cpu.to_string()]);
+        }
+        line.extend_from_slice(words);
+        let mut command = Command::new(&line[0]);
+        command.args(&line[1..]);
+        set(&mut command);
+        let child = command.spawn().with_context(|| format!("starting {}", line.join(" ")))?;
+        Ok(Self { child, command: line.join(" "), gently: false })
+    }
+}
+
+pub fn text(path: &Path) -> String {
+    path.as_os_str().to_string_lossy().into_owned()
+}
+
+/// A server that serves.
+pub struct Server {
+    process: Process,
+    pub subject: Subject,
+    pub address: SocketAddrV4,
+}
+
+const START_PATIENCE: Duration = Duration::from_secs(20);
+
+impl Server {
+    /// `port`: that of the server that it takes the place of.
+    pub fn start(programs: &Programs, subject: Subject, shape: &Shape, port: Option<u16>) -> Result<Self> {
+        if let Subject::Peer(name) = subject {
+            return Self::start_peer(programs, name, shape, port);
+        }
+        let words = words(programs, subject, shape, port.unwrap_or(0));
+        let mut process = Process::start(&words, shape.pinned.then_some(SERVER_CPU), |command| {
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        })?;
+        let log = process.child.stderr.take().context("standard error is piped")?;
+        let (found, serving) = mpsc::channel();
+        // Goes on reading to the end, so that the server never waits for its log to be read.
+        thread::spawn(move || {
+            for line in BufReader::new(log).lines().map_while(Result::ok) {
+                match listen_address(&line) {
+                    Some(address) => drop(found.send(address)),
+                    None if line.contains("\"level\":\"INFO\"") => {}
+                    None => eprintln!("  server: {line}"),
+                }
+            }
+        });
+        let address = serving
+            .recv_timeout(START_PATIENCE)
+            .map_err(|_| anyhow!("{} did not say that it serves", process.command))?;
+        Ok(Self { process, subject, address })
+    }
+
+    fn start_peer(programs: &Programs, name: &str, shape: &Shape, port: Option<u16>) -> Result<Self> {
+        let peer = programs.peer(name).with_context(|| format!("no peer {name}"))?;
+        let port = port.map_or_else(free_port, Ok)?;
+        let words: Vec<String> = [
+            &text(&peer.folder.join("start")),
+            "--port",
+            &port.to_string(),
+            "--workers",
+            &shape.workers.to_string(),
+            "--connections",
+            &(shape.connections + 1_000).to_string(),
+        ]
+        .map(|word| word.to_string())
+        .to_vec();
+        let mut process = Process::start(&words, shape.pinned.then_some(SERVER_CPU), |command| {
+            command.stdin(Stdio::null()).stdout(Stdio::null());
+        })?;
+        process.gently = true;
+        let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
+        let until = Instant::now() + START_PATIENCE;
+        while TcpStream::connect(address).is_err() {
+            if let Some(status) = process.child.try_wait()? {
+                bail!("{name} ended at its start: {status}");
+            }
+            if Instant::now() > until {
+                bail!("{} does not accept", process.command);
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(Self { process, subject: Subject::Peer(peer.name), address })
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.child.id()
+    }
+
+    pub fn command(&self) -> &str {
+        &self.process.command
+    }
+
+    fn pids(&self) -> Vec<u32> {
+        match self.subject {
+            Subject::Peer(_) => proc::tree(self.pid()),
+            _ => vec![self.pid()],
+        }
+    }
+
+    /// Of the process and its children.
+    pub fn cpu(&self) -> Result<Cpu> {
+        let mut sum = Cpu::default();
+        for pid in self.pids() {
+            sum = sum + proc::cpu(pid)?;
+        }
+        Ok(sum)
+    }
+
+    /// Anonymous memory of the process and its children; what they share counts once.
+    pub fn memory_bytes(&self) -> Result<u64> {
+        self.pids().into_iter().map(proc::private_and_shared_bytes).sum()
+    }
+
+    /// Asks it to end, as an operator would, and waits.
+    pub fn terminate(&mut self, patience: Duration) -> Result<(ExitStatus, Duration)> {
+        let began = Instant::now();
+        net::terminate(self.pid())?;
+        loop {
+            if let Some(status) = self.process.child.try_wait()? {
+                return Ok((status, began.elapsed()));
+            }
+            if began.elapsed() > patience {
+                bail!("{} has not ended {:.0} s after SIGTERM", self.subject.name(), patience.as_secs_f64());
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+fn words(programs: &Programs, subject: Subject, shape: &Shape, port: u16) -> Vec<String> {
+    let (workers, listen) = (shape.workers.to_string(), format!("127.0.0.1:{port}"));
+    if subject == Subject::Pushline {
+        let mut words = vec![text(&programs.pushline)];
+        words.extend(["serve", "--workers", &workers, "--listen", &listen].map(String::from));
+        words.extend(["--set".into(), "log.format=json".into()]);
+        // Room above the even share: SO_REUSEPORT spreads by chance.
+        let connections = shape.connections + shape.connections / 10 + 1_000;
+        words.extend(["--set".into(), format!("limits.connections={connections}")]);
+        for setting in &shape.settings {
+            words.extend(["--set".into(), setting.clone()]);
+        }
+        words.extend(programs.pushline_args.iter().cloned());
+        return words;
+    }
+    let mut words = vec![text(&programs.floor)];
+    match subject {
+        Subject::FloorCoalescing => words.push("--coalesce".into()),
+        Subject::FloorRing(batch) => words.extend(["--ring".into(), batch.to_string()]),
+        Subject::FloorPing(ms) => words.extend(["--ping".into(), (f64::from(ms) / 1e3).to_string()]),
+        Subject::Floor | Subject::Pushline | Subject::Peer(_) => {}
+    }
+    words.extend(["--threads".into(), workers, "--listen".into(), listen]);
+    words
+}
+
+fn free_port() -> Result<u16> {
+    // Given back before the peer takes it: nobody else is asked for a port in between but by chance.
+    let reserved = net::bind(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0))?;
+    Ok(net::local_port(&reserved)?)
+}
+
+/// The address in a `{"message":"serving","listen":…}` line; tracing may put the fields into `fields`.
+fn listen_address(line: &str) -> Option<SocketAddrV4> {
+    let line: Value = serde_json::from_str(line).ok()?;
+    let fields = line.get("fields").unwrap_or(&line);
+    if fields.get("message")?.as_str()? != "serving" {
+        return None;
+    }
+    let listen = fields.get("listen")?;
+    let first = listen.as_str().or_else(|| listen.get(0)?.as_str())?;
+    first.trim_matches(['[', ']', '"']).split([',', ' ']).next()?.parse().ok()
+}
+
+/// The peers of a folder that can run here; `wanted`: only these. Says which are skipped, and why.
+pub fn find_peers(folder: &Path, wanted: Option<&[String]>) -> Result<Vec<Peer>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let folder = entry.path();
+        let file = folder.join("peer.json");
+        if !file.is_file() {
+            continue;
+        }
+        let api = Api::read_file(&file)?;
+        if wanted.is_some_and(|wanted| !wanted.contains(&api.name)) {
+            continue;
+        }
+        let check = Command::new(folder.join("start")).arg("--check").stdin(Stdio::null()).output()?;
+        if !check.status.success() {
+            let said = String::from_utf8_lossy(&check.stderr);
+            eprintln!(
+                "  {} is skipped: {}",
+                api.name,
+                said.trim().lines().last().unwrap_or("it cannot run here")
+            );
+            continue;
+        }
+        // A handful of names, kept for as long as the program runs.
+        let name: &'static str = Box::leak(api.name.clone().into_boxed_str());
+        found.push(Peer { name, folder, api });
+    }
+    found.sort_by_key(|peer| peer.name);
+    Ok(found)
+}

@@ -1,0 +1,401 @@
+//! Readers by the thousand: a thread opens its share at a bounded rate, then counts what comes.
+//! Owns the sockets, one file table and one epoll set to a thread. Never publishes.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::AsRawFd as _;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::api::channel_name;
+use crate::board::{Board, Command, Tally};
+use crate::count::Count;
+use crate::message::{self, Stamp};
+use crate::net::{self, Connect, Epoll, Events};
+use crate::reader::{Desk, Reader, State};
+use crate::script::Script;
+use crate::ws;
+
+/// Readers that one thread can hold: 20,000 descriptors less a reserve.
+pub const READERS_PER_THREAD_MAX: usize = 19_800;
+/// Readers from one source address, well below the 28,232 ephemeral ports that Linux gives it.
+const READERS_PER_SOURCE: usize = 10_000;
+/// Handshakes of one thread that wait for their answer during a ramp.
+const HANDSHAKES_WAITING_MAX: usize = 128;
+/// Handshakes begun before events are looked at again.
+const HANDSHAKES_AT_ONCE: usize = 256;
+/// Refused or reset handshakes that are tried again, for each reader on average.
+const TRIES_MAX: usize = 3;
+const SCRATCH_BYTES: usize = 256 * 1024;
+/// The token of a thread's own waker.
+const WAKER: u64 = u64::MAX;
+
+/// What all readers of a load do.
+pub struct Plan {
+    pub dest: SocketAddrV4,
+    pub script: Script,
+    pub readers: usize,
+    /// Readers of each channel.
+    pub members: usize,
+    /// Of what readers publish themselves.
+    pub message_bytes: usize,
+    /// Number of the first channel: loads beside each other keep apart.
+    pub first_channel: usize,
+    pub threads: usize,
+    /// After which a message is lost; more for crowds.
+    pub patience: Duration,
+    /// Handshakes per second, of all threads together.
+    pub rate_per_s: f64,
+    /// Of each reader's socket, where the kernel's own choice would hide that a reader has stopped.
+    pub receive_buffer_bytes: Option<i32>,
+}
+
+impl Plan {
+    pub fn channels(&self) -> usize {
+        self.readers.div_ceil(self.members)
+    }
+}
+
+/// Starts the reader threads; they run until the process ends.
+pub fn start(plan: &Arc<Plan>, board: &Arc<Board>) -> Result<()> {
+    if plan.readers > plan.threads * READERS_PER_THREAD_MAX {
+        bail!("{} readers need more than {} threads", plan.readers, plan.threads);
+    }
+    for index in 0..plan.threads {
+        let (plan, board) = (Arc::clone(plan), Arc::clone(board));
+        let from = plan.readers * index / plan.threads;
+        let to = plan.readers * (index + 1) / plan.threads;
+        thread::Builder::new().name(format!("readers-{index}")).spawn(move || {
+            let run = || -> Result<()> {
+                net::own_file_table(board.last_shared()).context("a file table of its own")?;
+                Swarm::new(&plan, &board, index, from, to - from)?.run()
+            };
+            if let Err(error) = run() {
+                eprintln!("load: readers {from} to {to}: {error:#}");
+                board.note_failed();
+            }
+        })?;
+    }
+    Ok(())
+}
+
+/// How fast readers are opened.
+#[derive(Clone, Copy)]
+enum Pace {
+    /// So many a second since then.
+    Ramp {
+        began: Instant,
+        per_s: f64,
+    },
+    AtOnce,
+}
+
+/// The readers of one thread.
+struct Swarm<'a> {
+    plan: &'a Plan,
+    board: &'a Board,
+    index: usize,
+    /// Number of this thread's first reader among all.
+    first: usize,
+    count: usize,
+    pace: Pace,
+    started: usize,
+    epoll: Epoll,
+    readers: Vec<Option<Reader>>,
+    /// Slots to be opened again, what their readers have seen, and since when they wait.
+    again: Vec<(usize, Count, Option<u32>)>,
+    /// What readers had seen when they were ended, for `Return`.
+    ended: Vec<(usize, Count)>,
+    waiting: usize,
+    retries: usize,
+    scratch: Box<[u8]>,
+    out: Vec<u8>,
+}
+
+impl<'a> Swarm<'a> {
+    fn new(plan: &'a Plan, board: &'a Board, index: usize, first: usize, count: usize) -> Result<Self> {
+        let epoll = Epoll::new()?;
+        epoll.add(board.waker(index), net::IN, WAKER)?;
+        Ok(Self {
+            plan,
+            board,
+            index,
+            first,
+            count,
+            pace: Pace::Ramp { began: Instant::now(), per_s: plan.rate_per_s / plan.threads as f64 },
+            started: 0,
+            epoll,
+            readers: Vec::with_capacity(count),
+            again: Vec::new(),
+            ended: Vec::new(),
+            waiting: 0,
+            retries: 0,
+            scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
+            out: Vec::with_capacity(1024),
+        })
+    }
+
+    fn run(&mut self) -> Result<()> {
+        let mut events = Events::new(1024);
+        loop {
+            let timeout_ms = self.open_some()?;
+            let ready = self.epoll.wait(&mut events, timeout_ms)?;
+            if ready.is_empty() {
+                continue;
+            }
+            let (mut delivered, mut commanded) = (0, false);
+            // Borrowed apart from `self`.
+            let board = self.board;
+            let mut tally = board.tally(self.index);
+            for event in ready {
+                if event.u64 == WAKER {
+                    commanded = true;
+                } else {
+                    delivered += self.on_event(event.u64 as usize, event.events, &mut tally)?;
+                }
+            }
+            drop(tally);
+            if delivered > 0 {
+                board.add_delivered(delivered);
+            }
+            if commanded {
+                for command in board.take_commands(self.index) {
+                    self.on_command(command)?;
+                }
+            }
+        }
+    }
+
+    /// Begins the handshakes that are due; returns how long the next may be waited for (-1: for ever).
+    fn open_some(&mut self) -> Result<i32> {
+        let left = self.count - self.readers.len() + self.again.len();
+        if left == 0 {
+            return Ok(-1);
+        }
+        let (due, waiting_max, timeout_ms) = match self.pace {
+            Pace::Ramp { began, per_s } => {
+                let due = (began.elapsed().as_secs_f64() * per_s) as usize;
+                (due.saturating_sub(self.started), HANDSHAKES_WAITING_MAX, (1_000.0 / per_s).clamp(1.0, 10.0))
+            }
+            Pace::AtOnce => (left, usize::MAX, 0.0),
+        };
+        for _ in 0..due.min(HANDSHAKES_AT_ONCE) {
+            if self.waiting >= waiting_max || !self.open_one()? {
+                break;
+            }
+            self.started += 1;
+        }
+        Ok(timeout_ms as i32)
+    }
+
+    /// Begins the next handshake; false when all have begun.
+    fn open_one(&mut self) -> Result<bool> {
+        let (slot, count, began) = match self.again.pop() {
+            Some(again) => again,
+            None if self.readers.len() < self.count => {
+                self.readers.push(None);
+                (self.readers.len() - 1, Count::default(), None)
+            }
+            None => return Ok(false),
+        };
+        let source = source_address(self.first + slot);
+        let (socket, connected) = match net::connect(source, self.plan.dest, self.plan.receive_buffer_bytes) {
+            Ok(Connect::Done(socket)) => (socket, true),
+            Ok(Connect::Pending(socket)) => (socket, false),
+            Err(error) => return Err(error).with_context(|| format!("connecting from {source}")),
+        };
+        let mut reader = Reader::new(socket, count);
+        if let Some(began) = began {
+            reader.set_began(began);
+        }
+        let fd = reader.socket.as_raw_fd();
+        self.epoll.add(fd, if connected { net::IN | net::EDGE } else { net::OUT }, slot as u64)?;
+        self.waiting += 1;
+        self.readers[slot] = Some(reader);
+        if connected {
+            self.ask(slot)?;
+        }
+        Ok(true)
+    }
+
+    /// Sends the first request.
+    fn ask(&mut self, slot: usize) -> Result<()> {
+        let channel = self.channel(slot);
+        let Some(reader) = self.readers[slot].as_mut() else { return Ok(()) };
+        self.out.clear();
+        self.plan.script.write_first(&mut self.out, &channel);
+        let sent = net::send(reader.socket.as_raw_fd(), &self.out).context("sending a request")?;
+        if sent < self.out.len() {
+            bail!("a fresh socket took {sent} of {} bytes", self.out.len());
+        }
+        reader.state = State::Head;
+        if self.plan.script.opens_by_asking() {
+            reader.state = State::Live;
+            let waited_ns = reader.waited_ns();
+            self.note_open(waited_ns);
+        }
+        Ok(())
+    }
+
+    fn note_open(&mut self, waited_ns: u64) {
+        self.waiting -= 1;
+        self.board.note_open();
+        // Only reached outside of an event, where this thread does not hold its tally.
+        self.board.tally(self.index).waits.saturating_record(waited_ns);
+    }
+
+    fn channel(&self, slot: usize) -> [u8; 8] {
+        channel_name(self.plan.first_channel + (self.first + slot) / self.plan.members)
+    }
+
+    /// Looks after one socket; returns how many messages came.
+    fn on_event(&mut self, slot: usize, events: u32, tally: &mut Tally) -> Result<u64> {
+        let channel = self.channel(slot);
+        let Some(reader) = self.readers[slot].as_mut() else { return Ok(0) };
+        if reader.state == State::Connecting {
+            if events & net::BROKEN != 0 {
+                return self.on_end(slot, tally).map(|()| 0);
+            }
+            self.epoll.change(reader.socket.as_raw_fd(), net::IN | net::EDGE, slot as u64)?;
+            self.out.clear();
+            self.plan.script.write_first(&mut self.out, &channel);
+            if !net::send(reader.socket.as_raw_fd(), &self.out).is_ok_and(|sent| sent == self.out.len()) {
+                return self.on_end(slot, tally).map(|()| 0);
+            }
+            reader.state = State::Head;
+            if self.plan.script.opens_by_asking() {
+                reader.state = State::Live;
+                self.waiting -= 1;
+                self.board.note_open();
+            }
+            return Ok(0);
+        }
+        if reader.stalled {
+            return Ok(0);
+        }
+        let mut delivered = 0;
+        loop {
+            let before = reader.take_cut(&mut self.scratch);
+            let fd = reader.socket.as_raw_fd();
+            let got = match net::recv(fd, &mut self.scratch[before..]) {
+                Ok(0) => return self.on_end(slot, tally).map(|()| delivered),
+                Ok(got) => got,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    reader.keep_cut(&self.scratch[..before]);
+                    return Ok(delivered);
+                }
+                Err(_) => return self.on_end(slot, tally).map(|()| delivered),
+            };
+            let filled = before + got;
+            let was_open = matches!(reader.state, State::Live | State::Resting);
+            self.out.clear();
+            let mut desk = Desk {
+                script: &self.plan.script,
+                polling: self.board.polling(),
+                channel,
+                out: &mut self.out,
+                tally,
+            };
+            match reader.on_bytes(&self.scratch[..filled], &mut desk) {
+                Ok(more) => delivered += more,
+                Err(_) => return self.on_end(slot, tally).map(|()| delivered),
+            }
+            if matches!(reader.state, State::Live | State::Resting) && !was_open {
+                self.waiting -= 1;
+                self.board.note_open();
+                tally.waits.saturating_record(reader.waited_ns());
+            }
+            // A socket that takes no answer is one whose server has stopped to read.
+            if !self.out.is_empty() && !net::send(fd, &self.out).is_ok_and(|sent| sent == self.out.len()) {
+                return self.on_end(slot, tally).map(|()| delivered);
+            }
+            // A short read has emptied the socket; what comes later raises an edge of its own.
+            if filled < self.scratch.len() {
+                return Ok(delivered);
+            }
+        }
+    }
+
+    /// The server has ended this reader: counted when it was open, tried again when it was not.
+    fn on_end(&mut self, slot: usize, tally: &mut Tally) -> Result<()> {
+        let Some(reader) = self.readers[slot].take() else { return Ok(()) };
+        if matches!(reader.state, State::Live | State::Resting) {
+            tally.told += u64::from(reader.told);
+            tally.cut += u64::from(!reader.told);
+            self.board.note_ended();
+            self.ended.push((slot, reader.count()));
+            return Ok(());
+        }
+        self.waiting -= 1;
+        self.retries += 1;
+        self.board.note_retried();
+        if self.retries > self.count * TRIES_MAX + 10 {
+            bail!("too many handshakes fail");
+        }
+        self.again.push((slot, reader.count(), Some(reader.began())));
+        Ok(())
+    }
+
+    fn speak(&mut self, member: usize, number: u32) -> Result<()> {
+        let mut message = Vec::new();
+        for (slot, reader) in self.readers.iter().enumerate() {
+            let Some(reader) = reader else { continue };
+            if (self.first + slot) % self.plan.members == member {
+                message.clear();
+                let stamp = Stamp { number, at_ns: net::now_ns() };
+                message::write(&mut message, stamp, self.plan.message_bytes);
+                self.out.clear();
+                ws::write_client_frame(&mut self.out, ws::TEXT, &message);
+                net::send(reader.socket.as_raw_fd(), &self.out).context("speaking")?;
+            }
+        }
+        Ok(())
+    }
+
+    fn on_command(&mut self, command: Command) -> Result<()> {
+        match command {
+            Command::Stall(part) => {
+                for (slot, reader) in self.readers.iter_mut().enumerate() {
+                    if let Some(reader) = reader {
+                        reader.stalled = (self.first + slot).is_multiple_of(part);
+                    }
+                }
+            }
+            Command::Flow => {
+                for slot in 0..self.readers.len() {
+                    let Some(reader) = self.readers[slot].as_mut() else { continue };
+                    if std::mem::take(&mut reader.stalled) {
+                        let board = self.board;
+                        let delivered = self.on_event(slot, net::IN, &mut board.tally(self.index))?;
+                        board.add_delivered(delivered);
+                    }
+                }
+            }
+            Command::Return => {
+                self.pace = Pace::AtOnce;
+                self.retries = 0;
+                self.again.extend(self.ended.drain(..).map(|(slot, count)| (slot, count, None)));
+            }
+            Command::Speak { member, number } => self.speak(member, number)?,
+            Command::Poll => {
+                for reader in self.readers.iter_mut().flatten() {
+                    self.out.clear();
+                    reader.ask_again(&mut self.out);
+                    if !self.out.is_empty() {
+                        net::send(reader.socket.as_raw_fd(), &self.out).context("sending a poll")?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// 127.0.x.y by the reader's number, 127.0.0.1 left to others.
+fn source_address(number: usize) -> Ipv4Addr {
+    let source = number / READERS_PER_SOURCE;
+    Ipv4Addr::new(127, 0, 1 + (source / 200) as u8, 1 + (source % 200) as u8)
+}
