@@ -603,7 +603,8 @@ mod life {
                 socket.send(true, PONG, frame.payload);
             }
         }
-        assert!((2..=6).contains(&pings), "{pings} pings in 5 s of silence, one a second at most");
+        // Each interval after its last pong, however long the timeout is.
+        assert!((3..=5).contains(&pings), "{pings} pings in 5 s of silence, about one a second");
         socket.text("alive");
         assert_eq!(socket.expect_text(), "alive");
     }

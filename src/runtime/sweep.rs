@@ -37,6 +37,8 @@ impl State {
                 let end = draining.begun_tick + draining.window_ticks;
                 now + SETTLING_TICKS + self.random_below(u64::from(end.saturating_sub(now))) as u32
             }
+            // Its answer is looked for before its end is due, or the next ping would wait for that.
+            _ if entry.flags.pinged => self.due(conn.slot, now).min(now + self.heartbeat_ticks().0),
             _ => self.due(conn.slot, now),
         };
         let due = due.clamp(now + 1, now + LOOK_TICKS);
