@@ -42,6 +42,19 @@ fn waited(answer: &Response, seconds: &str, cursor: &str) {
     varies(answer);
 }
 
+/// It is nowhere else: what a held poll waits for is in the feed, even where the feed is smaller.
+#[test]
+fn a_held_poll_gets_a_message_larger_than_its_feed() {
+    let server = Server::start(&["--set", "feed.bytes=1024"]);
+    let addr = server.addr();
+    let cursor = head_cursor(addr, "large");
+    let mut conn = held(&server, &format!("/channels/large?cursor={cursor}&wait=40"));
+    let (large, headers) = ("x".repeat(5_000), [TEXT, ("Pushline-TTL", "0")]);
+    let id = published(&ask(addr, "POST", "/channels/large", &headers, &large));
+    let after = Poll::of(&conn.read_response());
+    assert_eq!((after.ids(), texts(&after)), (vec![id], vec![large]));
+}
+
 #[test]
 fn a_held_poll_ends_at_the_first_message() {
     let server = Server::start(&[]);

@@ -175,6 +175,27 @@ fn history_is_bounded_in_bytes() {
     assert_eq!(after.ids(), ids[6 - after.messages.len()..]);
 }
 
+/// What fits no history is the channel's current state all the same.
+#[test]
+fn the_newest_message_is_kept_whatever_its_size() {
+    let limits = ["--set", "history.bytes=1024", "--set", "feed.bytes=1024"];
+    let server = Server::start(&limits);
+    let addr = server.addr();
+    let start = head_cursor(addr, "large");
+    let first = publish(addr, "large", &"x".repeat(5_000));
+    let second = publish(addr, "large", &"y".repeat(5_000));
+    assert_eq!(poll(addr, "/channels/large").ids(), [&*second]);
+    let after = poll(addr, &format!("/channels/large?cursor={start}"));
+    assert_eq!((after.ids(), after.gap), (vec![second.clone()], true));
+    let after = poll(addr, &format!("/channels/large?cursor={first}"));
+    assert_eq!((after.ids(), after.gap), (vec![second.clone()], false));
+    let small = publish(addr, "large", "z");
+    let after = poll(addr, &format!("/channels/large?cursor={first}"));
+    assert_eq!((after.ids(), after.gap), (vec![small.clone()], true), "it gives way to a newer one");
+    ask(addr, "DELETE", "/channels/large", &[], "").expect(204);
+    assert!(poll(addr, "/channels/large").messages.is_empty());
+}
+
 #[test]
 fn the_history_of_the_node_is_bounded_in_bytes() {
     let limits = ["--set", "history.node_bytes=1MiB", "--set", "history.bytes=256KiB"];
