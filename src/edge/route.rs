@@ -239,7 +239,7 @@ impl Conn {
             Ok(wait_s) => wait_s,
             Err(answer) => return self.answered(&answer.vary(VARY_READ), &call.manner).await,
         };
-        if (wait_s == 0 || head_only)
+        if wait_s == 0
             && let Some(answer) = self.site.remembered.get(&self.worker, &target, &fields)
         {
             return self.answered(&answer, &call.manner).await;
@@ -248,7 +248,7 @@ impl Conn {
             Ok(poll) => poll,
             Err(answer) => return self.answered(&answer.vary(VARY_READ), &call.manner).await,
         };
-        if wait_s == 0 || !poll.has_cursor || head_only {
+        if wait_s == 0 || !poll.has_cursor {
             let site = Rc::clone(&self.site);
             let answer = read::short_poll(&self.worker, &site.remembered, &target, &poll, &fields).await;
             return self.answered(&answer, &call.manner).await;
@@ -268,6 +268,10 @@ impl Conn {
                         let until_tick = state.tick() + (wait_s * 1_000 / TICK_MS) as u32;
                         let held = HeldPoll { limit, until_tick, fields, keep_alive, leftover: input };
                         read::hold(state, socket, &places, Box::new(held));
+        if head_only {
+            let answer = read::long_poll_head(&self.worker, &poll, wait_s).await;
+            return self.answered(&answer, &call.manner).await;
+        }
                     });
                 }
                 Next::Gone
