@@ -119,6 +119,14 @@ impl Conn {
         let (batch_bytes, message_bytes) = (limits.batch_bytes, limits.message_bytes);
         let content = match self.read_body(&call, batch_bytes).await {
             Ok(content) => content,
+        for (field, member) in LINE_LABELS {
+            if fields.get(field).is_some() {
+                let detail = format!(
+                    "{field} is for POST /channels/NAME; in a batch each line has its own, as its member '{member}'"
+                );
+                return self.without_body(call, Answer::problem(400, detail)).await;
+            }
+        }
             Err(failed) => return failed.tell(self, &call).await,
         };
         if self.worker.with(|state| state.draining.is_some()) {
@@ -307,6 +315,10 @@ fn nothing_here() -> Answer {
 /// The methods that a path takes; `None`: nothing is there.
 fn methods_of(path: &str) -> Option<&'static str> {
     match path {
+/// Fields that speak of one message, and the members of a batch's line that say the same.
+const LINE_LABELS: [(&str, &str); 3] =
+    [("Idempotency-Key", "key"), ("Pushline-TTL", "ttl"), ("Pushline-Event", "event")];
+
         "/" | "/healthz" | "/channels" => Some("GET, HEAD, OPTIONS"),
         "/publish" => Some("POST, OPTIONS"),
         path if path.starts_with("/channels/") => Some(METHODS),
