@@ -1,6 +1,8 @@
 //! Who may call from a browser: hosts, origins, CORS (Fetch standard; contract, "Who may do what").
 //! Owns the decision, made before anything a request asks for is done, and the fields that tell a browser of it.
 
+use std::net::IpAddr;
+
 use crate::proto::http::host;
 use crate::proto::http::request::Request;
 use crate::proto::http::response::ResponseWriter;
@@ -38,8 +40,8 @@ impl Barred {
     pub const fn detail(self) -> &'static str {
         match self {
             Self::Host => {
-                "this server serves loopback alone, and Host is another name; use localhost, 127.0.0.1 or [::1], or \
-                 start it with --open"
+                "this server serves loopback alone, and Host is another name; use localhost, 127.0.0.1 (or what else \
+                 begins with 127) or [::1], or start it with --open"
             }
             Self::Origin => {
                 "pages of this Origin may not use this server; add the origin to origins.allow in its configuration"
@@ -102,9 +104,16 @@ impl Gate {
             || self.allowed.iter().any(|allowed| allowed.eq_ignore_ascii_case(origin))
     }
 }
+/// A name or address of this machine for itself. DNS decides about no literal, so a page of another name cannot be made
+/// to come from one.
 
 fn is_loopback(host: &str) -> bool {
-    host.eq_ignore_ascii_case("localhost") || host == "127.0.0.1" || host == "[::1]"
+    let literal = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(v6) => v6.parse().map(IpAddr::V6),
+        None => host.parse().map(IpAddr::V4),
+    };
+    host.eq_ignore_ascii_case("localhost")
+        || literal.is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 impl Passed<'_> {
