@@ -14,7 +14,9 @@ use crate::runtime::close::Reason;
 use crate::runtime::entry::HeldPoll;
 
 use super::answer::{Answer, Manner, VARY_READ};
-use super::channels::{LIMIT_MAX, WAIT_MAX_S, cursor, newest, number, parse_names, refused, stream_start};
+use super::channels::{
+    LIMIT_MAX, WAIT_MAX_S, cursor, newest, number, parse_names, refused, stream_start, switch,
+};
 use super::conn::{Call, Conn, Next};
 use super::lab;
 use super::origin::Passed;
@@ -290,9 +292,9 @@ impl Conn {
     async fn on_events(mut self, call: Call<'_>, names: &[Name], head_only: bool) -> Next {
         let fields = call.request.fields;
         let start = stream_start(call.query, fields.get("last-event-id"), names.len());
-        let envelope = number(call.query, "envelope");
+        let envelope = switch(call.query, "envelope");
         let (from, envelope) = match start.and_then(|from| Ok((from, envelope?))) {
-            Ok((from, envelope)) => (from, envelope.is_some_and(|on| on > 0)),
+            Ok(both) => both,
             Err(answer) => return self.answered(&answer.vary(VARY_READ), &call.manner).await,
         };
         if self.flush().await.is_err() {
