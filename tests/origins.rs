@@ -185,7 +185,15 @@ fn every_answer_to_an_allowed_origin_is_shown() {
 fn preflights() {
     let server = Server::start(&[]);
     let origin = "http://localhost:3000";
-    for target in ["/channels/a", "/channels/a/b,c", "/publish"] {
+    let all = &["GET", "HEAD", "POST", "DELETE", "OPTIONS"][..];
+    for (target, methods) in [
+        ("/channels/a", all),
+        ("/channels/a/b,c", all),
+        ("/channels", &["GET", "HEAD", "OPTIONS"]),
+        ("/publish", &["POST", "OPTIONS"]),
+        ("/", &["GET", "HEAD", "OPTIONS"]),
+        ("/healthz", &["GET", "HEAD", "OPTIONS"]),
+    ] {
         let answer = from(
             &server,
             origin,
@@ -200,8 +208,10 @@ fn preflights() {
         assert!([200, 204].contains(&answer.status), "{answer}");
         assert_eq!(answer.header("access-control-allow-origin"), origin);
         assert_eq!(answer.header("access-control-allow-credentials"), "true");
-        for method in ["GET", "POST", "DELETE"] {
-            assert!(answer.lists("access-control-allow-methods", method), "{method}: {answer}");
+        for method in all {
+            let takes = methods.contains(method);
+            assert_eq!(answer.lists("access-control-allow-methods", method), takes, "{method}: {answer}");
+            assert_eq!(answer.lists("allow", method), takes, "{method}: {answer}");
         }
         for name in [
             "Authorization",
@@ -281,16 +291,6 @@ fn on_loopback_the_host_is_loopback() {
     assert!(poll(server.addr(), "/channels/a").messages.is_empty());
 }
 
-#[test]
-fn an_open_server_allows_its_own_host_and_port() {
-    let server = Server::start_bare(&["--listen", "0.0.0.0:0", "--open"]);
-    let addr = format!("127.0.0.1:{}", server.addr().port()).parse().expect("an address");
-    let read =
-        |host: &str, origin: &str| ask(addr, "GET", "/channels/a", &[("Host", host), ("Origin", origin)], "");
-    for (host, origin) in [
-        ("push.example:8080", "http://push.example:8080"),
-        ("push.example", "http://push.example"),
-        ("Push.Example", "http://push.example"),
 /// The URL that it prints works, whichever address of loopback it listens on.
 #[test]
 fn the_address_that_it_listens_on_is_a_host() {
@@ -301,6 +301,16 @@ fn the_address_that_it_listens_on_is_a_host() {
     }
 }
 
+#[test]
+fn an_open_server_allows_its_own_host_and_port() {
+    let server = Server::start_bare(&["--listen", "0.0.0.0:0", "--open"]);
+    let addr = format!("127.0.0.1:{}", server.addr().port()).parse().expect("an address");
+    let read =
+        |host: &str, origin: &str| ask(addr, "GET", "/channels/a", &[("Host", host), ("Origin", origin)], "");
+    for (host, origin) in [
+        ("push.example:8080", "http://push.example:8080"),
+        ("push.example", "http://push.example"),
+        ("Push.Example", "http://push.example"),
         ("10.1.2.3:8080", "http://10.1.2.3:8080"),
     ] {
         shown(&read(host, origin).expect(200), origin);

@@ -10,7 +10,6 @@ use crate::runtime::settings::Settings;
 
 /// How long a browser may remember a preflight, in seconds.
 const MAX_AGE_S: u64 = 600;
-const METHODS: &str = "GET, HEAD, POST, DELETE, OPTIONS";
 const FIELDS: &str = "Authorization, Content-Type, Prefer, If-None-Match, Last-Event-ID, Pushline-Event, \
                       Pushline-TTL, Idempotency-Key";
 const EXPOSED: &str = "ETag, Pushline-Cursor, Retry-After, Idempotency-Replayed, Preference-Applied";
@@ -104,9 +103,9 @@ impl Gate {
             || self.allowed.iter().any(|allowed| allowed.eq_ignore_ascii_case(origin))
     }
 }
+
 /// A name or address of this machine for itself. DNS decides about no literal, so a page of another name cannot be made
 /// to come from one.
-
 fn is_loopback(host: &str) -> bool {
     let literal = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
         Some(v6) => v6.parse().map(IpAddr::V6),
@@ -128,10 +127,10 @@ impl Passed<'_> {
         }
     }
 
-    /// Appends what answers a preflight.
-    pub fn write_preflight<'o>(self, writer: ResponseWriter<'o>) -> ResponseWriter<'o> {
+    /// Appends what answers a preflight for a path that takes `methods`.
+    pub fn write_preflight<'o>(self, writer: ResponseWriter<'o>, methods: &str) -> ResponseWriter<'o> {
         self.write(writer)
-            .field("Access-Control-Allow-Methods", METHODS)
+            .field("Access-Control-Allow-Methods", methods)
             .field("Access-Control-Allow-Headers", FIELDS)
             .number("Access-Control-Max-Age", MAX_AGE_S)
     }

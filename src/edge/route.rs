@@ -84,7 +84,7 @@ impl Conn {
         let writer = crate::proto::http::response::ResponseWriter::new(&mut self.out, 204);
         call.manner
             .passed
-            .write_preflight(writer.date(&format_imf_date(unix_s)))
+            .write_preflight(writer.date(&format_imf_date(unix_s)), methods)
             .field("Allow", methods)
             .field("Vary", "Origin")
             .connection(call.manner.version, keep_alive)
