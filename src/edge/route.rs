@@ -38,7 +38,9 @@ impl Conn {
             Ok(passed) => passed,
             Err(barred) => {
                 let call = Call { request, manner, query: Query::default() };
-                return self.without_body(call, Answer::problem(403, barred.detail())).await;
+                let answer = Answer::problem(403, barred.detail());
+                let answer = if is_read(&request) { answer.vary(VARY_READ) } else { answer };
+                return self.without_body(call, answer).await;
             }
         };
         let manner = Manner { passed, ..manner };
@@ -117,10 +119,6 @@ impl Conn {
             );
             return self.without_body(call, answer).await;
         }
-        let limits = &self.site.settings().limits;
-        let (batch_bytes, message_bytes) = (limits.batch_bytes, limits.message_bytes);
-        let content = match self.read_body(&call, batch_bytes).await {
-            Ok(content) => content,
         for (field, member) in LINE_LABELS {
             if fields.get(field).is_some() {
                 let detail = format!(
@@ -129,6 +127,10 @@ impl Conn {
                 return self.without_body(call, Answer::problem(400, detail)).await;
             }
         }
+        let limits = &self.site.settings().limits;
+        let (batch_bytes, message_bytes) = (limits.batch_bytes, limits.message_bytes);
+        let content = match self.read_body(&call, batch_bytes).await {
+            Ok(content) => content,
             Err(failed) => return failed.tell(self, &call).await,
         };
         if self.worker.with(|state| state.draining.is_some()) {
@@ -142,6 +144,9 @@ impl Conn {
     async fn on_channels(self, call: Call<'_>, path: Option<&str>) -> Next {
         let names = match path.map(parse_names).transpose() {
             Ok(names) => names,
+            Err(answer) if is_read(&call.request) => {
+                return self.without_body(call, answer.vary(VARY_READ)).await;
+            }
             Err(answer) => return self.without_body(call, answer).await,
         };
         match (call.request.method, names) {
@@ -219,7 +224,7 @@ impl Conn {
                 open_websocket(&worker, stream, &handshake, &names, &from, input).await;
                 Next::Gone
             }
-            Err(answer) => self.answered(&answer, &call.manner).await,
+            Err(answer) => self.answered(&answer.vary(VARY_READ), &call.manner).await,
         }
     }
 
@@ -263,6 +268,10 @@ impl Conn {
             let answer = read::short_poll(&self.worker, &site.remembered, &target, &poll, &fields).await;
             return self.answered(&answer, &call.manner).await;
         }
+        if head_only {
+            let answer = read::long_poll_head(&self.worker, &poll, wait_s).await;
+            return self.answered(&answer, &call.manner).await;
+        }
         // What is found must be used at once: nothing is waited for after it.
         if self.flush().await.is_err() {
             return Next::Gone;
@@ -278,10 +287,6 @@ impl Conn {
                         let until_tick = state.tick() + (wait_s * 1_000 / TICK_MS) as u32;
                         let held = HeldPoll { limit, until_tick, fields, keep_alive, leftover: input };
                         read::hold(state, socket, &places, Box::new(held));
-        if head_only {
-            let answer = read::long_poll_head(&self.worker, &poll, wait_s).await;
-            return self.answered(&answer, &call.manner).await;
-        }
                     });
                 }
                 Next::Gone
@@ -310,17 +315,23 @@ impl Conn {
     }
 }
 
+/// Fields that speak of one message, and the members of a batch's line that say the same.
+const LINE_LABELS: [(&str, &str); 3] =
+    [("Idempotency-Key", "key"), ("Pushline-TTL", "ttl"), ("Pushline-Event", "event")];
+
 fn nothing_here() -> Answer {
     Answer::problem(404, "nothing is here; channels are at /channels/NAME, batches go to /publish")
+}
+
+/// Whether a request reads a channel: its answer depends on what it accepts and prefers.
+fn is_read(request: &Request<'_>) -> bool {
+    matches!(request.method, Method::Get | Method::Head)
+        && matches!(request.target, Target::Path { path, .. } if path.starts_with("/channels/"))
 }
 
 /// The methods that a path takes; `None`: nothing is there.
 fn methods_of(path: &str) -> Option<&'static str> {
     match path {
-/// Fields that speak of one message, and the members of a batch's line that say the same.
-const LINE_LABELS: [(&str, &str); 3] =
-    [("Idempotency-Key", "key"), ("Pushline-TTL", "ttl"), ("Pushline-Event", "event")];
-
         "/" | "/healthz" | "/channels" => Some("GET, HEAD, OPTIONS"),
         "/publish" => Some("POST, OPTIONS"),
         path if path.starts_with("/channels/") => Some(METHODS),
