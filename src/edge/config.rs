@@ -71,17 +71,27 @@ pub fn load(inputs: &Inputs) -> Result<Config, Vec<Refusal>> {
     if check.refusals.is_empty() { Ok(Config { settings, layers }) } else { Err(check.refusals) }
 }
 
-/// Keys whose default grows, the key that it grows with, and what the default must at least be then.
-const GROWING: [(&str, &str, fn(usize) -> usize); 2] = [
-    ("limits.batch_bytes", "limits.message_bytes", |bytes| frame_bytes_max(bytes as u64) as usize),
-    ("history.node_bytes", "history.bytes", |bytes| bytes),
+/// A key whose default grows with another key, and what it must be at least for the other's value.
+struct Growing {
+    key: &'static str,
+    with: &'static str,
+    least: fn(usize) -> usize,
+}
+
+const GROWING: [Growing; 2] = [
+    Growing {
+        key: "limits.batch_bytes",
+        with: "limits.message_bytes",
+        least: |bytes| frame_bytes_max(bytes as u64) as usize,
+    },
+    Growing { key: "history.node_bytes", with: "history.bytes", least: |bytes| bytes },
 ];
 
 /// Who raises one limit should not have to know of all that must be at least as large.
 fn grow_defaults(layers: &mut Layers) {
     let find = |name| Key::find(name).expect("only keys of the table grow");
-    for (name, with, least) in GROWING {
-        let (key, with) = (find(name), find(with));
+    for Growing { key, with, least } in GROWING {
+        let (key, with) = (find(key), find(with));
         let default = value::count(&key.default_value(), key.range);
         // What is no count is refused when it is read.
         if let (Ok(default), Ok(other)) = (default, value::count(&layers.get(with).value, with.range))
