@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::http::{Poll, batch, get, head_cursor, line_id, poll, post};
+use common::http::{Conn, Poll, batch, get, head_cursor, line_id, poll, post};
 use common::server::Server;
 use serde_json::{Value, json};
 
@@ -92,6 +92,25 @@ fn a_batch_is_ndjson_by_post() {
     let answer = get(server.addr(), "/publish");
     answer.problem(405);
     assert!(answer.lists("allow", "POST"), "{answer}");
+    assert!(poll(server.addr(), "/channels/x").messages.is_empty());
+}
+
+/// A retry that believed in the header would publish twice.
+#[test]
+fn labels_of_one_message_are_no_headers_of_a_batch() {
+    let server = Server::start(&[]);
+    let line = r#"{"channel":"x","data":"x"}"#;
+    for (name, value, member) in [
+        ("Idempotency-Key", "k", "'key'"),
+        ("Pushline-TTL", "5", "'ttl'"),
+        ("pushline-event", "e", "'event'"),
+    ] {
+        let headers = [("Content-Type", "application/x-ndjson"), (name, value)];
+        let mut conn = Conn::open(server.addr());
+        let detail = conn.request("POST", "/publish", &headers, line).problem(400);
+        assert!(detail.contains(member) && detail.contains("line"), "{name}: {detail}");
+        conn.get("/healthz").expect(200);
+    }
     assert!(poll(server.addr(), "/channels/x").messages.is_empty());
 }
 

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::http::{Conn, Headers, head_cursor};
+use common::http::{Conn, Headers, ask, head_cursor, varies};
 use common::server::Server;
 
 const WEBSOCKET: [(&str, &str); 4] = [
@@ -62,4 +62,34 @@ fn the_first_row_that_fits_decides() {
     for (name, target, headers, want) in cases {
         assert_eq!(transport(&server, target, &headers), want, "{name}");
     }
+}
+
+/// A cache must not give a page's refusal, say, to one who asks in another way.
+#[test]
+fn refusals_of_reads_vary_as_reads_do() {
+    let server = Server::start(&[]);
+    let key = WEBSOCKET[3];
+    let offer = |header| WEBSOCKET.into_iter().chain([header]).collect::<Vec<_>>();
+    let old = vec![WEBSOCKET[0], WEBSOCKET[1], ("Sec-WebSocket-Version", "8"), key];
+    let no_key: Vec<_> = WEBSOCKET[..3].to_vec();
+    let cases = [
+        ("a foreign origin", "GET", "/channels/a", vec![("Origin", "https://evil.example")], 403),
+        ("a foreign origin's HEAD", "HEAD", "/channels/a", vec![("Origin", "null")], 403),
+        ("another host", "GET", "/channels/a", vec![("Host", "evil.example")], 403),
+        ("a key alone", "GET", "/channels/a", vec![key], 426),
+        ("an old version", "GET", "/channels/a", old, 426),
+        ("no key", "GET", "/channels/a", no_key, 400),
+        ("an unknown subprotocol", "GET", "/channels/a", offer(("Sec-WebSocket-Protocol", "x")), 400),
+        ("two channels by raw", "GET", "/channels/a,b", WEBSOCKET.to_vec(), 400),
+        ("a bad name", "GET", "/channels/a//b", vec![], 400),
+        ("a bad cursor", "GET", "/channels/a?cursor=%25", vec![], 400),
+        ("a bad host", "HEAD", "/channels/a", vec![("Host", "a b")], 400),
+    ];
+    for (name, method, target, headers, status) in cases {
+        let answer = ask(server.addr(), method, target, &headers, "");
+        assert_eq!(answer.status, status, "{name}: {answer}");
+        varies(&answer);
+    }
+    let write = ask(server.addr(), "DELETE", "/channels/a", &[("Host", "evil.example")], "");
+    assert!(write.status == 403 && !write.lists("vary", "Accept"), "{write}");
 }

@@ -43,6 +43,56 @@ fn waited(answer: &Response, seconds: &str, cursor: &str) {
 }
 
 #[test]
+fn head_of_a_wait_is_never_held_and_has_the_fields_of_the_wait() {
+    let server = Server::start(&[]);
+    let addr = server.addr();
+    let start = head_cursor(addr, "head");
+    let mut conn = Conn::open(addr);
+    let ((), took) = timed(|| {
+        for (target, headers) in [
+            (format!("/channels/head?cursor={start}&wait=40"), &[][..]),
+            (format!("/channels/head?cursor={start}"), &[("Prefer", "wait=40")][..]),
+            (format!("/channels/head?cursor={start}&wait=40"), &[][..]),
+        ] {
+            let nothing = conn.request("HEAD", &target, headers, "").expect(204);
+            waited(&nothing, "40", &start);
+        }
+        let id = publish(addr, "head", "one");
+        let target = format!("/channels/head?cursor={start}&wait=40");
+        let something = conn.request("HEAD", &target, &[], "").expect(200);
+        waited(&something, "40", &id);
+        let full = conn.get(&target);
+        waited(&full, "40", &id);
+        assert_eq!(something.header("content-length"), full.header("content-length"));
+        ask(addr, "DELETE", "/channels/head", &[], "").expect(204);
+        let gap = conn.request("HEAD", &format!("/channels/head?cursor={id}&wait=40"), &[], "").expect(200);
+        waited(&gap, "40", &head_cursor(addr, "head"));
+        // Several channels, of which one has something.
+        let other = head_cursor(addr, "other");
+        let id = publish(addr, "head", "two");
+        let target = format!("/channels/head,other?cursor={id}.{other}&wait=40");
+        waited(&conn.request("HEAD", &target, &[], "").expect(204), "40", &format!("{id}.{other}"));
+        // Without a cursor there is nothing to wait for, as with GET.
+        let now = conn.request("HEAD", "/channels/head?wait=40", &[], "").expect(200);
+        assert!(!now.header("etag").is_empty() && now.get("preference-applied").is_none(), "{now}");
+    });
+    assert!(took < AT_ONCE, "{took:?}");
+}
+
+/// It is nowhere else: what a held poll waits for is in the feed, even where the feed is smaller.
+#[test]
+fn a_held_poll_gets_a_message_larger_than_its_feed() {
+    let server = Server::start(&["--set", "feed.bytes=1024"]);
+    let addr = server.addr();
+    let cursor = head_cursor(addr, "large");
+    let mut conn = held(&server, &format!("/channels/large?cursor={cursor}&wait=40"));
+    let (large, headers) = ("x".repeat(5_000), [TEXT, ("Pushline-TTL", "0")]);
+    let id = published(&ask(addr, "POST", "/channels/large", &headers, &large));
+    let after = Poll::of(&conn.read_response());
+    assert_eq!((after.ids(), texts(&after)), (vec![id], vec![large]));
+}
+
+#[test]
 fn a_held_poll_ends_at_the_first_message() {
     let server = Server::start(&[]);
     let addr = server.addr();

@@ -2,8 +2,11 @@
 
 mod common;
 
+use std::collections::HashSet;
+
 use common::http::{Conn, get, poll, post};
 use common::server::Server;
+use common::sse::Stream;
 use serde_json::{Value, json};
 
 const TEXT: (&str, &str) = ("Content-Type", "text/plain");
@@ -147,6 +150,40 @@ fn at_most_64_channels_and_none_twice() {
     );
     assert_eq!(channels(&mut conn, &format!("/channels/{}", list(65))), Err(400));
     conn.get(&format!("/channels/{}", list(65))).problem(400);
+}
+
+#[test]
+fn the_longest_names_of_64_channels_fit_into_one_url() {
+    let server = Server::start(&[]);
+    let addr = server.addr();
+    let names: Vec<String> = (0..64).map(|n| format!("{n:0>200}")).collect();
+    let target = format!("/channels/{}", names.join(","));
+    let mut conn = Conn::open(addr);
+    assert_eq!(channels(&mut conn, &target).as_deref(), Ok(&names[..]));
+    let now = poll(addr, &target);
+    assert_eq!(now.messages.len(), 64);
+    // And on with the cursor, by poll and by stream.
+    channels(&mut conn, &target).expect("published");
+    let resumed = format!("{target}?cursor={}", now.cursor);
+    assert!(resumed.len() > 13_000, "{} bytes", resumed.len());
+    let after = poll(addr, &resumed);
+    assert_eq!((after.messages.len(), after.gap), (64, false));
+    let mut stream = Stream::open(addr, &resumed);
+    let read: HashSet<_> = (0..64).map(|_| stream.message().json()["channel"].to_string()).collect();
+    assert_eq!(read.len(), 64);
+}
+
+#[test]
+fn a_url_is_at_most_15_kib() {
+    let server = Server::start(&[]);
+    let url = |bytes: usize| format!("/{}", "x".repeat(bytes - 1));
+    get(server.addr(), &url(15 * 1024)).problem(404);
+    get(server.addr(), &url(15 * 1024 + 1)).problem(414);
+    // Where a head may be less than that, its limit is met first.
+    let server = Server::start(&["--set", "limits.head_bytes=4096"]);
+    get(server.addr(), &url(4000)).problem(404);
+    get(server.addr(), &url(5000)).problem(431);
+    get(server.addr(), &url(20_000)).problem(431);
 }
 
 #[test]

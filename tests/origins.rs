@@ -59,6 +59,8 @@ fn origins_of_loopback_are_allowed_and_no_others() {
         "http://localhost:3000".to_owned(),
         "https://localhost:8443".to_owned(),
         "http://127.0.0.1:5173".to_owned(),
+        "http://127.0.0.2".to_owned(),
+        "http://127.255.255.254:5173".to_owned(),
         "http://[::1]:3000".to_owned(),
     ] {
         let answer = from(&server, &origin, "GET", "/channels/a", &[], "").expect(200);
@@ -75,7 +77,13 @@ fn origins_of_loopback_are_allowed_and_no_others() {
         "http://evil.example/localhost",
         "http://localhost@evil.example",
         "http://evil.example#localhost",
-        "http://127.0.0.2",
+        "http://127.1",
+        "http://0177.0.0.1",
+        "http://2130706433",
+        "http://127.0.0.2.evil.example",
+        "http://128.0.0.1",
+        "http://[::2]",
+        "http://[::]",
         "http://10.0.0.1",
         "http://xlocalhost",
         "http://localhost:99999",
@@ -177,7 +185,15 @@ fn every_answer_to_an_allowed_origin_is_shown() {
 fn preflights() {
     let server = Server::start(&[]);
     let origin = "http://localhost:3000";
-    for target in ["/channels/a", "/channels/a/b,c", "/publish"] {
+    let all = &["GET", "HEAD", "POST", "DELETE", "OPTIONS"][..];
+    for (target, methods) in [
+        ("/channels/a", all),
+        ("/channels/a/b,c", all),
+        ("/channels", &["GET", "HEAD", "OPTIONS"]),
+        ("/publish", &["POST", "OPTIONS"]),
+        ("/", &["GET", "HEAD", "OPTIONS"]),
+        ("/healthz", &["GET", "HEAD", "OPTIONS"]),
+    ] {
         let answer = from(
             &server,
             origin,
@@ -192,8 +208,10 @@ fn preflights() {
         assert!([200, 204].contains(&answer.status), "{answer}");
         assert_eq!(answer.header("access-control-allow-origin"), origin);
         assert_eq!(answer.header("access-control-allow-credentials"), "true");
-        for method in ["GET", "POST", "DELETE"] {
-            assert!(answer.lists("access-control-allow-methods", method), "{method}: {answer}");
+        for method in all {
+            let takes = methods.contains(method);
+            assert_eq!(answer.lists("access-control-allow-methods", method), takes, "{method}: {answer}");
+            assert_eq!(answer.lists("allow", method), takes, "{method}: {answer}");
         }
         for name in [
             "Authorization",
@@ -237,15 +255,29 @@ fn an_origin_is_allowed_by_name() {
 #[test]
 fn on_loopback_the_host_is_loopback() {
     let server = Server::start(&[]);
-    for host in
-        ["localhost", "LOCALHOST", "localhost:1", "127.0.0.1", "127.0.0.1:65535", "[::1]", "[::1]:8080"]
-    {
+    for host in [
+        "localhost",
+        "LOCALHOST",
+        "localhost:1",
+        "127.0.0.1",
+        "127.0.0.1:65535",
+        "127.0.0.2",
+        "127.255.255.255:80",
+        "[::1]",
+        "[::1]:8080",
+    ] {
         ask(server.addr(), "GET", "/channels/a", &[("Host", host)], "").expect(200);
     }
     // What DNS rebinding would send: the page's own name, and its origin, which match each other.
-    for host in
-        ["evil.example", "evil.example:8080", "localhost.evil.example", "127.0.0.2", "0.0.0.0", "[::2]"]
-    {
+    for host in [
+        "evil.example",
+        "evil.example:8080",
+        "localhost.evil.example",
+        "127.1",
+        "0127.0.0.1",
+        "0.0.0.0",
+        "[::2]",
+    ] {
         for origin in [None, Some(format!("http://{host}"))] {
             let mut headers = vec![("Host", host), ("Content-Type", "text/plain")];
             headers.extend(origin.iter().map(|origin| ("Origin", origin.as_str())));
@@ -257,6 +289,16 @@ fn on_loopback_the_host_is_loopback() {
         }
     }
     assert!(poll(server.addr(), "/channels/a").messages.is_empty());
+}
+
+/// The URL that it prints works, whichever address of loopback it listens on.
+#[test]
+fn the_address_that_it_listens_on_is_a_host() {
+    for listen in ["127.0.0.2:0", "127.255.255.254:0"] {
+        let server = Server::start_bare(&["--listen", listen]);
+        let own = format!("http://{}", server.addr());
+        shown(&from(&server, &own, "GET", "/channels/a", &[], "").expect(200), &own);
+    }
 }
 
 #[test]

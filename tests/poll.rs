@@ -5,8 +5,8 @@ mod common;
 use std::collections::HashSet;
 
 use common::http::{
-    AT_ONCE, Conn, Headers, Poll, Response, ask, get, head_cursor, poll, post, publish, published, timed,
-    varies,
+    AT_ONCE, Conn, Headers, Poll, Response, ask, batch, get, head_cursor, poll, post, publish, published,
+    timed, varies,
 };
 use common::server::Server;
 use common::until;
@@ -173,6 +173,52 @@ fn history_is_bounded_in_bytes() {
     let after = poll(addr, &format!("/channels/bytes?cursor={start}"));
     assert!(after.gap && (1..=3).contains(&after.messages.len()), "{} messages", after.messages.len());
     assert_eq!(after.ids(), ids[6 - after.messages.len()..]);
+}
+
+/// As `pushline.toml` says: each message counts more than its data.
+#[test]
+fn what_a_mebibyte_of_history_holds() {
+    let server = Server::start(&["--set", "history.messages=10000"]);
+    let addr = server.addr();
+    for (channel, message_bytes, holds) in [("kib", 1_024, 885), ("small", 128, 3_640)] {
+        let line = json!({"channel": channel, "data": "x".repeat(message_bytes)}).to_string() + "\n";
+        let start = head_cursor(addr, channel);
+        let lines_max = 1_048_576 / line.len();
+        let mut left = holds + 10;
+        while left > 0 {
+            let lines = left.min(lines_max);
+            assert_eq!(batch(addr, &line.repeat(lines)).len(), lines);
+            left -= lines;
+        }
+        let mut page = poll(addr, &format!("/channels/{channel}?cursor={start}"));
+        let mut held = 0;
+        while !page.messages.is_empty() {
+            held += page.messages.len();
+            page = poll(addr, &format!("/channels/{channel}?cursor={}", page.cursor));
+        }
+        assert_eq!(held, holds, "messages of {message_bytes} bytes");
+    }
+}
+
+/// What fits no history is the channel's current state all the same.
+#[test]
+fn the_newest_message_is_kept_whatever_its_size() {
+    let limits = ["--set", "history.bytes=1024", "--set", "feed.bytes=1024"];
+    let server = Server::start(&limits);
+    let addr = server.addr();
+    let start = head_cursor(addr, "large");
+    let first = publish(addr, "large", &"x".repeat(5_000));
+    let second = publish(addr, "large", &"y".repeat(5_000));
+    assert_eq!(poll(addr, "/channels/large").ids(), [&*second]);
+    let after = poll(addr, &format!("/channels/large?cursor={start}"));
+    assert_eq!((after.ids(), after.gap), (vec![second.clone()], true));
+    let after = poll(addr, &format!("/channels/large?cursor={first}"));
+    assert_eq!((after.ids(), after.gap), (vec![second.clone()], false));
+    let small = publish(addr, "large", "z");
+    let after = poll(addr, &format!("/channels/large?cursor={first}"));
+    assert_eq!((after.ids(), after.gap), (vec![small.clone()], true), "it gives way to a newer one");
+    ask(addr, "DELETE", "/channels/large", &[], "").expect(204);
+    assert!(poll(addr, "/channels/large").messages.is_empty());
 }
 
 #[test]

@@ -439,6 +439,31 @@ fn envelope_1_wraps_a_single_channel() {
 }
 
 #[test]
+fn envelope_is_on_or_off() {
+    let server = Server::start(&[]);
+    let addr = server.addr();
+    for (query, wraps) in [
+        ("envelope", true),
+        ("envelope=", true),
+        ("envelope=1", true),
+        ("envelope=true", true),
+        ("envelope=0", false),
+        ("envelope=false", false),
+        ("", false),
+    ] {
+        let mut stream = Stream::open(addr, &format!("/channels/a?{query}"));
+        publish(addr, "a", "hello");
+        assert_eq!(stream.message().data == "hello", !wraps, "{query}");
+    }
+    for query in ["envelope=yes", "envelope=2", "envelope=TRUE", "envelope=1&envelope=1"] {
+        let answer =
+            ask(addr, "GET", &format!("/channels/a?{query}"), &[("Accept", "text/event-stream")], "");
+        let detail = answer.problem(400);
+        assert!(detail.contains("true") || query.contains('&'), "{query}: {detail}");
+    }
+}
+
+#[test]
 fn a_comment_when_nothing_was_sent_for_a_while() {
     let server = Server::start(&["--set", "heartbeat.interval_seconds=1"]);
     let mut stream = Stream::open(server.addr(), "/channels/a");

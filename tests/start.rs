@@ -130,15 +130,23 @@ fn sigterm_and_sigint_end_with_0() {
 
 #[test]
 fn a_second_signal_ends_at_once() {
-    let mut server = Server::start(&["--set", "drain.window_seconds=3600"]);
-    let mut streams: Vec<_> = (0..20).map(|_| open(&server, Kind::Stream)).collect();
-    server.signal(libc::SIGTERM);
-    until("it stops accepting", || Conn::try_open(server.addr()).is_err().then_some(()));
-    assert!(server.alive(), "it waits for its clients");
-    server.signal(libc::SIGTERM);
-    let (_, took) = timed(|| server.wait_exit());
-    assert!(took < AT_ONCE, "{took:?}");
-    streams.clear();
+    for (first, second) in [
+        (libc::SIGTERM, libc::SIGTERM),
+        (libc::SIGINT, libc::SIGTERM),
+        (libc::SIGTERM, libc::SIGINT),
+        (libc::SIGINT, libc::SIGINT),
+    ] {
+        let mut server = Server::start(&["--set", "drain.window_seconds=3600"]);
+        let streams: Vec<_> = (0..20).map(|_| open(&server, Kind::Stream)).collect();
+        server.signal(first);
+        until("it stops accepting", || Conn::try_open(server.addr()).is_err().then_some(()));
+        assert!(server.alive(), "it waits for its clients");
+        server.signal(second);
+        let (code, took) = timed(|| server.wait_exit());
+        assert_eq!(code, 128 + second, "it tells which signal ended it");
+        assert!(took < AT_ONCE, "{took:?}");
+        drop(streams);
+    }
 }
 
 /// A publish that was on its way when the end began: done, or refused for now, and the connection ends.

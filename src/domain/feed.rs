@@ -358,7 +358,9 @@ impl Feed {
         while let Some(oldest) = self.recent.front() {
             let old = oldest.ts_ms.saturating_add(bounds.history.age_ms) <= now_ms;
             let bytes_max = bounds.bytes.min(bounds.history.bytes);
-            if !old && self.recent.len() <= bounds.history.messages && self.recent_bytes <= bytes_max {
+            let over = self.recent.len() > bounds.history.messages || self.recent_bytes > bytes_max;
+            // The newest stays whatever its size: readers that wait for it may find it nowhere else (a TTL of 0).
+            if !old && (!over || self.recent.len() == 1) {
                 break;
             }
             self.recent_bytes -= oldest.cost_bytes();

@@ -1,6 +1,7 @@
 //! One channel's order and history: gives each message its place, keeps the recent ones, answers "what came after".
 //! Owns the rule of gaps: a message that left for any reason but its own TTL raises the `floor`; a position below the
-//! floor has missed something. Bounded by messages, bytes and age. Never reads a clock.
+//! floor has missed something. Bounded by messages, bytes (the newest message is kept whatever its size) and age.
+//! Never reads a clock.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -159,7 +160,9 @@ impl History {
         }
         while let Some(oldest) = self.kept.front() {
             let old = oldest.ts_ms.saturating_add(bounds.age_ms) <= now_ms;
-            if !old && self.kept.len() <= bounds.messages && self.kept_bytes <= bounds.bytes {
+            let over = self.kept.len() > bounds.messages || self.kept_bytes > bounds.bytes;
+            // The newest stays whatever its size: it is the channel's current state.
+            if !old && (!over || self.kept.len() == 1) {
                 break;
             }
             self.drop_oldest();
@@ -276,6 +279,29 @@ mod tests {
         history.delete(&name, 0);
         assert_eq!(seen(&history.read(after(5), ALL, BOUNDS, 0)), (vec![], true), "deleted");
         assert_eq!(seen(&history.read(after(6), ALL, BOUNDS, 0)), (vec![], false), "after the deletion");
+    }
+
+    #[test]
+    fn the_newest_message_is_kept_whatever_its_size() {
+        let name = Name::parse("a").expect("a name");
+        let bounds = Bounds { bytes: 200, ..BOUNDS };
+        let big = "x".repeat(1_000);
+        let mut history = History::new(7);
+        history.append(&name, draft("small", None), bounds, 0);
+        history.append(&name, draft(&big, None), bounds, 0);
+        assert_eq!(seen(&history.read(From::Newest(1), ALL, bounds, 0)), (vec![big.clone()], false));
+        assert_eq!(seen(&history.read(after(1), ALL, bounds, 0)), (vec![big.clone()], false));
+        assert_eq!(
+            seen(&history.read(after(0), ALL, bounds, 0)),
+            (vec![big], true),
+            "the one before it went"
+        );
+        history.append(&name, draft("small", None), bounds, 0);
+        assert_eq!(seen(&history.read(after(1), ALL, bounds, 0)), (vec!["small".to_owned()], true));
+        // Age still ends it, and so do deletion and the node's limit, which take it by name.
+        assert_eq!(seen(&history.read(after(2), ALL, bounds, 60_000)), (vec![], true));
+        history.append(&name, draft(&"x".repeat(1_000), None), bounds, 60_000);
+        assert_eq!((history.drop_oldest(), history.len()), (1_160, 0));
     }
 
     #[test]

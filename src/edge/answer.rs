@@ -15,6 +15,12 @@ use super::origin::Passed;
 pub const VARY_READ: &str = "Accept, Prefer, Origin";
 pub const VARY: &str = "Origin";
 
+/// The `Vary` of a refusal, by the head that is refused: that of a read differs with what it accepts and prefers.
+pub fn vary_of(head: &[u8]) -> &'static str {
+    let target = head.strip_prefix(b"GET ").or_else(|| head.strip_prefix(b"HEAD "));
+    if target.is_some_and(|target| target.starts_with(b"/channels/")) { VARY_READ } else { VARY }
+}
+
 /// The content of an answer.
 #[derive(Debug, Clone)]
 pub enum Content {

@@ -48,6 +48,20 @@ pub fn number(query: Query<'_>, key: &'static str) -> Result<Option<u64>, Answer
     Ok(Some(value.parse().unwrap_or(u64::MAX)))
 }
 
+/// Reads a query parameter that is on or off; its name alone is on, not to be there is off.
+///
+/// # Errors
+/// The answer to give.
+pub fn switch(query: Query<'_>, key: &'static str) -> Result<bool, Answer> {
+    match parameter(query, key)?.as_deref() {
+        Some("" | "1" | "true") => Ok(true),
+        None | Some("0" | "false") => Ok(false),
+        Some(_) => {
+            Err(Answer::problem(400, format!("?{key}= is neither on nor off; give 1 or true, or 0 or false")))
+        }
+    }
+}
+
 /// Reads a query parameter.
 ///
 /// # Errors

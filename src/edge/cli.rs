@@ -1,6 +1,7 @@
 //! The command line: `pushline [serve]`, `pushline check-config`, `pushline --version`.
 //! Owns flags, their help, exit codes (0, 1: could not serve, or the doctor found why not, 2: wrong command line or
-//! configuration) and what is printed before logs exist. Never checks a value: flags go to `config` as they came, like every other layer.
+//! configuration, 128 and more: a second signal) and what is printed before logs exist. Never checks a value: flags go to
+//! `config` as they came, like every other layer.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -15,8 +16,8 @@ use crate::edge::machine::Machine;
 use crate::edge::start;
 use crate::runtime::server::Ended;
 
-/// Stopped by a second signal, in the middle of a drain.
-const EXIT_AT_ONCE: i32 = 130;
+/// Stopped by a second signal in the middle of a drain: this and the signal's number, as shells tell of signals.
+const EXIT_SIGNALLED: i32 = 128;
 const EXIT_FAILED: u8 = 1;
 const EXIT_USAGE: u8 = 2;
 /// As many as `limits.connections` may be.
@@ -133,7 +134,7 @@ fn serve(config: Config) -> ExitCode {
     match start::run(config) {
         Ok(Ended::Drained) => ExitCode::SUCCESS,
         // Workers are in the middle of things: only the end of the process stops them.
-        Ok(Ended::AtOnce) => std::process::exit(EXIT_AT_ONCE),
+        Ok(Ended::AtOnce(signal)) => std::process::exit(EXIT_SIGNALLED + signal.number()),
         Err(error) => {
             eprintln!("pushline: {error}");
             ExitCode::from(EXIT_FAILED)

@@ -18,6 +18,7 @@ use self::key::{DRIVERS, FILES, FORMATS, KEYS, Key, POLICIES, Range};
 use self::layer::Layers;
 pub use self::layer::{Inputs, Source, from_text};
 use self::value::Read;
+use crate::proto::client_frame::frame_bytes_max;
 use crate::runtime::settings::{
     Drain, FeedLimits, Heartbeat, HistoryLimits, Limits, Log, Origins, Settings, SlowReaders, Timeouts,
 };
@@ -67,7 +68,8 @@ impl Config {
 /// # Errors
 /// Every [`Refusal`] found, at least one.
 pub fn load(inputs: &Inputs) -> Result<Config, Vec<Refusal>> {
-    let (layers, refusals) = Layers::read(inputs);
+    let (mut layers, refusals) = Layers::read(inputs);
+    grow_defaults(&mut layers);
     let mut check = Check { layers: &layers, refusals };
     let settings = check.settings();
     // Values that were replaced by defaults would only be compared to confuse.
@@ -75,6 +77,38 @@ pub fn load(inputs: &Inputs) -> Result<Config, Vec<Refusal>> {
         check.together(&settings);
     }
     if check.refusals.is_empty() { Ok(Config { settings, layers }) } else { Err(check.refusals) }
+}
+
+/// A key whose default grows with another key, and what it must be at least for the other's value.
+struct Growing {
+    key: &'static str,
+    with: &'static str,
+    least: fn(usize) -> usize,
+}
+
+const GROWING: [Growing; 2] = [
+    Growing {
+        key: "limits.batch_bytes",
+        with: "limits.message_bytes",
+        least: |bytes| frame_bytes_max(bytes as u64) as usize,
+    },
+    Growing { key: "history.node_bytes", with: "history.bytes", least: |bytes| bytes },
+];
+
+/// Who raises one limit should not have to know of all that must be at least as large.
+fn grow_defaults(layers: &mut Layers) {
+    let find = |name| Key::find(name).expect("only keys of the table grow");
+    for Growing { key, with, least } in GROWING {
+        let (key, with) = (find(key), find(with));
+        let default = value::count(&key.default_value(), key.range);
+        // What is no count is refused when it is read.
+        if let (Ok(default), Ok(other)) = (default, value::count(&layers.get(with).value, with.range))
+            && let Ok(grown) = i64::try_from(least(other))
+            && least(other) > default
+        {
+            layers.grow_default(key, Value::Integer(grown), with.name);
+        }
+    }
 }
 
 /// The settings in force as TOML, with where each that is not a default came from.
@@ -171,12 +205,24 @@ impl Check<'_> {
 
     /// What only values together can get wrong.
     fn together(&mut self, settings: &Settings) {
-        let heartbeat = &settings.heartbeat;
-        let rules = [(
-            heartbeat.timeout > heartbeat.interval,
-            ("heartbeat.timeout_seconds", "greater than", "heartbeat.interval_seconds"),
-            "a live client must get a ping, and time to answer it, before it is taken for dead",
-        )];
+        let Settings { heartbeat, limits, history, .. } = settings;
+        let rules = [
+            (
+                heartbeat.timeout > heartbeat.interval,
+                ("heartbeat.timeout_seconds", "greater than", "heartbeat.interval_seconds"),
+                "a live client must get a ping, and time to answer it, before it is taken for dead",
+            ),
+            (
+                limits.batch_bytes >= limits.message_bytes,
+                ("limits.batch_bytes", "at least", "limits.message_bytes"),
+                "a message that may be published must fit into a batch",
+            ),
+            (
+                history.node_bytes >= history.bytes,
+                ("history.node_bytes", "at least", "history.bytes"),
+                "one channel cannot keep more than all channels together",
+            ),
+        ];
         for (holds, (first, relation, second), why) in rules {
             if !holds {
                 let (first, second) = (self.shown(first), self.shown(second));

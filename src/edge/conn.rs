@@ -21,7 +21,7 @@ use crate::runtime::stream::{Stream, StreamError};
 use crate::runtime::turns::Pace;
 use crate::runtime::worker::Worker;
 
-use super::answer::{Answer, Manner};
+use super::answer::{Answer, Manner, vary_of};
 use super::origin::Passed;
 use super::publish::{self};
 use super::read::{self, PollRequest, Waited};
@@ -198,7 +198,7 @@ impl Conn {
         let date = format_imf_date(self.site.node.clock.now_ms() / 1_000);
         let head_only = head.starts_with(b"HEAD ");
         write_refusal(&mut self.out, error, &date, head_only, |writer| {
-            passed.write(writer).field("Vary", "Origin")
+            passed.write(writer).field("Vary", vary_of(head))
         });
     }
 

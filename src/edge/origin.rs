@@ -1,6 +1,8 @@
 //! Who may call from a browser: hosts, origins, CORS (Fetch standard; contract, "Who may do what").
 //! Owns the decision, made before anything a request asks for is done, and the fields that tell a browser of it.
 
+use std::net::IpAddr;
+
 use crate::proto::http::host;
 use crate::proto::http::request::Request;
 use crate::proto::http::response::ResponseWriter;
@@ -8,7 +10,6 @@ use crate::runtime::settings::Settings;
 
 /// How long a browser may remember a preflight, in seconds.
 const MAX_AGE_S: u64 = 600;
-const METHODS: &str = "GET, HEAD, POST, DELETE, OPTIONS";
 const FIELDS: &str = "Authorization, Content-Type, Prefer, If-None-Match, Last-Event-ID, Pushline-Event, \
                       Pushline-TTL, Idempotency-Key";
 const EXPOSED: &str = "ETag, Pushline-Cursor, Retry-After, Idempotency-Replayed, Preference-Applied";
@@ -38,8 +39,8 @@ impl Barred {
     pub const fn detail(self) -> &'static str {
         match self {
             Self::Host => {
-                "this server serves loopback alone, and Host is another name; use localhost, 127.0.0.1 or [::1], or \
-                 start it with --open"
+                "this server serves loopback alone, and Host is another name; use localhost, 127.0.0.1 (or what else \
+                 begins with 127) or [::1], or start it with --open"
             }
             Self::Origin => {
                 "pages of this Origin may not use this server; add the origin to origins.allow in its configuration"
@@ -103,8 +104,15 @@ impl Gate {
     }
 }
 
+/// A name or address of this machine for itself. DNS decides about no literal, so a page of another name cannot be made
+/// to come from one.
 fn is_loopback(host: &str) -> bool {
-    host.eq_ignore_ascii_case("localhost") || host == "127.0.0.1" || host == "[::1]"
+    let literal = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(v6) => v6.parse().map(IpAddr::V6),
+        None => host.parse().map(IpAddr::V4),
+    };
+    host.eq_ignore_ascii_case("localhost")
+        || literal.is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 impl Passed<'_> {
@@ -119,10 +127,10 @@ impl Passed<'_> {
         }
     }
 
-    /// Appends what answers a preflight.
-    pub fn write_preflight<'o>(self, writer: ResponseWriter<'o>) -> ResponseWriter<'o> {
+    /// Appends what answers a preflight for a path that takes `methods`.
+    pub fn write_preflight<'o>(self, writer: ResponseWriter<'o>, methods: &str) -> ResponseWriter<'o> {
         self.write(writer)
-            .field("Access-Control-Allow-Methods", METHODS)
+            .field("Access-Control-Allow-Methods", methods)
             .field("Access-Control-Allow-Headers", FIELDS)
             .number("Access-Control-Max-Age", MAX_AGE_S)
     }

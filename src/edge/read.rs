@@ -17,7 +17,7 @@ use crate::proto::http::fields::if_none_match;
 use crate::proto::http::request::{Fields, Version};
 use crate::proto::http::response::ResponseWriter;
 use crate::runtime::entry::{HeldPoll, Kind};
-use crate::runtime::poll::{cursor_of, write_body};
+use crate::runtime::poll::{cursor_of, next_of, write_body};
 use crate::runtime::state::{Overloaded, Place, Socket, State};
 use crate::runtime::worker::Worker;
 
@@ -170,21 +170,8 @@ pub async fn long_poll(worker: &Rc<Worker>, poll: &PollRequest, wait_s: u64) -> 
             Ok(pages) => pages,
             Err(Overloaded) => return Waited::Answer(overloaded(worker)),
         };
-        let told = |status| {
-            Answer::new(status)
-                .field("Cache-Control", "no-store")
-                .field("Preference-Applied", format!("wait={wait_s}"))
-                .vary(VARY_READ)
-        };
-        if pages.iter().any(|(_, page)| page.gap || !page.messages.is_empty()) {
-            let mut body = Vec::with_capacity(256);
-            write_body(&mut body, &mut pages, Some(poll.limit as usize));
-            let cursor = String::from_utf8_lossy(cursor_of(&body)).into_owned();
-            let answer = told(200).field("Pushline-Cursor", cursor);
-            return Waited::Answer(Answer {
-                content: Content::Of("application/json", Rc::new(body)),
-                ..answer
-            });
+        if let Some(answer) = found(&mut pages, poll.limit, wait_s) {
+            return Waited::Answer(answer);
         }
         let mut places = Vec::with_capacity(poll.names.len());
         for (name, page) in &pages {
@@ -199,6 +186,35 @@ pub async fn long_poll(worker: &Rc<Worker>, poll: &PollRequest, wait_s: u64) -> 
             return Waited::Hold(places);
         }
     }
+}
+
+/// What a long poll would be told now, for one who asks for the head alone and so is never held.
+pub async fn long_poll_head(worker: &Rc<Worker>, poll: &PollRequest, wait_s: u64) -> Answer {
+    let Ok(mut pages) = pages(worker, poll).await else { return overloaded(worker) };
+    found(&mut pages, poll.limit, wait_s).unwrap_or_else(|| {
+        let cursor = joined(pages.iter().map(|(_, page)| next_of(page)));
+        waited(204, wait_s, cursor)
+    })
+}
+
+/// The answer to a long poll that need not be held: there is a message, or a gap.
+fn found(pages: &mut [(Name, Page)], limit: u32, wait_s: u64) -> Option<Answer> {
+    if pages.iter().all(|(_, page)| !page.gap && page.messages.is_empty()) {
+        return None;
+    }
+    let mut body = Vec::with_capacity(256);
+    write_body(&mut body, pages, Some(limit as usize));
+    let cursor = String::from_utf8_lossy(cursor_of(&body)).into_owned();
+    let content = Content::Of("application/json", Rc::new(body));
+    Some(Answer { content, ..waited(200, wait_s, cursor) })
+}
+
+fn waited(status: u16, wait_s: u64, cursor: String) -> Answer {
+    Answer::new(status)
+        .field("Cache-Control", "no-store")
+        .field("Preference-Applied", format!("wait={wait_s}"))
+        .field("Pushline-Cursor", cursor)
+        .vary(VARY_READ)
 }
 
 pub fn joined(cursors: impl IntoIterator<Item = Cursor>) -> String {

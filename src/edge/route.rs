@@ -14,7 +14,9 @@ use crate::runtime::close::Reason;
 use crate::runtime::entry::HeldPoll;
 
 use super::answer::{Answer, Manner, VARY_READ};
-use super::channels::{LIMIT_MAX, WAIT_MAX_S, cursor, newest, number, parse_names, refused, stream_start};
+use super::channels::{
+    LIMIT_MAX, WAIT_MAX_S, cursor, newest, number, parse_names, refused, stream_start, switch,
+};
 use super::conn::{Call, Conn, Next};
 use super::lab;
 use super::origin::Passed;
@@ -36,7 +38,9 @@ impl Conn {
             Ok(passed) => passed,
             Err(barred) => {
                 let call = Call { request, manner, query: Query::default() };
-                return self.without_body(call, Answer::problem(403, barred.detail())).await;
+                let answer = Answer::problem(403, barred.detail());
+                let answer = if is_read(&request) { answer.vary(VARY_READ) } else { answer };
+                return self.without_body(call, answer).await;
             }
         };
         let manner = Manner { passed, ..manner };
@@ -82,7 +86,7 @@ impl Conn {
         let writer = crate::proto::http::response::ResponseWriter::new(&mut self.out, 204);
         call.manner
             .passed
-            .write_preflight(writer.date(&format_imf_date(unix_s)))
+            .write_preflight(writer.date(&format_imf_date(unix_s)), methods)
             .field("Allow", methods)
             .field("Vary", "Origin")
             .connection(call.manner.version, keep_alive)
@@ -115,6 +119,14 @@ impl Conn {
             );
             return self.without_body(call, answer).await;
         }
+        for (field, member) in LINE_LABELS {
+            if fields.get(field).is_some() {
+                let detail = format!(
+                    "{field} is for POST /channels/NAME; in a batch each line has its own, as its member '{member}'"
+                );
+                return self.without_body(call, Answer::problem(400, detail)).await;
+            }
+        }
         let limits = &self.site.settings().limits;
         let (batch_bytes, message_bytes) = (limits.batch_bytes, limits.message_bytes);
         let content = match self.read_body(&call, batch_bytes).await {
@@ -132,6 +144,9 @@ impl Conn {
     async fn on_channels(self, call: Call<'_>, path: Option<&str>) -> Next {
         let names = match path.map(parse_names).transpose() {
             Ok(names) => names,
+            Err(answer) if is_read(&call.request) => {
+                return self.without_body(call, answer.vary(VARY_READ)).await;
+            }
             Err(answer) => return self.without_body(call, answer).await,
         };
         match (call.request.method, names) {
@@ -209,7 +224,7 @@ impl Conn {
                 open_websocket(&worker, stream, &handshake, &names, &from, input).await;
                 Next::Gone
             }
-            Err(answer) => self.answered(&answer, &call.manner).await,
+            Err(answer) => self.answered(&answer.vary(VARY_READ), &call.manner).await,
         }
     }
 
@@ -239,7 +254,7 @@ impl Conn {
             Ok(wait_s) => wait_s,
             Err(answer) => return self.answered(&answer.vary(VARY_READ), &call.manner).await,
         };
-        if (wait_s == 0 || head_only)
+        if wait_s == 0
             && let Some(answer) = self.site.remembered.get(&self.worker, &target, &fields)
         {
             return self.answered(&answer, &call.manner).await;
@@ -248,9 +263,13 @@ impl Conn {
             Ok(poll) => poll,
             Err(answer) => return self.answered(&answer.vary(VARY_READ), &call.manner).await,
         };
-        if wait_s == 0 || !poll.has_cursor || head_only {
+        if wait_s == 0 || !poll.has_cursor {
             let site = Rc::clone(&self.site);
             let answer = read::short_poll(&self.worker, &site.remembered, &target, &poll, &fields).await;
+            return self.answered(&answer, &call.manner).await;
+        }
+        if head_only {
+            let answer = read::long_poll_head(&self.worker, &poll, wait_s).await;
             return self.answered(&answer, &call.manner).await;
         }
         // What is found must be used at once: nothing is waited for after it.
@@ -278,9 +297,9 @@ impl Conn {
     async fn on_events(mut self, call: Call<'_>, names: &[Name], head_only: bool) -> Next {
         let fields = call.request.fields;
         let start = stream_start(call.query, fields.get("last-event-id"), names.len());
-        let envelope = number(call.query, "envelope");
+        let envelope = switch(call.query, "envelope");
         let (from, envelope) = match start.and_then(|from| Ok((from, envelope?))) {
-            Ok((from, envelope)) => (from, envelope.is_some_and(|on| on > 0)),
+            Ok(both) => both,
             Err(answer) => return self.answered(&answer.vary(VARY_READ), &call.manner).await,
         };
         if self.flush().await.is_err() {
@@ -296,8 +315,18 @@ impl Conn {
     }
 }
 
+/// Fields that speak of one message, and the members of a batch's line that say the same.
+const LINE_LABELS: [(&str, &str); 3] =
+    [("Idempotency-Key", "key"), ("Pushline-TTL", "ttl"), ("Pushline-Event", "event")];
+
 fn nothing_here() -> Answer {
     Answer::problem(404, "nothing is here; channels are at /channels/NAME, batches go to /publish")
+}
+
+/// Whether a request reads a channel: its answer depends on what it accepts and prefers.
+fn is_read(request: &Request<'_>) -> bool {
+    matches!(request.method, Method::Get | Method::Head)
+        && matches!(request.target, Target::Path { path, .. } if path.starts_with("/channels/"))
 }
 
 /// The methods that a path takes; `None`: nothing is there.

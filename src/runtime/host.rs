@@ -20,6 +20,17 @@ pub enum Signal {
     HangUp,
 }
 
+impl Signal {
+    /// The kernel's number for it.
+    pub const fn number(self) -> i32 {
+        match self {
+            Self::Terminate => libc::SIGTERM,
+            Self::Interrupt => libc::SIGINT,
+            Self::HangUp => libc::SIGHUP,
+        }
+    }
+}
+
 /// Binds the calling thread to one core: the `index`th of those that this process may use, and
 /// over again from the first when there are fewer. Returns the core's number.
 pub fn pin_to_cpu(index: usize) -> io::Result<usize> {

@@ -67,7 +67,7 @@ fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> ServeError {
 pub enum Ended {
     Drained,
     /// By a second signal, in the middle of a drain.
-    AtOnce,
+    AtOnce(Signal),
 }
 
 /// What a worker thread is made with; it crosses threads, so it owns no descriptor but the mailbox's, which all share.
@@ -312,9 +312,9 @@ fn wait_for_the_end(
         for token in tokens {
             match token {
                 SIGNALS => match signals.read() {
-                    Ok(Some(Signal::Terminate | Signal::Interrupt)) if draining => {
+                    Ok(Some(second @ (Signal::Terminate | Signal::Interrupt))) if draining => {
                         tracing::warn!("a second signal: stopping at once");
-                        return Ok(Ended::AtOnce);
+                        return Ok(Ended::AtOnce(second));
                     }
                     Ok(Some(Signal::Terminate | Signal::Interrupt)) => {
                         draining = true;

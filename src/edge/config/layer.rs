@@ -35,6 +35,8 @@ pub struct Inputs {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     Default,
+    /// A default that is larger than usual, because another key was raised.
+    Grown(&'static str),
     File(PathBuf),
     Env(String),
     Flag(&'static str),
@@ -45,6 +47,7 @@ impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default => f.write_str("the default"),
+            Self::Grown(with) => write!(f, "the default, grown with {with}"),
             Self::File(path) => write!(f, "{}", path.display()),
             Self::Env(name) => write!(f, "environment variable {name}"),
             Self::Flag(name) => write!(f, "--{name}"),
@@ -92,6 +95,11 @@ impl Layers {
     pub fn get(&self, key: &'static Key) -> Given {
         let default = || Given { value: key.default_value(), source: Source::Default };
         self.given.get(key.name).cloned().unwrap_or_else(default)
+    }
+
+    /// Gives a key another default, for the sake of the key `with`.
+    pub fn grow_default(&mut self, key: &'static Key, value: Value, with: &'static str) {
+        self.given.entry(key.name).or_insert(Given { value, source: Source::Grown(with) });
     }
 
     fn file(&mut self, inputs: &Inputs) {

@@ -278,6 +278,22 @@ fn values_that_do_not_go_together_are_refused() {
             &["heartbeat.timeout_seconds=2"],
             ["heartbeat.timeout_seconds = 2 (--set)", "interval_seconds = 25 (the"],
         ),
+        (
+            &["limits.batch_bytes=2048"],
+            ["limits.batch_bytes = 2048 (--set)", "limits.message_bytes = 65536 (the default)"],
+        ),
+        (
+            &["limits.batch_bytes=1MiB", "limits.message_bytes=2MiB"],
+            ["limits.batch_bytes = \"1MiB\" (--set)", "limits.message_bytes = \"2MiB\" (--set)"],
+        ),
+        (
+            &["history.node_bytes=1000000"],
+            ["history.node_bytes = 1000000 (--set)", "history.bytes = 1048576 (the default)"],
+        ),
+        (
+            &["history.node_bytes=1GiB", "history.bytes=2GiB"],
+            ["history.node_bytes = \"1GiB\" (--set)", "history.bytes = \"2GiB\" (--set)"],
+        ),
         (&["listen=0.0.0.0:8080"], ["listen = 0.0.0.0:8080 (--set)", "--open"]),
         (&["listen=127.0.0.1:1,[::]:1"], ["listen = [::]:1 (--set)", "--open"]),
     ] {
@@ -287,6 +303,26 @@ fn values_that_do_not_go_together_are_refused() {
     }
     assert_eq!(told(set(&["feed.bytes=1024", "limits.message_bytes=32MiB"])), [""; 0], "a feed copes");
     assert_eq!(told(set(&["listen=0.0.0.0:8080", "open=true"])), [""; 0]);
+}
+
+#[test]
+fn defaults_grow_with_what_must_fit_into_them() {
+    for (assignments, want) in [
+        (&[][..], (1_048_576, 536_870_912)),
+        (&["limits.message_bytes=100KiB"], (1_048_576, 536_870_912)),
+        (&["limits.message_bytes=1MiB"], (6 * 1_048_576 + 16_384, 536_870_912)),
+        (&["limits.message_bytes=64MiB"], (6 * 67_108_864 + 16_384, 536_870_912)),
+        (&["limits.message_bytes=1MiB", "limits.batch_bytes=1MiB"], (1_048_576, 536_870_912)),
+        (&["history.bytes=2GiB"], (1_048_576, 2_147_483_648)),
+        (&["history.bytes=64GiB"], (1_048_576, 68_719_476_736)),
+        (&["history.bytes=2GiB", "history.node_bytes=3GiB"], (1_048_576, 3_221_225_472)),
+    ] {
+        let settings = settings(set(assignments));
+        assert_eq!((settings.limits.batch_bytes, settings.history.node_bytes), want, "{assignments:?}");
+    }
+    let shown = set(&["limits.message_bytes=1MiB"]).unwrap().to_string();
+    let line = "batch_bytes = 6307840  # the default, grown with limits.message_bytes\n";
+    assert!(shown.contains(line), "{shown}");
 }
 
 #[test]

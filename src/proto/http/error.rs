@@ -113,7 +113,7 @@ impl HttpError {
                  an http:// URL ('*' is for OPTIONS alone)"
             }
             Self::NotAProxy => "this server is not a proxy; CONNECT and host:port targets are not served",
-            Self::TargetTooLong => "the request target is too long; keep it under 8 KiB",
+            Self::TargetTooLong => "the request target is too long; keep it within 15 KiB",
             Self::Version => "this version of HTTP is not spoken here; use HTTP/1.1 or HTTP/1.0",
             Self::HeadTooLarge => "the request head is too large; send fewer or shorter fields",
             Self::TooManyFields => "the request has more than 64 header fields; send fewer",
