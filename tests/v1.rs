@@ -119,7 +119,15 @@ fn the_urls_cursor_is_the_joined_one() {
 fn seq_is_the_clients_own() {
     let server = Server::start(&[]);
     let mut v1 = V1::open(server.addr(), "/channels");
-    for seq in [json!(0), json!(1), json!(4_294_967_296_u64), json!(9_007_199_254_740_991_u64)] {
+    for seq in [
+        json!(0),
+        json!(1),
+        json!(-1),
+        json!(4_294_967_296_u64),
+        json!(9_007_199_254_740_991_u64),
+        json!(u64::MAX),
+        json!(i64::MIN),
+    ] {
         for (kind, answer) in
             [("subscribe", "subscribed"), ("publish", "published"), ("unsubscribe", "unsubscribed")]
         {
@@ -135,6 +143,17 @@ fn seq_is_the_clients_own() {
     }
     let answer = v1.ask(json!({"type": "subscribe", "channel": "a"}), "subscribed");
     assert_eq!(answer.get("seq"), None, "none was given");
+    for seq in ["18446744073709551616", "-9223372036854775809", "1.0", "1e3", "\"1\"", "true"] {
+        v1.socket.text(&format!("{{\"type\":\"ping\",\"seq\":{seq}}}"));
+        let error = v1.next();
+        assert_eq!(
+            (&error["type"], &error["code"]),
+            (&json!("error"), &json!("bad_frame")),
+            "{seq}: {error}"
+        );
+        assert!(error["message"].as_str().is_some_and(|text| text.contains("-2^63 to 2^64-1")), "{error}");
+        assert_eq!(error.get("seq"), None, "{error}");
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::domain::feed::Encoding;
 use crate::domain::history::From;
 use crate::domain::message::{Body, Draft};
 use crate::proto::client_frame::{Operation, Start, parse_v1};
-use crate::proto::envelope;
+use crate::proto::envelope::{self, Seq};
 use crate::proto::publish::Publish;
 use crate::proto::refusal::{ErrorCode, Refusal};
 use crate::runtime::close::Reason;
@@ -125,7 +125,7 @@ async fn operate(
     worker: &Rc<Worker>,
     conn: ConnId,
     operation: Operation<'_>,
-    seq: Option<u64>,
+    seq: Option<Seq>,
     message_bytes_max: usize,
 ) -> Result<(), Refusal> {
     match operation {
@@ -152,7 +152,7 @@ async fn subscribe(
     conn: ConnId,
     channel: &str,
     start: &Start<'_>,
-    seq: Option<u64>,
+    seq: Option<Seq>,
 ) -> Result<(), Refusal> {
     let name = name_of(channel)?;
     let from = match start {
@@ -195,7 +195,7 @@ async fn subscribe(
     Ok(())
 }
 
-fn unsubscribe(worker: &Rc<Worker>, conn: ConnId, channel: &str, seq: Option<u64>) -> Result<(), Refusal> {
+fn unsubscribe(worker: &Rc<Worker>, conn: ConnId, channel: &str, seq: Option<Seq>) -> Result<(), Refusal> {
     let name = name_of(channel)?;
     let had = worker.with(|state| {
         if !has_channel(state, conn, &name) {
@@ -222,7 +222,7 @@ async fn publish_v1(
     worker: &Rc<Worker>,
     conn: ConnId,
     publish: Publish<'_>,
-    seq: Option<u64>,
+    seq: Option<Seq>,
     message_bytes_max: usize,
 ) -> Result<(), Refusal> {
     let (name, published) =

@@ -179,7 +179,7 @@ pub fn end_unless(state: &mut State, conn: ConnId, reads: bool) {
 }
 
 /// Appends the frame that answers a subscription.
-pub fn subscribed_frame(out: &mut Vec<u8>, name: &Name, place: &Place, seq: Option<u64>) {
+pub fn subscribed_frame(out: &mut Vec<u8>, name: &Name, place: &Place, seq: Option<envelope::Seq>) {
     let cursor = place.cursor().text();
     text_frame(out, |json| {
         envelope::write_v1_subscribed(json, name.as_str(), &cursor, place.gap, seq);

@@ -1,6 +1,7 @@
 //! What a `pushline.v1` client sends: text frames of JSON, one object each (contract, "`pushline.v1`").
 //! Owns their form. Whether a channel, cursor or token is any good is for others to say.
 
+use super::envelope::Seq;
 use super::members::{self, Members};
 use super::publish::Publish;
 use super::refusal::{ErrorCode, Refusal};
@@ -9,7 +10,7 @@ use std::borrow::Cow;
 /// One frame: what to do, and the client's own number, to be echoed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientFrame<'a> {
-    pub seq: Option<u64>,
+    pub seq: Option<Seq>,
     pub operation: Operation<'a>,
 }
 
@@ -36,7 +37,7 @@ pub enum Start<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameRefusal {
     pub refusal: Refusal,
-    pub seq: Option<u64>,
+    pub seq: Option<Seq>,
 }
 
 /// The most bytes that a frame can need for a message of so many bytes: JSON may write each byte as six (`\u0000`),
@@ -60,11 +61,12 @@ pub fn parse_v1(text: &str) -> Result<ClientFrame<'_>, FrameRefusal> {
     }
 }
 
-fn seq(members: &Members<'_>) -> Result<Option<u64>, Refusal> {
+fn seq(members: &Members<'_>) -> Result<Option<Seq>, Refusal> {
     let Some(raw) = members.seq else { return Ok(None) };
-    match members::whole_number(raw) {
-        Some(seq) => Ok(Some(seq)),
-        None => Err(Refusal::new(ErrorCode::BadFrame, "'seq' is not a whole number from 0 to 2^64-1")),
+    let range = Seq::from(i64::MIN)..=Seq::from(u64::MAX);
+    match raw.get().parse() {
+        Ok(seq) if range.contains(&seq) => Ok(Some(seq)),
+        _ => Err(Refusal::new(ErrorCode::BadFrame, "'seq' is not a whole number from -2^63 to 2^64-1")),
     }
 }
 
@@ -143,7 +145,7 @@ mod tests {
             (
                 "unsubscribe",
                 r#" {"type":"unsubscribe","channel":"c","seq":18446744073709551615} "#,
-                Some(u64::MAX),
+                Some(18_446_744_073_709_551_615),
                 Operation::Unsubscribe { channel: "c".into() },
             ),
             (
@@ -159,6 +161,12 @@ mod tests {
                 }),
             ),
             ("auth", r#"{"type":"auth","token":"t"}"#, None, Operation::Auth { token: "t".into() }),
+            (
+                "the lowest seq",
+                r#"{"type":"ping","seq":-9223372036854775808}"#,
+                Some(-9_223_372_036_854_775_808),
+                Operation::Ping,
+            ),
             ("ping", r#"{"type":"ping","seq":3,"x":{}}"#, Some(3), Operation::Ping),
             ("escaped type", r#"{"type":"p\u0069ng"}"#, None, Operation::Ping),
         ] {
@@ -181,7 +189,14 @@ mod tests {
             ("type of a number", r#"{"type":1,"seq":4}"#, BadFrame, Some(4)),
             ("unknown type", r#"{"type":"Ping","seq":4}"#, BadFrame, Some(4)),
             ("seq of a string", r#"{"type":"ping","seq":"4"}"#, BadFrame, None),
-            ("negative seq", r#"{"type":"ping","seq":-4}"#, BadFrame, None),
+            ("seq below i64", r#"{"type":"ping","seq":-9223372036854775809}"#, BadFrame, None),
+            (
+                "seq beyond i128",
+                r#"{"type":"ping","seq":9999999999999999999999999999999999999999}"#,
+                BadFrame,
+                None,
+            ),
+            ("seq with an exponent", r#"{"type":"ping","seq":4e1}"#, BadFrame, None),
             ("seq with a fraction", r#"{"type":"ping","seq":4.0}"#, BadFrame, None),
             ("seq beyond u64", r#"{"type":"ping","seq":18446744073709551616}"#, BadFrame, None),
             ("no channel", r#"{"type":"subscribe","seq":4}"#, BadFrame, Some(4)),
@@ -226,10 +241,10 @@ mod tests {
         }
 
         #[test]
-        fn text_arrives_whole(data in "(?s).*", channel in "(?s).{1,20}", seq: u64) {
+        fn text_arrives_whole(data in "(?s).*", channel in "(?s).{1,20}", seq: i64) {
             let sent = serde_json::json!({"type": "publish", "channel": channel, "data": data, "seq": seq}).to_string();
             let frame = parse_v1(&sent).unwrap();
-            prop_assert_eq!(frame.seq, Some(seq));
+            prop_assert_eq!(frame.seq, Some(seq.into()));
             let Operation::Publish(publish) = frame.operation else { panic!("not a publish") };
             prop_assert_eq!(publish.channel, channel);
             prop_assert!(sent.len() as u64 <= frame_bytes_max(data.len() as u64));

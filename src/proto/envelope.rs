@@ -47,6 +47,9 @@ pub fn write_v1_message(out: &mut Vec<u8>, message: &MessageView<'_>) {
     out.push(b'}');
 }
 
+/// A client's own number, echoed as it came: every integer of 64 bits, signed or not.
+pub type Seq = i128;
+
 /// `{"type":"open",…}`: the first that a connection hears.
 pub fn write_v1_open(out: &mut Vec<u8>, connection: &str) {
     string(out, r#"{"type":"open","connection":"#, connection);
@@ -54,7 +57,7 @@ pub fn write_v1_open(out: &mut Vec<u8>, connection: &str) {
 }
 
 /// `{"type":"subscribed",…}`: `cursor` is the resume point, just before the first message that follows.
-pub fn write_v1_subscribed(out: &mut Vec<u8>, channel: &str, cursor: &str, gap: bool, seq: Option<u64>) {
+pub fn write_v1_subscribed(out: &mut Vec<u8>, channel: &str, cursor: &str, gap: bool, seq: Option<Seq>) {
     string(out, r#"{"type":"subscribed","channel":"#, channel);
     string(out, r#","cursor":"#, cursor);
     out.extend_from_slice(if gap { br#","gap":true"# } else { br#","gap":false"# });
@@ -62,13 +65,13 @@ pub fn write_v1_subscribed(out: &mut Vec<u8>, channel: &str, cursor: &str, gap: 
 }
 
 /// `{"type":"unsubscribed",…}`.
-pub fn write_v1_unsubscribed(out: &mut Vec<u8>, channel: &str, seq: Option<u64>) {
+pub fn write_v1_unsubscribed(out: &mut Vec<u8>, channel: &str, seq: Option<Seq>) {
     string(out, r#"{"type":"unsubscribed","channel":"#, channel);
     end_with_seq(out, seq);
 }
 
 /// `{"type":"published",…}`; `replayed` when the key was known and nothing was published.
-pub fn write_v1_published(out: &mut Vec<u8>, channel: &str, id: &str, replayed: bool, seq: Option<u64>) {
+pub fn write_v1_published(out: &mut Vec<u8>, channel: &str, id: &str, replayed: bool, seq: Option<Seq>) {
     string(out, r#"{"type":"published","channel":"#, channel);
     string(out, r#","id":"#, id);
     if replayed {
@@ -78,13 +81,13 @@ pub fn write_v1_published(out: &mut Vec<u8>, channel: &str, id: &str, replayed: 
 }
 
 /// `{"type":"authenticated",…}`: the token ends in so many seconds.
-pub fn write_v1_authenticated(out: &mut Vec<u8>, expires_in_s: u64, seq: Option<u64>) {
+pub fn write_v1_authenticated(out: &mut Vec<u8>, expires_in_s: u64, seq: Option<Seq>) {
     number(out, r#"{"type":"authenticated","expires_in":"#, expires_in_s);
     end_with_seq(out, seq);
 }
 
 /// `{"type":"pong"}`.
-pub fn write_v1_pong(out: &mut Vec<u8>, seq: Option<u64>) {
+pub fn write_v1_pong(out: &mut Vec<u8>, seq: Option<Seq>) {
     out.extend_from_slice(br#"{"type":"pong""#);
     end_with_seq(out, seq);
 }
@@ -115,7 +118,7 @@ pub fn write_v1_error(
     code: ErrorCode,
     detail: &str,
     channel: Option<&str>,
-    seq: Option<u64>,
+    seq: Option<Seq>,
 ) {
     string(out, r#"{"type":"error","code":"#, code.as_str());
     string(out, r#","message":"#, detail);
@@ -150,9 +153,10 @@ fn number(out: &mut Vec<u8>, before: &str, value: u64) {
     json::write_u64(out, value);
 }
 
-fn end_with_seq(out: &mut Vec<u8>, seq: Option<u64>) {
+fn end_with_seq(out: &mut Vec<u8>, seq: Option<Seq>) {
     if let Some(seq) = seq {
-        number(out, r#","seq":"#, seq);
+        out.extend_from_slice(br#","seq":"#);
+        out.extend_from_slice(itoa::Buffer::new().format(seq).as_bytes());
     }
     out.push(b'}');
 }
