@@ -218,7 +218,7 @@ pub struct Feed {
     pub lanes: Vec<Lane>,
     /// Kept for polls until then, without readers (ms).
     pub leased_until_ms: u64,
-    /// In the fan-out's queue.
+    /// In the fan-out's queue, or in the middle of its pass.
     pub queued: bool,
     incarnation: u64,
     head: u64,

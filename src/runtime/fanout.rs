@@ -1,7 +1,10 @@
 //! From feeds to sockets: each reader gets everything from its position to the feed's head, in one send.
-//! A pass goes over all readers of a feed that has something new; batches of at most 64 sends may hold several passes.
+//! A pass goes over all readers of a feed that has something new; batches of at most 64 sends may hold several passes, and
+//! passes take turns batch by batch, so that a channel with few readers does not wait for one with many.
 //! Owns the order: at most one send per connection in a batch, nothing to a connection that owes. Synchronous; the
 //! worker slices it in time.
+
+use std::collections::VecDeque;
 
 use crate::domain::feed::{Encoding, Standing};
 
@@ -16,6 +19,10 @@ const BATCH_BYTES_MAX: usize = 1 << 20;
 #[derive(Default)]
 pub struct Passes {
     current: Option<Pass>,
+    /// Passes that have begun, while another has its turn. A feed has one at most: it stays `queued` until that ends.
+    waiting: VecDeque<Pass>,
+    /// Whose turn it is: that of passes that wait, or of feeds whose pass has not begun.
+    resumes: bool,
     jobs: Vec<Job>,
     outcomes: Vec<(u32, Outcome)>,
     /// Feeds whose pass has come to its end in this batch.
@@ -53,12 +60,32 @@ enum Step {
 impl State {
     /// Whether there is anything to fan out.
     pub fn has_fan_out(&self) -> bool {
-        self.pass.current.is_some() || !self.dirty.is_empty()
+        self.pass.current.is_some() || !self.pass.waiting.is_empty() || !self.dirty.is_empty()
+    }
+
+    /// Another pass has its turn, if there is another.
+    fn take_turns(&mut self) {
+        let pass = &mut self.pass;
+        if let Some(current) = pass.current.take() {
+            pass.waiting.push_back(current);
+        }
+        // In turn, or many small feeds would keep a large one from going on.
+        pass.resumes = !pass.resumes;
+        if pass.resumes || self.dirty.is_empty() {
+            pass.current = pass.waiting.pop_front();
+        }
+    }
+
+    /// The pass that goes on, or begins.
+    fn next_pass(&mut self) -> Option<Pass> {
+        let begun = self.dirty.pop_front().map(|feed| Pass { feed, lane: 0, index: 0 });
+        begun.or_else(|| self.pass.waiting.pop_front())
     }
 
     /// Sends one batch. False when there was nothing to send.
     pub fn fan_out_batch(&mut self) -> bool {
         let mut jobs = std::mem::take(&mut self.pass.jobs);
+        self.take_turns();
         self.pass.batch = self.pass.batch.wrapping_add(1);
         let (mut bytes, mut worked) = (0, false);
         while jobs.len() < BATCH_MAX && bytes < BATCH_BYTES_MAX {
@@ -88,12 +115,8 @@ impl State {
     /// Takes the next reader that is behind into the batch. Its position moves at once, and back if the send falls short.
     fn next_step(&mut self, jobs: &mut Vec<Job>, bytes: &mut usize) -> Step {
         let Some(pass) = &mut self.pass.current else {
-            let Some(feed) = self.dirty.pop_front() else { return Step::Idle };
-            if let Some(feed) = self.feeds.get_mut(feed) {
-                feed.queued = false;
-            }
-            self.pass.current = Some(Pass { feed, lane: 0, index: 0 });
-            return Step::Taken;
+            self.pass.current = self.next_pass();
+            return if self.pass.current.is_some() { Step::Taken } else { Step::Idle };
         };
         let Some(feed) = self.feeds.get_mut(pass.feed) else {
             self.pass.current = None;
@@ -351,6 +374,7 @@ impl State {
         let mut finished = std::mem::take(&mut self.pass.finished);
         for slot in finished.drain(..) {
             let Some(feed) = self.feeds.get_mut(slot) else { continue };
+            feed.queued = false;
             let head = feed.head().seq;
             for lane in &mut feed.lanes {
                 if lane.held_bytes() > 0 && lane.readers.iter().all(|reader| reader.seq >= head) {

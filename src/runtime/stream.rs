@@ -12,9 +12,13 @@ use monoio::io::{CancelableAsyncReadRent, CancelableAsyncWriteRent, Canceller};
 use monoio::net::TcpStream;
 
 use super::close::{Reason, Transport};
+use super::io::{RecvOutcome, recv_nonblocking};
 use super::sendring::{Outcome, send_now};
 use super::state::{Socket, State};
 use super::worker::Worker;
+
+/// Read at once of a client that sends much.
+const FLOW_BYTES: usize = 64 * 1024;
 
 /// Why a read or write came to nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,13 +47,22 @@ pub struct Stream {
     /// What the log says of it if it ends here.
     pub transport: Transport,
     pub reason: Reason,
+    /// The last read filled its room: more is there, most likely, and much of it.
+    filled: bool,
     worker: Rc<Worker>,
 }
 
 impl Stream {
     /// Takes a descriptor that the holder or the accept loop gave away; nobody else has it now.
     pub fn new(worker: Rc<Worker>, socket: Socket) -> Self {
-        Self { hold: Hold::Ours, socket, transport: Transport::Http, reason: Reason::Gone, worker }
+        Self {
+            hold: Hold::Ours,
+            socket,
+            transport: Transport::Http,
+            reason: Reason::Gone,
+            filled: false,
+            worker,
+        }
     }
 
     /// The connection as monoio's.
@@ -84,6 +97,9 @@ impl Stream {
     /// # Errors
     /// [`StreamError`]; nothing that came is lost but for a broken connection.
     pub async fn read(&mut self, buffer: &mut Vec<u8>, deadline: Duration) -> Result<(), StreamError> {
+        if self.filled && self.read_at_once(buffer) {
+            return Ok(());
+        }
         let until = Instant::now() + deadline;
         loop {
             let draining = self.worker.drain_ends();
@@ -95,6 +111,20 @@ impl Stream {
                 done => return done,
             }
         }
+    }
+
+    /// Reads what is there of a client that sends much at once, without a turn of the driver for each piece.
+    fn read_at_once(&mut self, buffer: &mut Vec<u8>) -> bool {
+        let before = buffer.len();
+        buffer.resize(before + FLOW_BYTES, 0);
+        let got = match recv_nonblocking(self.socket.fd, &mut buffer[before..]) {
+            RecvOutcome::Bytes(bytes) => bytes,
+            // What else is the case, the read that waits is told.
+            RecvOutcome::Empty | RecvOutcome::Eof | RecvOutcome::Failed(_) => 0,
+        };
+        buffer.truncate(before + got);
+        self.filled = got == FLOW_BYTES;
+        got > 0
     }
 
     async fn read_once(
@@ -111,23 +141,29 @@ impl Stream {
         let canceller = Canceller::new();
         let worker = Rc::clone(&self.worker);
         let tcp = self.tcp()?;
-        let mut read = std::pin::pin!(tcp.cancelable_read(taken.slice_mut(start..end), canceller.handle()));
-        let (result, slice) = monoio::select! {
-            done = &mut read => done,
-            () = monoio::time::sleep(left) => {
-                canceller.cancel();
-                // The operation is awaited to its end: bytes that came meanwhile are not lost.
-                read.await
-            }
-            () = worker.drain_begins(), if !draining => {
-                canceller.cancel();
-                read.await
+        let (result, slice) = {
+            let mut read =
+                std::pin::pin!(tcp.cancelable_read(taken.slice_mut(start..end), canceller.handle()));
+            monoio::select! {
+                done = &mut read => done,
+                () = monoio::time::sleep(left) => {
+                    canceller.cancel();
+                    // The operation is awaited to its end: bytes that came meanwhile are not lost.
+                    read.await
+                }
+                () = worker.drain_begins(), if !draining => {
+                    canceller.cancel();
+                    read.await
+                }
             }
         };
         *buffer = slice.into_inner();
         match result {
             Ok(0) => Err(StreamError::Eof),
-            Ok(_) => Ok(()),
+            Ok(got) => {
+                self.filled = got == end - start;
+                Ok(())
+            }
             Err(error) if error.raw_os_error() == Some(libc::ECANCELED) => Err(StreamError::Late),
             Err(_) => Err(StreamError::Broken),
         }
