@@ -581,3 +581,18 @@ fn connect_once(addr: SocketAddr) -> std::io::Result<()> {
     }
     Err(std::io::Error::other(format!("answered {:?}", String::from_utf8_lossy(&answer))))
 }
+
+/// Also one that was used a moment before: or whoever is told to come back would come back by it, to be told again.
+#[test]
+fn connections_between_requests_end_before_anyone_is_told_to_come_back() {
+    let mut server = Server::start(&["--set", "drain.window_seconds=3"]);
+    let addr = server.addr();
+    let mut fresh = Conn::open(addr);
+    let mut used = Conn::open(addr);
+    used.get("/healthz").expect(200);
+    server.signal(libc::SIGTERM);
+    for conn in [&mut used, &mut fresh] {
+        let ((), took) = timed(|| conn.eof());
+        assert!(took < Duration::from_millis(600), "{took:?}");
+    }
+}

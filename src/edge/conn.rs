@@ -158,7 +158,8 @@ impl Conn {
                 let until = *until.get_or_insert_with(|| Instant::now() + self.site.settings().timeouts.head);
                 until.saturating_duration_since(Instant::now())
             };
-            match self.stream.read(&mut self.input, deadline).await {
+            let idle = self.input.is_empty();
+            match self.stream.read(&mut self.input, deadline, idle).await {
                 Ok(()) => {}
                 Err(StreamError::Late) if self.input.is_empty() => return Ok(None),
                 Err(StreamError::Late) => {
@@ -289,7 +290,7 @@ impl Conn {
             }
             self.flush().await.map_err(|_| BodyFailed::Gone)?;
             let left = until.saturating_duration_since(Instant::now());
-            match self.stream.read(&mut self.input, left).await {
+            match self.stream.read(&mut self.input, left, false).await {
                 Ok(()) => {}
                 Err(StreamError::Late) => return Err(BodyFailed::Late),
                 Err(StreamError::Eof | StreamError::Broken) => return Err(BodyFailed::Gone),

@@ -25,7 +25,7 @@ const REFUSED_JITTER_MS: u64 = 9_000;
 
 /// After a drain has begun, before the first is told to leave: by then every worker has heard of it, and what they had
 /// accepted until then has come to its readers.
-const SETTLING_TICKS: u32 = 2;
+const SETTLING_TICKS: u32 = 3;
 
 impl State {
     /// Puts a connection into the wheel, for when it is next to be looked at.
@@ -33,6 +33,7 @@ impl State {
         let now = self.tick();
         let Some(entry) = self.conn(conn) else { return };
         let due = match self.draining {
+            Some(_) if matches!(entry.kind, Kind::Idle) => now,
             Some(draining) if !matches!(entry.kind, Kind::Ending { .. }) => {
                 let end = draining.begun_tick + draining.window_ticks;
                 now + SETTLING_TICKS + self.random_below(u64::from(end.saturating_sub(now))) as u32

@@ -85,6 +85,7 @@ pub struct Worker {
     pub(super) closing: Bell,
     /// A drain has begun.
     draining: Bell,
+    drain_began: Cell<Option<Instant>>,
     drain_ends: Cell<Option<Instant>>,
     pub(super) successor: Cell<Option<u32>>,
     /// How often it was said that the kernel may spread connections again.
@@ -110,6 +111,7 @@ impl Worker {
             fan_out: Bell::default(),
             closing: Bell::default(),
             draining: Bell::default(),
+            drain_began: Cell::new(None),
             drain_ends: Cell::new(None),
             successor: Cell::new(None),
             unsteered: Cell::new(0),
@@ -237,6 +239,11 @@ impl Worker {
         self.drain_ends.get()
     }
 
+    /// When it began.
+    pub fn drain_began(&self) -> Option<Instant> {
+        self.drain_began.get()
+    }
+
     /// Waits for a drain to begin.
     pub async fn drain_begins(&self) {
         self.draining.wait().await;
@@ -253,7 +260,9 @@ impl Worker {
             state.begin_drain();
             state.node.settings.drain.window
         });
-        self.drain_ends.set(Some(Instant::now() + window));
+        let began = Instant::now();
+        self.drain_began.set(Some(began));
+        self.drain_ends.set(Some(began + window));
         self.draining.ring();
         match successor {
             None => self.closing.ring(),
