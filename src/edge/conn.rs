@@ -23,7 +23,7 @@ use crate::runtime::worker::Worker;
 
 use super::answer::{Answer, Manner, vary_of};
 use super::origin::Passed;
-use super::publish::{self};
+use super::publish;
 use super::read::{self, PollRequest, Waited};
 use super::site::Site;
 

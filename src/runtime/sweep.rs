@@ -33,6 +33,7 @@ impl State {
         let now = self.tick();
         let Some(entry) = self.conn(conn) else { return };
         let due = match self.draining {
+            // As in `begin_drain`: gone before anyone is told to come back.
             Some(_) if matches!(entry.kind, Kind::Idle) => now,
             Some(draining) if !matches!(entry.kind, Kind::Ending { .. }) => {
                 let end = draining.begun_tick + draining.window_ticks;
