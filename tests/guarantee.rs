@@ -57,12 +57,12 @@ const WHOLE: &[&str] = &[
     "history.bytes=256MiB",
     "limits.message_bytes=4096",
     "feed.bytes=12KiB",
-    "slow.kernel_bytes=4KiB",
+    "slow.kernel_bytes=68KiB",
 ];
 
 /// History holds next to nothing, so that readers lose messages all the time, and must be told each time.
 const TINY: &[&str] =
-    &["history.messages=10", "limits.message_bytes=4096", "feed.bytes=12KiB", "slow.kernel_bytes=4KiB"];
+    &["history.messages=10", "limits.message_bytes=4096", "feed.bytes=12KiB", "slow.kernel_bytes=68KiB"];
 
 #[test]
 fn nothing_is_lost_while_history_holds_it_1_worker() {

@@ -36,7 +36,7 @@ const BY_PATTERN: &[&str] = &[
     "--set",
     "feed.bytes=40KiB",
     "--set",
-    "slow.kernel_bytes=4KiB",
+    "slow.kernel_bytes=68KiB",
     "--set",
     "slow.policy=disconnect",
     "--set",
@@ -292,7 +292,7 @@ const LONG: &[&str] = &[
     "--set",
     "feed.bytes=40KiB",
     "--set",
-    "slow.kernel_bytes=4KiB",
+    "slow.kernel_bytes=68KiB",
 ];
 
 /// A policy applies only when history no longer holds the position: until then a slow reader is only late.

@@ -245,11 +245,15 @@ pub fn close(fd: RawFd) {
     debug_assert!(rc == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::EBADF), "closed twice");
 }
 
+/// What the kernel puts into one segment of a send queue at most (GSO's 64 KiB). It looks at
+/// `TCP_NOTSENT_LOWAT` before it begins one, and fills it whatever was said there.
+pub const SEGMENT_BYTES_MAX: u32 = 64 * 1024;
+
 /// Options of a client's socket. Set on a listener, they hold for all that it accepts, at no cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SocketOptions {
-    /// Bytes not yet sent to the network that the kernel keeps for a slow reader
-    /// (`TCP_NOTSENT_LOWAT`): past it the socket is not writable.
+    /// Bytes not yet sent to the network that the kernel keeps for a slow reader at most, more than
+    /// [`SEGMENT_BYTES_MAX`].
     pub unsent_bytes_max: u32,
     /// How long sent bytes may stay unacknowledged before the peer counts as dead
     /// (`TCP_USER_TIMEOUT`).
@@ -260,8 +264,9 @@ impl SocketOptions {
     /// Sets these, and `TCP_NODELAY`, on a TCP socket.
     pub fn set_on(self, fd: RawFd) -> io::Result<()> {
         let int = |value: u32| i32::try_from(value).unwrap_or(i32::MAX);
+        let lowat = self.unsent_bytes_max.saturating_sub(SEGMENT_BYTES_MAX).max(1);
         set_option(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
-        set_option(fd, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, int(self.unsent_bytes_max))?;
+        set_option(fd, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, int(lowat))?;
         set_option(fd, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, int(self.unacked_ms_max))
     }
 }
@@ -363,7 +368,7 @@ mod tests {
     #[test]
     fn accepted_sockets_inherit_the_listeners_options() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let options = SocketOptions { unsent_bytes_max: 65_536, unacked_ms_max: 30_000 };
+        let options = SocketOptions { unsent_bytes_max: 131_072, unacked_ms_max: 30_000 };
         options.set_on(listener.as_raw_fd()).unwrap();
         let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let fd = listener.accept().unwrap().0.into_raw_fd();

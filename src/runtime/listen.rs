@@ -253,7 +253,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
     use std::time::Duration;
 
-    const OPTIONS: SocketOptions = SocketOptions { unsent_bytes_max: 65_536, unacked_ms_max: 30_000 };
+    const OPTIONS: SocketOptions = SocketOptions { unsent_bytes_max: 131_072, unacked_ms_max: 30_000 };
     const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
     fn accept(listener: &OwnedFd) -> Option<(TcpStream, SocketAddr)> {

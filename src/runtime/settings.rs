@@ -116,7 +116,7 @@ pub struct SlowReaders {
     pub policy: SlowPolicy,
     /// First pattern that matches a channel decides; else `policy`.
     pub rules: Vec<(Pattern, SlowPolicy)>,
-    /// TCP_NOTSENT_LOWAT of every accepted socket, in bytes.
+    /// Unsent bytes in the kernel for one reader, more than [`SEGMENT_BYTES_MAX`](super::io::SEGMENT_BYTES_MAX).
     pub kernel_bytes: usize,
 }
 

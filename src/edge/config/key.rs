@@ -60,7 +60,7 @@ pub const KEYS: &[Key] = &[
     key("history.node_bytes", "536870912", Range::Bytes(1, 1024 * GIB)),
     key("feed.bytes", "1048576", Range::Bytes(KIB, GIB)),
     key("slow.policy", r#""disconnect""#, Range::Other),
-    key("slow.kernel_bytes", "65536", Range::Bytes(KIB, 16 * MIB)),
+    key("slow.kernel_bytes", "131072", Range::Bytes(65 * KIB, 16 * MIB)),
     key("slow.rules", "[]", Range::Other),
     key("drain.window_seconds", "10", Range::Seconds(0.0, 3600.0)),
     key("origins.allow", "[]", Range::Other),

@@ -75,7 +75,7 @@ fn defaults_are_those_of_the_contract() {
             node_bytes: 536_870_912,
         },
         feed: FeedLimits { bytes: 1_048_576 },
-        slow: SlowReaders { policy: SlowPolicy::Disconnect, rules: vec![], kernel_bytes: 65_536 },
+        slow: SlowReaders { policy: SlowPolicy::Disconnect, rules: vec![], kernel_bytes: 131_072 },
         drain: Drain { window: seconds(10) },
         origins: Origins { allow: vec![] },
         log: Log { level: "info".into(), format: LogFormat::Text },
