@@ -57,6 +57,7 @@ pub mod domain {
 
 pub mod runtime {
     pub mod accept;
+    pub mod answers;
     pub mod bell;
     pub mod capacity;
     pub mod catchup;
@@ -92,6 +93,7 @@ pub mod runtime {
 pub mod edge {
     pub mod answer;
     pub mod ask;
+    pub mod at_once;
     pub mod channels;
     pub mod cli;
     pub mod config;

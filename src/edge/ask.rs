@@ -34,6 +34,14 @@ pub async fn page(worker: &Rc<Worker>, name: &Name, from: From, max: PageMax) ->
     }
 }
 
+/// Whether a page of the channel can be had without waiting.
+pub fn is_here(worker: &Rc<Worker>, name: &Name) -> bool {
+    worker.with(|state| {
+        state.node.home_of(name) == state.index
+            || state.feeds_by_name.get(name).and_then(|feed| state.feeds.get(*feed)).is_some()
+    })
+}
+
 /// Makes sure that the channel has a live feed here, and finds where in it a reader begins.
 ///
 /// # Errors

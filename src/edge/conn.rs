@@ -2,7 +2,7 @@
 //! Owns deadlines, keep-alive and pipelining, heads and bodies. What a request is answered with is `route`'s.
 
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::domain::channel::Name;
 use crate::domain::cursor::Cursor;
@@ -14,7 +14,6 @@ use crate::proto::http::head::HeadScanner;
 use crate::proto::http::request::{FieldSlots, Method, Request, parse};
 use crate::proto::http::response::{CONTINUE, write_refusal};
 use crate::proto::http::target::{Query, Target};
-use crate::runtime::clock::ticks;
 use crate::runtime::close::{Reason, Transport};
 use crate::runtime::entry::{HeldPoll, Kind};
 use crate::runtime::stream::{Stream, StreamError};
@@ -27,9 +26,6 @@ use super::publish;
 use super::read::{self, PollRequest, Waited};
 use super::site::Site;
 
-/// How long a task stays with a connection between requests before it gives it to the holder, at most: it counts as
-/// idle meanwhile (`timeouts.idle_seconds`).
-const GRACE: Duration = Duration::from_secs(1);
 /// Answers to pipelined requests are sent together, up to this.
 const OUT_BYTES: usize = 64 * 1024;
 
@@ -95,21 +91,10 @@ impl Conn {
                 }
                 // To the holder, until it speaks again.
                 Ok(None) => {
-                    let draining = self.worker.with(|state| state.draining.is_some());
-                    if draining {
-                        self.stream.reason = Reason::Drain;
-                        return;
-                    }
-                    let grace = self.grace();
-                    if grace == self.site.settings().timeouts.idle {
-                        self.stream.reason = Reason::Idle;
-                        return;
-                    }
                     let Conn { worker, stream, .. } = self;
                     if let Some(socket) = stream.into_socket() {
                         worker.with(|state| {
-                            let heard_tick = state.tick().saturating_sub(ticks(grace));
-                            state.adopt_heard(socket, Kind::Idle, heard_tick);
+                            state.adopt(socket, Kind::Idle);
                             state.bury();
                         });
                     }
@@ -125,7 +110,8 @@ impl Conn {
         }
     }
 
-    /// Reads one head into `head`. `None`: nothing came for a while.
+    /// Reads one head into `head`. `None`: the next request has not begun; the holder waits for it, at less cost than a
+    /// read through the driver with its timer.
     async fn read_head(
         &mut self,
         head: &mut Vec<u8>,
@@ -152,16 +138,13 @@ impl Conn {
             }
             // Whoever waits for more of a request waits with all earlier ones answered.
             self.flush().await?;
-            let deadline = if self.input.is_empty() {
-                self.grace()
-            } else {
-                let until = *until.get_or_insert_with(|| Instant::now() + self.site.settings().timeouts.head);
-                until.saturating_duration_since(Instant::now())
-            };
-            let idle = self.input.is_empty();
-            match self.stream.read(&mut self.input, deadline, idle).await {
+            if self.input.is_empty() {
+                return Ok(None);
+            }
+            let until = *until.get_or_insert_with(|| Instant::now() + self.site.settings().timeouts.head);
+            let left = until.saturating_duration_since(Instant::now());
+            match self.stream.read(&mut self.input, left).await {
                 Ok(()) => {}
-                Err(StreamError::Late) if self.input.is_empty() => return Ok(None),
                 Err(StreamError::Late) => {
                     if self.worker.drain_ends().is_some() {
                         let answer = publish::refusal(&self.worker, publish::Refused::Draining);
@@ -176,10 +159,6 @@ impl Conn {
                 Err(StreamError::Eof | StreamError::Broken) => return Err(Reason::Gone),
             }
         }
-    }
-
-    fn grace(&self) -> Duration {
-        GRACE.min(self.site.settings().timeouts.idle)
     }
 
     /// How to answer one of whom nothing is known.
@@ -290,7 +269,7 @@ impl Conn {
             }
             self.flush().await.map_err(|_| BodyFailed::Gone)?;
             let left = until.saturating_duration_since(Instant::now());
-            match self.stream.read(&mut self.input, left, false).await {
+            match self.stream.read(&mut self.input, left).await {
                 Ok(()) => {}
                 Err(StreamError::Late) => return Err(BodyFailed::Late),
                 Err(StreamError::Eof | StreamError::Broken) => return Err(BodyFailed::Gone),

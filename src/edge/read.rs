@@ -1,5 +1,6 @@
 //! Reading by polling: short polls, answered from memory, and long polls, which are held (contract, "Reading by polling").
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -13,16 +14,19 @@ use crate::domain::channel::Name;
 use crate::domain::cursor::Cursor;
 use crate::domain::feed::Encoding;
 use crate::domain::history::{From, Page, PageMax};
-use crate::proto::http::fields::if_none_match;
-use crate::proto::http::request::{Fields, Version};
+use crate::proto::http::fields::{if_none_match, prefer_wait};
+use crate::proto::http::request::{Fields, Method, Request, Version};
 use crate::proto::http::response::ResponseWriter;
-use crate::runtime::entry::{HeldPoll, Kind};
+use crate::proto::http::target::{Query, Target};
+use crate::runtime::clock::TICK_MS;
+use crate::runtime::entry::{ConnId, HeldPoll, Kind};
 use crate::runtime::poll::{cursor_of, next_of, write_body};
 use crate::runtime::state::{Overloaded, Place, Socket, State};
 use crate::runtime::worker::Worker;
 
 use super::answer::{Answer, Content, Manner, VARY_READ};
 use super::ask;
+use super::channels::{LIMIT_MAX, WAIT_MAX_S, cursor, newest, number};
 use super::publish::with_retry_after;
 
 /// Answers remembered by one worker; beyond it all are forgotten.
@@ -94,8 +98,86 @@ impl Remembered {
     }
 }
 
+/// What a poll is answered with.
+pub enum Polled {
+    Answer(Answer),
+    /// Nothing yet: to be held at these places.
+    Hold {
+        places: Vec<Place>,
+        limit: u32,
+        wait_s: u64,
+    },
+}
+
+/// Answers a GET or HEAD that asks for JSON.
+pub async fn poll(
+    worker: &Rc<Worker>,
+    remembered: &Remembered,
+    request: &Request<'_>,
+    query: Query<'_>,
+    names: Vec<Name>,
+) -> Polled {
+    match polled(worker, remembered, request, query, names).await {
+        Ok(polled) => polled,
+        Err(answer) => Polled::Answer(answer.vary(VARY_READ)),
+    }
+}
+
+async fn polled(
+    worker: &Rc<Worker>,
+    remembered: &Remembered,
+    request: &Request<'_>,
+    query: Query<'_>,
+    names: Vec<Name>,
+) -> Result<Polled, Answer> {
+    let fields = &request.fields;
+    let wait_s = wait_of(query, request)?;
+    let target = match request.target {
+        Target::Path { path, query } if query.is_empty() => Cow::Borrowed(path),
+        Target::Path { path, query } => Cow::Owned(format!("{path}?{}", query.raw())),
+        Target::Asterisk => Cow::Borrowed(""),
+    };
+    if wait_s == 0
+        && let Some(answer) = remembered.get(worker, &target, fields)
+    {
+        return Ok(Polled::Answer(answer));
+    }
+    let poll = poll_of(query, names)?;
+    if wait_s == 0 || !poll.has_cursor {
+        return Ok(Polled::Answer(short_poll(worker, remembered, &target, &poll, fields).await));
+    }
+    if request.method == Method::Head {
+        return Ok(Polled::Answer(long_poll_head(worker, &poll, wait_s).await));
+    }
+    Ok(match long_poll(worker, &poll, wait_s).await {
+        Waited::Answer(answer) => Polled::Answer(answer),
+        Waited::Hold(places) => Polled::Hold { places, limit: poll.limit, wait_s },
+    })
+}
+
+/// The wait that a request asks for, in seconds; 0: none.
+///
+/// # Errors
+/// The answer to give.
+pub fn wait_of(query: Query<'_>, request: &Request<'_>) -> Result<u64, Answer> {
+    let asked = match number(query, "wait")? {
+        Some(wait_s) => Some(wait_s),
+        None => prefer_wait(request.fields.all("prefer")),
+    };
+    Ok(asked.unwrap_or(0).min(WAIT_MAX_S))
+}
+
+fn poll_of(query: Query<'_>, names: Vec<Name>) -> Result<PollRequest, Answer> {
+    let cursor = cursor(query, names.len())?;
+    let limit = number(query, "limit")?;
+    let has_cursor = cursor.is_some();
+    let limit = limit.unwrap_or(if has_cursor { u64::from(LIMIT_MAX) } else { 1 }).min(u64::from(LIMIT_MAX));
+    let from = cursor.unwrap_or_else(|| vec![newest(limit); names.len()]);
+    Ok(PollRequest { names, from, limit: limit as u32, has_cursor })
+}
+
 /// Answers a poll at once.
-pub async fn short_poll(
+async fn short_poll(
     worker: &Rc<Worker>,
     remembered: &Remembered,
     target: &str,
@@ -189,7 +271,7 @@ pub async fn long_poll(worker: &Rc<Worker>, poll: &PollRequest, wait_s: u64) -> 
 }
 
 /// What a long poll would be told now, for one who asks for the head alone and so is never held.
-pub async fn long_poll_head(worker: &Rc<Worker>, poll: &PollRequest, wait_s: u64) -> Answer {
+async fn long_poll_head(worker: &Rc<Worker>, poll: &PollRequest, wait_s: u64) -> Answer {
     let Ok(mut pages) = pages(worker, poll).await else { return overloaded(worker) };
     found(&mut pages, poll.limit, wait_s).unwrap_or_else(|| {
         let cursor = joined(pages.iter().map(|(_, page)| next_of(page)));
@@ -224,7 +306,7 @@ pub fn joined(cursors: impl IntoIterator<Item = Cursor>) -> String {
 }
 
 /// What the answer to a held poll will say, whenever it comes.
-pub fn held_fields(manner: &Manner<'_>, wait_s: u64) -> Vec<u8> {
+fn held_fields(manner: &Manner<'_>, wait_s: u64) -> Vec<u8> {
     let mut fields = Vec::with_capacity(128);
     let writer = ResponseWriter::new(&mut fields, 200);
     let writer = manner.passed.write(writer).field("Vary", VARY_READ).field("Cache-Control", "no-store");
@@ -242,9 +324,31 @@ pub fn held_fields(manner: &Manner<'_>, wait_s: u64) -> Vec<u8> {
     fields
 }
 
+/// What is kept of a poll that waits. `leftover`: what the client sent after the request.
+pub fn held(state: &State, manner: &Manner<'_>, limit: u32, wait_s: u64, leftover: Vec<u8>) -> Box<HeldPoll> {
+    let until_tick = state.tick() + (wait_s * 1_000 / TICK_MS) as u32;
+    let fields = held_fields(manner, wait_s).into();
+    Box::new(HeldPoll { limit, until_tick, fields, keep_alive: manner.keep_alive, leftover })
+}
+
 /// Gives a poll to the holder, as a reader of the feeds at `places`.
 pub fn hold(state: &mut State, socket: Socket, places: &[Place], held: Box<HeldPoll>) {
     let conn = state.adopt(socket, Kind::Poll(held));
+    read_at(state, conn, places);
+}
+
+/// The same, for a connection that the holder has.
+pub fn hold_on(state: &mut State, conn: ConnId, places: &[Place], held: Box<HeldPoll>) {
+    let Some(entry) = state.conn_mut(conn) else { return };
+    entry.kind = Kind::Poll(held);
+    if entry.flags.once {
+        state.set_interest(conn.slot);
+    }
+    state.schedule(conn);
+    read_at(state, conn, places);
+}
+
+fn read_at(state: &mut State, conn: ConnId, places: &[Place]) {
     let reads = places.iter().all(|place| state.subscribe(conn.slot, *place, Encoding::Poll, false));
     super::stream::end_unless(state, conn, reads);
 }

@@ -1,27 +1,21 @@
 //! Which handler a request goes to, by path and method, and what each asks for: one `match` a step.
 //! Owns the URLs. Never reads from the connection itself, nor writes to it.
 
-use std::rc::Rc;
-
 use crate::domain::channel::Name;
 use crate::proto::http::date::format_imf_date;
-use crate::proto::http::fields::{Accept, prefer_wait};
+use crate::proto::http::fields::Accept;
 use crate::proto::http::request::{Method, Request, Upgrade};
 use crate::proto::http::target::{Query, Target, decode_path};
 use crate::proto::ws::handshake::{self, Subprotocol};
-use crate::runtime::clock::TICK_MS;
 use crate::runtime::close::Reason;
-use crate::runtime::entry::HeldPoll;
 
 use super::answer::{Answer, Manner, VARY_READ};
-use super::channels::{
-    LIMIT_MAX, WAIT_MAX_S, cursor, newest, number, parse_names, refused, stream_start, switch,
-};
+use super::channels::{parse_names, refused, stream_start, switch};
 use super::conn::{Call, Conn, Next};
 use super::lab;
 use super::origin::Passed;
 use super::publish::{self, Labels};
-use super::read::{self, PollRequest, Waited};
+use super::read::{self, Polled};
 use super::stream::{Handshake, open_events, open_websocket};
 
 impl Conn {
@@ -245,48 +239,20 @@ impl Conn {
             );
             return self.answered(&answer.vary(VARY_READ), &call.manner).await;
         }
-        let target = match call.request.target {
-            Target::Path { path, query } if query.is_empty() => path.to_owned(),
-            Target::Path { path, query } => format!("{path}?{}", query.raw()),
-            Target::Asterisk => String::new(),
-        };
-        let wait_s = match wait_of(call.query, &call.request) {
-            Ok(wait_s) => wait_s,
-            Err(answer) => return self.answered(&answer.vary(VARY_READ), &call.manner).await,
-        };
-        if wait_s == 0
-            && let Some(answer) = self.site.remembered.get(&self.worker, &target, &fields)
-        {
-            return self.answered(&answer, &call.manner).await;
-        }
-        let poll = match poll_of(call.query, names) {
-            Ok(poll) => poll,
-            Err(answer) => return self.answered(&answer.vary(VARY_READ), &call.manner).await,
-        };
-        if wait_s == 0 || !poll.has_cursor {
-            let site = Rc::clone(&self.site);
-            let answer = read::short_poll(&self.worker, &site.remembered, &target, &poll, &fields).await;
-            return self.answered(&answer, &call.manner).await;
-        }
-        if head_only {
-            let answer = read::long_poll_head(&self.worker, &poll, wait_s).await;
-            return self.answered(&answer, &call.manner).await;
-        }
-        // What is found must be used at once: nothing is waited for after it.
-        if self.flush().await.is_err() {
+        // What is found for one who waits must be used at once: nothing is waited for after it.
+        let waits = read::wait_of(call.query, &call.request).is_ok_and(|wait_s| wait_s > 0);
+        if waits && self.flush().await.is_err() {
             return Next::Gone;
         }
-        match read::long_poll(&self.worker, &poll, wait_s).await {
-            Waited::Answer(answer) => self.answered(&answer, &call.manner).await,
-            Waited::Hold(places) => {
-                let fields = read::held_fields(&call.manner, wait_s).into();
-                let (limit, keep_alive) = (poll.limit, call.manner.keep_alive);
+        let remembered = &self.site.remembered;
+        match read::poll(&self.worker, remembered, &call.request, call.query, names).await {
+            Polled::Answer(answer) => self.answered(&answer, &call.manner).await,
+            Polled::Hold { places, limit, wait_s } => {
                 let Conn { worker, stream, input, .. } = self;
                 if let Some(socket) = stream.into_socket() {
                     worker.with(|state| {
-                        let until_tick = state.tick() + (wait_s * 1_000 / TICK_MS) as u32;
-                        let held = HeldPoll { limit, until_tick, fields, keep_alive, leftover: input };
-                        read::hold(state, socket, &places, Box::new(held));
+                        let held = read::held(state, &call.manner, limit, wait_s, input);
+                        read::hold(state, socket, &places, held);
                     });
                 }
                 Next::Gone
@@ -343,22 +309,4 @@ const METHODS: &str = "GET, HEAD, POST, DELETE, OPTIONS";
 
 fn not_allowed(allow: &str) -> Answer {
     Answer::problem(405, format!("this method is not for this URL; it takes {allow}")).field("Allow", allow)
-}
-
-/// The wait that a request asks for, in seconds; 0: none.
-fn wait_of(query: Query<'_>, request: &Request<'_>) -> Result<u64, Answer> {
-    let asked = match number(query, "wait")? {
-        Some(wait_s) => Some(wait_s),
-        None => prefer_wait(request.fields.all("prefer")),
-    };
-    Ok(asked.unwrap_or(0).min(WAIT_MAX_S))
-}
-
-fn poll_of(query: Query<'_>, names: Vec<Name>) -> Result<PollRequest, Answer> {
-    let cursor = cursor(query, names.len())?;
-    let limit = number(query, "limit")?;
-    let has_cursor = cursor.is_some();
-    let limit = limit.unwrap_or(if has_cursor { u64::from(LIMIT_MAX) } else { 1 }).min(u64::from(LIMIT_MAX));
-    let from = cursor.unwrap_or_else(|| vec![newest(limit); names.len()]);
-    Ok(PollRequest { names, from, limit: limit as u32, has_cursor })
 }

@@ -27,11 +27,6 @@ const OWED_INPUT_OFF_BYTES: usize = 16 * 1024;
 impl State {
     /// Takes a socket in. Its first bytes, if any, were given to the session before.
     pub fn adopt(&mut self, socket: Socket, kind: Kind) -> ConnId {
-        self.adopt_heard(socket, kind, self.tick())
-    }
-
-    /// As [`State::adopt`], for one that was last heard of at `heard_tick`: its silence counts from then.
-    pub fn adopt_heard(&mut self, socket: Socket, kind: Kind, heard_tick: u32) -> ConnId {
         let tick = self.tick();
         let Socket { fd, is_in_epoll, .. } = socket;
         let entry = Entry {
@@ -41,7 +36,7 @@ impl State {
             subs: Subs::None,
             owed: None,
             opened_tick: socket.opened_tick,
-            heard_tick,
+            heard_tick: tick,
             said_tick: tick,
             due_tick: tick,
             batch: 0,
@@ -464,8 +459,8 @@ fn interest(entry: &mut Entry) -> Interest {
     let reads = !entry.flags.busy && !entry.flags.input_off;
     let interest = match (reads, entry.flags.blocked) {
         (true, true) => Interest::ReadWrite,
-        // Its input makes a task of it.
-        (true, false) if matches!(entry.kind, Kind::Idle) => Interest::ReadOnce,
+        // Its first request makes a task of it, most likely: one that opens a stream.
+        (true, false) if matches!(entry.kind, Kind::Idle) && entry.sent_messages == 0 => Interest::ReadOnce,
         (true, false) => Interest::Read,
         (false, true) => Interest::Write,
         (false, false) => Interest::Trouble,

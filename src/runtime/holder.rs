@@ -67,8 +67,8 @@ impl State {
             let bytes = match recv_nonblocking(entry.fd, buffer) {
                 RecvOutcome::Bytes(bytes) => bytes,
                 RecvOutcome::Empty => {
-                    if matches!(entry.kind, Kind::Idle) {
-                        // It was told of once, in vain.
+                    if entry.flags.once {
+                        // It was told of in vain.
                         self.set_interest(conn.slot);
                     }
                     return;
@@ -86,9 +86,7 @@ impl State {
             match &mut entry.kind {
                 Kind::Idle => {
                     let input = input.to_vec();
-                    if let Some(socket) = self.release(conn.slot) {
-                        self.spawns.push(Spawn::Serve { socket, input });
-                    }
+                    self.spawns.push(Spawn::Request { conn, input });
                     return;
                 }
                 Kind::Poll(held) => {

@@ -123,7 +123,9 @@ pub struct Socket {
 
 /// What a frame of a WebSocket client asks for that cannot be done at once.
 pub enum Spawn {
-    /// Bytes came on a kept-alive connection.
+    /// Bytes came on a held connection between requests.
+    Request { conn: ConnId, input: Vec<u8> },
+    /// The same, for a task.
     Serve { socket: Socket, input: Vec<u8> },
     /// A held poll that the feed cannot answer.
     Repoll {

@@ -20,10 +20,6 @@ use super::worker::Worker;
 /// Read at once of a client that sends much.
 const FLOW_BYTES: usize = 64 * 1024;
 
-/// How long a connection between requests stays when a drain begins: long enough for a request that is on its way to be
-/// answered; shorter than the first stream is told to leave, or that client would come back by this connection.
-const IDLE_LEAVES: Duration = Duration::from_millis(100);
-
 /// Why a read or write came to nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StreamError {
@@ -96,25 +92,18 @@ impl Stream {
         }
     }
 
-    /// Appends what comes to `buffer`, at least a byte. `idle`: nothing is begun, so that a drain ends the wait.
+    /// Appends what comes to `buffer`, at least a byte.
     ///
     /// # Errors
     /// [`StreamError`]; nothing that came is lost but for a broken connection.
-    pub async fn read(
-        &mut self,
-        buffer: &mut Vec<u8>,
-        deadline: Duration,
-        idle: bool,
-    ) -> Result<(), StreamError> {
+    pub async fn read(&mut self, buffer: &mut Vec<u8>, deadline: Duration) -> Result<(), StreamError> {
         if self.filled && self.read_at_once(buffer) {
             return Ok(());
         }
         let until = Instant::now() + deadline;
         loop {
             let draining = self.worker.drain_ends();
-            let ends =
-                if idle { self.worker.drain_began().map(|began| began + IDLE_LEAVES) } else { draining };
-            let until = ends.map_or(until, |end| until.min(end));
+            let until = draining.map_or(until, |end| until.min(end));
             let left = until.saturating_duration_since(Instant::now());
             match Box::pin(self.read_once(buffer, left, draining.is_some())).await {
                 // The drain began meanwhile: its end is nearer.

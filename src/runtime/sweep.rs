@@ -14,6 +14,9 @@ use super::state::{Draining, State};
 const DUE_MAX: usize = 256;
 /// The wheel's horizon, less a little.
 const LOOK_TICKS: u32 = 1_000;
+/// When one that has just become idle is first looked at: most speak again before, and leave their place in the wheel
+/// behind until its time.
+const JUST_IDLE_LOOK_TICKS: u32 = 10;
 /// Recent messages that a feed may keep however many feeds there are.
 const RECENT_BYTES_MIN: usize = 4 * 1024;
 /// Feeds and channels looked at in one tick, at least.
@@ -32,6 +35,7 @@ impl State {
     pub fn schedule(&mut self, conn: ConnId) {
         let now = self.tick();
         let Some(entry) = self.conn(conn) else { return };
+        let is_just_idle = matches!(entry.kind, Kind::Idle) && entry.heard_tick == now;
         let due = match self.draining {
             // As in `begin_drain`: gone before anyone is told to come back.
             Some(_) if matches!(entry.kind, Kind::Idle) => now,
@@ -43,7 +47,7 @@ impl State {
             _ if entry.flags.pinged => self.due(conn.slot, now).min(now + self.heartbeat_ticks().0),
             _ => self.due(conn.slot, now),
         };
-        let due = due.clamp(now + 1, now + LOOK_TICKS);
+        let due = due.clamp(now + 1, now + if is_just_idle { JUST_IDLE_LOOK_TICKS } else { LOOK_TICKS });
         if let Some(entry) = self.conn_mut(conn) {
             entry.due_tick = due;
         }

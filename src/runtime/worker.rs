@@ -16,8 +16,10 @@ use crate::domain::channel::Name;
 use crate::domain::cursor::Cursor;
 use crate::domain::home::WorkerIndex;
 
+use super::answers::Answers;
 use super::bell::Bell;
 use super::clock::TICK_MS;
+use super::close::Reason;
 use super::entry::{ConnId, HeldPoll};
 use super::holder::{Last, READ_BYTES};
 use super::io::{EventFd, Events};
@@ -35,6 +37,9 @@ const EVENTS_MAX: usize = 256;
 
 /// What serves connections: policy, which the runtime knows nothing of.
 pub trait Edge {
+    /// Answers the request that came on a held connection if it is whole and needs no waiting: appends the answer to
+    /// `out`. A panic in it closes that connection.
+    fn serve_at_once(&self, worker: &Rc<Worker>, conn: ConnId, input: &[u8], out: &mut Vec<u8>) -> AtOnce;
     /// Reads and answers requests, until the connection ends or is given to the holder.
     fn serve(self: Rc<Self>, worker: Rc<Worker>, socket: Socket, input: Vec<u8>) -> LocalTask;
     /// Answers a held poll with the help of the channels' homes.
@@ -55,6 +60,16 @@ pub trait Edge {
         frames: Vec<Frame>,
         last: Option<Last>,
     ) -> LocalTask;
+}
+
+/// What became of a request that might be answered at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AtOnce {
+    Answered,
+    /// It waits in the holder.
+    Held,
+    /// Nothing was done: it is for a task.
+    No,
 }
 
 pub type LocalTask = Pin<Box<dyn Future<Output = ()>>>;
@@ -80,12 +95,13 @@ pub struct Worker {
     pub(super) nonblocking: bool,
     pub(super) connections_max: usize,
     pub(super) workers: u32,
+    /// To held connections, not sent yet.
+    answers: RefCell<Answers>,
     fan_out: Bell,
     /// Listeners are to be closed.
     pub(super) closing: Bell,
     /// A drain has begun.
     draining: Bell,
-    drain_began: Cell<Option<Instant>>,
     drain_ends: Cell<Option<Instant>>,
     pub(super) successor: Cell<Option<u32>>,
     /// How often it was said that the kernel may spread connections again.
@@ -108,10 +124,10 @@ impl Worker {
             nonblocking,
             connections_max,
             workers,
+            answers: RefCell::default(),
             fan_out: Bell::default(),
             closing: Bell::default(),
             draining: Bell::default(),
-            drain_began: Cell::new(None),
             drain_ends: Cell::new(None),
             successor: Cell::new(None),
             unsteered: Cell::new(0),
@@ -157,6 +173,7 @@ impl Worker {
     fn start(self: &Rc<Self>, spawn: Spawn) {
         let (edge, worker) = (Rc::clone(&self.edge), Rc::clone(self));
         match spawn {
+            Spawn::Request { conn, input } => self.on_request(conn, input),
             Spawn::Serve { socket, input } => self.spawn(edge.serve(worker, socket, input)),
             Spawn::Repoll { socket, names, cursors, held } => {
                 self.spawn(edge.repoll(worker, socket, names, cursors, held));
@@ -164,6 +181,28 @@ impl Worker {
             Spawn::Frames { conn, raw, frames, last } => {
                 self.spawn(edge.act(worker, conn, raw, frames, last));
             }
+        }
+    }
+
+    /// Something came on a held connection between requests.
+    fn on_request(self: &Rc<Self>, conn: ConnId, input: Vec<u8>) {
+        let mut answers = self.answers.take();
+        let done = answers.add(conn, |out| {
+            catch_unwind(AssertUnwindSafe(|| self.edge.serve_at_once(self, conn, &input, out)))
+        });
+        self.answers.replace(answers);
+        match done {
+            Ok(AtOnce::Answered | AtOnce::Held) => {}
+            Ok(AtOnce::No) => {
+                if let Some(socket) = self.with(|state| state.release(conn.slot)) {
+                    self.start(Spawn::Serve { socket, input });
+                }
+            }
+            Err(_) => self.with(|state| {
+                state.stats().panics.add(1);
+                tracing::error!(worker = state.index, "a request panicked; its connection is closed");
+                state.remove(conn.slot, Reason::Internal);
+            }),
         }
     }
 
@@ -239,11 +278,6 @@ impl Worker {
         self.drain_ends.get()
     }
 
-    /// When it began.
-    pub fn drain_began(&self) -> Option<Instant> {
-        self.drain_began.get()
-    }
-
     /// Waits for a drain to begin.
     pub async fn drain_begins(&self) {
         self.draining.wait().await;
@@ -260,9 +294,7 @@ impl Worker {
             state.begin_drain();
             state.node.settings.drain.window
         });
-        let began = Instant::now();
-        self.drain_began.set(Some(began));
-        self.drain_ends.set(Some(began + window));
+        self.drain_ends.set(Some(Instant::now() + window));
         self.draining.ring();
         match successor {
             None => self.closing.ring(),
@@ -292,6 +324,9 @@ impl Worker {
                     }
                     ready
                 });
+                let mut answers = self.answers.take();
+                self.with(|state| state.send_answers(&mut answers));
+                self.answers.replace(answers);
                 if ready < EVENTS_MAX {
                     break;
                 }

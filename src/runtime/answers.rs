@@ -1,0 +1,92 @@
+//! Answers to requests that came on held connections: collected while events are looked at, then sent together.
+
+use super::entry::ConnId;
+use super::sendring::{BATCH_MAX, Outcome, Send, send_now};
+use super::state::State;
+
+/// Room that is kept for the next answers.
+const ROOM_BYTES: usize = 64 * 1024;
+
+/// Bytes for connections that are not sent yet.
+#[derive(Default)]
+pub struct Answers {
+    bytes: Vec<u8>,
+    list: Vec<Answer>,
+    outcomes: Vec<(u32, Outcome)>,
+}
+
+struct Answer {
+    conn: ConnId,
+    /// Where its bytes begin, and end.
+    start: usize,
+    end: usize,
+}
+
+impl Answers {
+    /// Adds what `write` appends, if anything, for `conn`, which has none here yet.
+    pub fn add<T>(&mut self, conn: ConnId, write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+        let start = self.bytes.len();
+        let result = write(&mut self.bytes);
+        let end = self.bytes.len();
+        if end > start {
+            self.list.push(Answer { conn, start, end });
+        }
+        result
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+}
+
+impl State {
+    /// Sends the answers. What a socket does not take is owed to it.
+    pub fn send_answers(&mut self, answers: &mut Answers) {
+        let Answers { bytes, list, outcomes } = answers;
+        let tick = self.tick();
+        // Whoever may be sent to at once: an answer comes to one that owes nothing, but it may be gone.
+        list.retain(|answer| {
+            let Some(entry) = self.conns.get_checked_mut(answer.conn.slot, answer.conn.generation) else {
+                return false;
+            };
+            entry.heard_tick = tick;
+            entry.said_tick = tick;
+            entry.sent_bytes += (answer.end - answer.start) as u64;
+            entry.sent_messages = entry.sent_messages.wrapping_add(1);
+            true
+        });
+        for batch in list.chunks(BATCH_MAX) {
+            outcomes.clear();
+            if let [answer] = batch {
+                outcomes.push((0, send_now(self.fd(answer.conn.slot), &bytes[answer.start..answer.end])));
+            } else {
+                let mut sends = [Send { fd: -1, bytes: &[] }; BATCH_MAX];
+                for (send, answer) in sends.iter_mut().zip(batch) {
+                    *send = Send { fd: self.fd(answer.conn.slot), bytes: &bytes[answer.start..answer.end] };
+                }
+                self.ring.send_batch(&sends[..batch.len()], outcomes);
+            }
+            for (at, outcome) in outcomes.iter() {
+                let answer = &batch[*at as usize];
+                match outcome {
+                    Outcome::Whole => {}
+                    Outcome::Short(sent) => {
+                        self.block(answer.conn.slot, &bytes[answer.start + sent..answer.end])
+                    }
+                    Outcome::Full => self.block(answer.conn.slot, &bytes[answer.start..answer.end]),
+                    Outcome::Failed(_) => self.doom(answer.conn.slot),
+                }
+            }
+        }
+        // The first answer: the next request is waited for in another way.
+        for answer in list.iter() {
+            if self.conn(answer.conn).is_some_and(|entry| entry.flags.once) {
+                self.set_interest(answer.conn.slot);
+            }
+        }
+        self.bury();
+        list.clear();
+        bytes.clear();
+        bytes.shrink_to(ROOM_BYTES);
+    }
+}
