@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::io::{ErrorKind, Write};
 use std::time::Duration;
 
 use common::http::{Conn, Poll, ask, get, head_cursor, poll, post, publish, published};
@@ -68,6 +69,99 @@ fn connection_close_is_honoured() {
     conn.read_response().expect(200);
     conn.eof();
     assert!(poll(server.addr(), "/channels/behind").messages.is_empty());
+}
+
+/// A client that goes on asking and does not read is not read from either; when it reads, it has every answer, in order,
+/// those that were made at once and those that a task made.
+#[test]
+fn one_that_asks_and_does_not_read_is_not_read_from() {
+    let server = Server::start(&["--workers", "2"]);
+    let addr = server.addr();
+    publish(addr, "large", &"x".repeat(12 * 1024));
+    let mut conn = Conn::open(addr);
+    let mut writer = conn.stream().try_clone().expect("a descriptor");
+    let (blocked, is_blocked) = std::sync::mpsc::channel();
+    let asked = std::thread::spawn(move || {
+        let wire = |n: usize| match n % 5 {
+            0 => common::http::wire(addr, "POST", "/channels/numbers", &[TEXT], n.to_string().as_bytes()),
+            3 => common::http::wire(addr, "HEAD", "/channels/large", &[], b""),
+            4 => common::http::wire(addr, "GET", "/nowhere", &[], b""),
+            _ => common::http::wire(addr, "GET", "/channels/large", &[], b""),
+        };
+        writer.set_nonblocking(true).expect("a socket");
+        // What no kernel's buffers hold.
+        for n in 0..200_000 {
+            let bytes = wire(n);
+            let sent = match writer.write(&bytes) {
+                Ok(sent) if sent == bytes.len() => continue,
+                Ok(sent) => sent,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
+                Err(error) => panic!("{error}"),
+            };
+            blocked.send(()).expect("the reader waits");
+            writer.set_nonblocking(false).expect("a socket");
+            writer.write_all(&bytes[sent..]).expect("the server reads again");
+            return n + 1;
+        }
+        panic!("the server took all");
+    });
+    is_blocked.recv().expect("not all was taken");
+    // The server lives, and serves others.
+    get(addr, "/healthz").expect(200);
+    let (mut n, mut numbers) = (0, Vec::new());
+    while !asked.is_finished() || n < 1_000 {
+        conn.expect_answer_to(if n % 5 == 3 { "HEAD" } else { "GET" });
+        let answer = conn.read_response();
+        match n % 5 {
+            0 => numbers.push(published(&answer)),
+            3 => assert!(answer.expect(200).body.is_empty()),
+            4 => drop(answer.problem(404)),
+            _ => assert_eq!(Poll::of(&answer).data()[0].as_str().map(str::len), Some(12 * 1024), "{n}"),
+        }
+        n += 1;
+    }
+    let asked = asked.join().expect("all is asked");
+    for n in n..asked {
+        conn.expect_answer_to(if n % 5 == 3 { "HEAD" } else { "GET" });
+        let answer = conn.read_response();
+        assert_eq!(answer.status, [201, 200, 200, 200, 404][n % 5], "{n}");
+    }
+    assert_eq!(conn.request("GET", "/healthz", &[], "").status, 200);
+    numbers.dedup();
+    assert!(numbers.len() > 100, "each publish has its own id");
+}
+
+/// Requests that stand behind answers which the client does not take yet are served when it does.
+#[test]
+fn what_is_behind_untaken_answers_is_served_after_them() {
+    let server = Server::start(&["--workers", "1"]);
+    let addr = server.addr();
+    publish(addr, "large", &"x".repeat(12 * 1024));
+    let mut conn = Conn::open(addr);
+    common::receive_buffer(conn.stream(), 32 * 1024);
+    let mut other = Conn::open(addr);
+    let mut taken = 0;
+    const CHUNKS: usize = 100;
+    for n in 0..CHUNKS {
+        // Together, so that some are answered at once and the last is for a task.
+        let mut wire =
+            common::http::wire(addr, "POST", "/channels/numbers", &[TEXT], n.to_string().as_bytes());
+        wire.extend(common::http::wire(addr, "GET", "/channels/large", &[], b"").repeat(3));
+        wire.extend(common::http::wire(addr, "HEAD", "/healthz", &[], b""));
+        conn.send_raw(wire);
+        // Each by itself, as long as the server takes them.
+        let is_taken =
+            (0..50).any(|_| Poll::of(&other.get("/channels/numbers")).data() == [json!(n.to_string())]);
+        taken += usize::from(is_taken);
+    }
+    assert!(taken > 0 && taken < CHUNKS, "{taken} were taken");
+    for n in 0..CHUNKS {
+        for (method, status) in [("POST", 201), ("GET", 200), ("GET", 200), ("GET", 200), ("HEAD", 200)] {
+            conn.expect_answer_to(method);
+            assert_eq!(conn.read_response().status, status, "{method} of chunk {n}");
+        }
+    }
+    assert_eq!(Poll::of(&other.get("/channels/numbers")).data(), [json!((CHUNKS - 1).to_string())]);
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! Requests that are answered where their bytes were read, without a task: those that came whole and alone, and need
-//! nobody else: publishes to a channel of this worker, polls of channels that it holds.
+//! Requests that are answered where their bytes were read, without a task: those that came whole and need nobody else,
+//! publishes to a channel of this worker, polls of channels that it holds. Several that came together too.
 //! Owns the choice of them. How they are answered is the handlers', the same that tasks call.
 
 use std::pin::pin;
@@ -11,7 +11,8 @@ use crate::proto::http::head::HeadScanner;
 use crate::proto::http::request::{BodyLength, FieldSlots, Method, Request, Upgrade, Version, parse};
 use crate::proto::http::target::{Target, decode_path};
 use crate::runtime::entry::ConnId;
-use crate::runtime::worker::{AtOnce, Worker};
+use crate::runtime::turns::steps_max;
+use crate::runtime::worker::{Done, Worker};
 
 use super::answer::{Answer, Manner};
 use super::ask;
@@ -20,20 +21,55 @@ use super::publish::{self, Labels};
 use super::read::{self, Polled};
 use super::site::Site;
 
-/// Appends the answer to what came on a held connection. `None`: nothing was done, and all is for a task, what is wrong
-/// with it included.
-pub fn serve(
+/// Answers to one connection that are made before any is sent, about.
+const OUT_BYTES: usize = 64 * 1024;
+
+/// Appends the answers to the requests at the start of what came on a held connection. Where it stops, nothing was done
+/// yet, and all is for a task, what is wrong with it included.
+pub fn serve(site: &Site, worker: &Rc<Worker>, conn: ConnId, input: &[u8], out: &mut Vec<u8>) -> Done {
+    let requests_max = steps_max(site.settings().history.messages);
+    let mut done = Done::default();
+    let start = out.len();
+    while (done.answers as usize) < requests_max
+        && out.len() - start < OUT_BYTES
+        && let Some(rest) = input.get(done.bytes..)
+        && !rest.is_empty()
+    {
+        match serve_one(site, worker, conn, rest, done.answers == 0, out) {
+            Some(Served::Answered { bytes }) => {
+                done.bytes += bytes;
+                done.answers += 1;
+            }
+            Some(Served::Held) => done.bytes = input.len(),
+            None => break,
+        }
+    }
+    worker.with(|state| state.stats().requests.add(u64::from(done.answers)));
+    done
+}
+
+enum Served {
+    /// The request was so long.
+    Answered { bytes: usize },
+    /// It waits in the holder, and what came behind it too.
+    Held,
+}
+
+/// `holds`: nothing is answered yet that must be sent before what a held request is answered with.
+fn serve_one(
     site: &Site,
     worker: &Rc<Worker>,
     conn: ConnId,
     input: &[u8],
+    holds: bool,
     out: &mut Vec<u8>,
-) -> Option<AtOnce> {
+) -> Option<Served> {
     let span = HeadScanner::new(site.settings().limits.head_bytes).find(input).ok()??;
     let mut slots = FieldSlots::new();
     let request = parse(input, span, &mut slots).ok()?;
-    let content = input.get(span.used()..)?;
-    if !is_whole(&request, content) || worker.drain_ends().is_some() {
+    let behind = input.get(span.used()..)?;
+    let content = behind.get(..content_bytes(&request)?)?;
+    if worker.drain_ends().is_some() {
         return None;
     }
     let passed = site.gate.pass(&request).ok()?;
@@ -42,39 +78,36 @@ pub fn serve(
     let manner = Manner { method, version, keep_alive: true, passed, unix_s };
     let answer = match method {
         Method::Post => publish_here(site, worker, &request, content)?,
-        Method::Get => match poll_here(site, worker, &request)? {
+        Method::Get => match poll_here(site, worker, &request, holds)? {
             Polled::Answer(answer) => answer,
             Polled::Hold { places, limit, wait_s } => {
                 worker.with(|state| {
                     state.stats().requests.add(1);
-                    let held = read::held(state, &manner, limit, wait_s, Vec::new());
+                    let held = read::held(state, &manner, limit, wait_s, behind.to_vec());
                     read::hold_on(state, conn, &places, held);
                 });
-                return Some(AtOnce::Held);
+                return Some(Served::Held);
             }
         },
         _ => return None,
     };
-    if answer.close {
-        return None;
-    }
-    worker.with(|state| state.stats().requests.add(1));
+    // No handler that was asked closes a connection: it would have to be told so.
+    debug_assert!(!answer.close);
     answer.write(out, &manner);
-    Some(AtOnce::Answered)
+    Some(Served::Answered { bytes: span.used() + content.len() })
 }
 
-/// One request, with all of its content and nothing after it, on a connection that goes on.
-fn is_whole(request: &Request<'_>, content: &[u8]) -> bool {
-    let bytes = match request.body {
-        BodyLength::None => 0,
-        BodyLength::Length(bytes) => bytes,
-        BodyLength::Chunked => return false,
-    };
-    bytes == content.len() as u64
-        && request.keep_alive
+/// How long the content is, if the connection goes on after it.
+fn content_bytes(request: &Request<'_>) -> Option<usize> {
+    let goes_on = request.keep_alive
         && request.version == Version::Http11
         && !request.expect_continue
-        && request.upgrade == Upgrade::None
+        && request.upgrade == Upgrade::None;
+    match request.body {
+        BodyLength::None if goes_on => Some(0),
+        BodyLength::Length(bytes) if goes_on => usize::try_from(bytes).ok(),
+        _ => None,
+    }
 }
 
 fn publish_here(site: &Site, worker: &Rc<Worker>, request: &Request<'_>, content: &[u8]) -> Option<Answer> {
@@ -89,7 +122,7 @@ fn publish_here(site: &Site, worker: &Rc<Worker>, request: &Request<'_>, content
     now(publish::publish(worker, &names, draft, labels.key()))
 }
 
-fn poll_here(site: &Site, worker: &Rc<Worker>, request: &Request<'_>) -> Option<Polled> {
+fn poll_here(site: &Site, worker: &Rc<Worker>, request: &Request<'_>, holds: bool) -> Option<Polled> {
     let accept = Accept::parse(request.fields.all("accept"));
     if accept.event_stream || !accept.json || !request.body.is_empty() {
         return None;
@@ -99,6 +132,9 @@ fn poll_here(site: &Site, worker: &Rc<Worker>, request: &Request<'_>) -> Option<
         return None;
     }
     let Target::Path { query, .. } = request.target else { return None };
+    if !holds && read::wait_of(query, request).map_or(true, |wait_s| wait_s > 0) {
+        return None;
+    }
     now(read::poll(worker, &site.remembered, request, query, names))
 }
 

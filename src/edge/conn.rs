@@ -64,7 +64,7 @@ impl Conn {
 
     pub(super) async fn run(mut self) {
         let mut head = Vec::new();
-        let mut pace = Pace::default();
+        let mut pace = Pace::new(self.site.settings().history.messages);
         loop {
             if self.input.is_empty() {
                 // Nothing is pipelined: it waits for the client anyway.

@@ -55,7 +55,7 @@ pub async fn act(
     message_bytes_max: usize,
 ) {
     let mut unfinished = Unfinished { worker: Rc::clone(&worker), conn, finished: false };
-    let mut pace = Pace::default();
+    let mut pace = Pace::new(worker.with(|state| state.node.settings.history.messages));
     for frame in frames {
         let bytes = match &frame {
             Frame::Text(text) => text.len(),

@@ -375,7 +375,7 @@ pub async fn batch(worker: &Rc<Worker>, body: &[u8], message_bytes_max: usize) -
         return Answer::problem(413, "a batch has at most 65536 lines; split it");
     }
     let mut out = Vec::with_capacity(body.len().min(64 * 1024));
-    let mut pace = Pace::default();
+    let mut pace = Pace::new(worker.with(|state| state.node.settings.history.messages));
     for line in body.split(|byte| *byte == b'\n') {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         if line.iter().all(u8::is_ascii_whitespace) {

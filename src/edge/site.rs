@@ -10,7 +10,7 @@ use crate::runtime::holder::Last;
 use crate::runtime::settings::Settings;
 use crate::runtime::state::{Frame, Node, Socket};
 use crate::runtime::stream::Stream;
-use crate::runtime::worker::{AtOnce, Edge, LocalTask, Worker};
+use crate::runtime::worker::{Done, Edge, LocalTask, Worker};
 
 use super::at_once;
 use super::conn::Conn;
@@ -36,8 +36,8 @@ impl Site {
 }
 
 impl Edge for Site {
-    fn serve_at_once(&self, worker: &Rc<Worker>, conn: ConnId, input: &[u8], out: &mut Vec<u8>) -> AtOnce {
-        at_once::serve(self, worker, conn, input, out).unwrap_or(AtOnce::No)
+    fn serve_at_once(&self, worker: &Rc<Worker>, conn: ConnId, input: &[u8], out: &mut Vec<u8>) -> Done {
+        at_once::serve(self, worker, conn, input, out)
     }
 
     fn serve(self: Rc<Self>, worker: Rc<Worker>, socket: Socket, input: Vec<u8>) -> LocalTask {

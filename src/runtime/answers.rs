@@ -10,28 +10,26 @@ const ROOM_BYTES: usize = 64 * 1024;
 /// Bytes for connections that are not sent yet.
 #[derive(Default)]
 pub struct Answers {
-    bytes: Vec<u8>,
+    pub bytes: Vec<u8>,
     list: Vec<Answer>,
     outcomes: Vec<(u32, Outcome)>,
 }
 
+/// The answers to one connection: where their bytes begin, and end.
 struct Answer {
     conn: ConnId,
-    /// Where its bytes begin, and end.
     start: usize,
     end: usize,
+    count: u32,
 }
 
 impl Answers {
-    /// Adds what `write` appends, if anything, for `conn`, which has none here yet.
-    pub fn add<T>(&mut self, conn: ConnId, write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
-        let start = self.bytes.len();
-        let result = write(&mut self.bytes);
+    /// The bytes from `start` on are `count` answers for `conn`, which has none here yet.
+    pub fn add(&mut self, conn: ConnId, start: usize, count: u32) {
         let end = self.bytes.len();
         if end > start {
-            self.list.push(Answer { conn, start, end });
+            self.list.push(Answer { conn, start, end, count });
         }
-        result
     }
 
     pub fn is_empty(&self) -> bool {
@@ -52,7 +50,7 @@ impl State {
             entry.heard_tick = tick;
             entry.said_tick = tick;
             entry.sent_bytes += (answer.end - answer.start) as u64;
-            entry.sent_messages = entry.sent_messages.wrapping_add(1);
+            entry.sent_messages = entry.sent_messages.wrapping_add(answer.count);
             true
         });
         for batch in list.chunks(BATCH_MAX) {

@@ -9,11 +9,11 @@ use crate::proto::ws::close::write_close;
 use crate::proto::{envelope, sse};
 
 use super::close::{Reason, Transport};
-use super::entry::{ConnId, Entry, Flags, Kind, Owed, Sub, Subs};
+use super::entry::{ConnId, Entry, Flags, Kind, Sub, Subs};
 use super::framing::text_frame;
 use super::io::{self, Interest};
 use super::sendring::{Outcome, send_now};
-use super::state::{Place, Socket, State};
+use super::state::{Place, Socket, Spawn, State};
 
 /// How long an ended connection may take to close after us.
 pub const LINGER_TICKS: u32 = 10;
@@ -131,34 +131,50 @@ impl State {
         self.set_interest(slot);
     }
 
-    /// The socket takes more again: what is owed goes first, then every channel is visited.
-    pub fn on_writable(&mut self, slot: u32) {
-        let Some(entry) = self.conns.get_mut(slot) else { return };
+    /// The socket takes more again: what is owed goes first, then every channel is visited. True: what was held back until now
+    /// is to be served before anything is read.
+    pub fn on_writable(&mut self, slot: u32) -> bool {
+        let tick = self.tick();
+        let Some(entry) = self.conns.get_mut(slot) else { return false };
+        let mut held_back = Vec::new();
         while let Some(owed) = &mut entry.owed {
             match send_now(entry.fd, &owed.bytes[owed.sent..]) {
                 Outcome::Whole => match owed.pong.take() {
-                    Some(pong) => **owed = Owed { bytes: pong, sent: 0, pong: None },
-                    None => entry.owed = None,
+                    Some(pong) => (owed.bytes, owed.sent) = (pong, 0),
+                    None => {
+                        held_back = std::mem::take(&mut owed.held_back);
+                        entry.owed = None;
+                    }
                 },
                 Outcome::Short(sent) => {
+                    // It reads, if slowly.
+                    entry.said_tick = tick;
                     owed.sent += sent;
-                    return;
+                    return false;
                 }
-                Outcome::Full => return,
+                Outcome::Full => return false,
                 Outcome::Failed(_) => {
                     self.doom(slot);
-                    return;
+                    return false;
                 }
             }
         }
+        entry.said_tick = tick;
         entry.flags.blocked = false;
         entry.flags.input_off = false;
         if let Kind::Ending { .. } = entry.kind {
             self.shut(slot);
-            return;
+            return false;
         }
         self.visit(slot);
         self.set_interest(slot);
+        if !held_back.is_empty()
+            && let Some(conn) = self.conn_id(slot)
+        {
+            self.spawns.push(Spawn::Request { conn, input: held_back });
+            return true;
+        }
+        false
     }
 
     /// Asks the kernel to be told of just what this connection waits for.
@@ -275,6 +291,16 @@ impl State {
             sent_messages: entry.sent_messages,
             sent_bytes: entry.sent_bytes,
         })
+    }
+
+    /// What came after the last answered request of a connection is for a task; once the answers are sent.
+    pub fn serve_rest(&mut self, conn: ConnId, input: Vec<u8>) {
+        let Some(entry) = self.conn_mut(conn) else { return };
+        if let Some(owed) = &mut entry.owed {
+            owed.held_back = input;
+        } else if let Some(socket) = self.release(conn.slot) {
+            self.spawns.push(Spawn::Serve { socket, input });
+        }
     }
 
     /// Ends a connection as its transport says it: the notice, if the socket takes it in time, then the end.

@@ -146,6 +146,8 @@ pub struct Owed {
     pub sent: usize,
     /// Only the latest pong is kept (RFC 6455 §5.5.3).
     pub pong: Option<Vec<u8>>,
+    /// What came after the requests that these answer: served when they are sent.
+    pub held_back: Vec<u8>,
 }
 
 impl Owed {

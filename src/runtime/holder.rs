@@ -39,8 +39,12 @@ impl State {
         if self.conn(conn).is_none() {
             return;
         }
-        if ready.is_writable() && self.conn(conn).is_some_and(|entry| entry.flags.blocked) {
-            self.on_writable(conn.slot);
+        if ready.is_writable()
+            && self.conn(conn).is_some_and(|entry| entry.flags.blocked)
+            && self.on_writable(conn.slot)
+        {
+            self.bury();
+            return;
         }
         let reads = ready.is_readable()
             && self.conn(conn).is_some_and(|entry| !entry.flags.busy && !entry.flags.input_off);

@@ -182,13 +182,8 @@ impl State {
                 self.set_interest(slot);
             }
             self.reschedule(slot);
-        } else if let Some(entry) = self.conns.get_mut(slot) {
-            if entry.owed.is_some() {
-                // A client that pipelines must read too.
-                self.doom(slot);
-            } else if let Some(socket) = self.release(slot) {
-                self.spawns.push(Spawn::Serve { socket, input: held.leftover });
-            }
+        } else if let Some(conn) = self.conn_id(slot) {
+            self.serve_rest(conn, held.leftover);
         }
     }
 

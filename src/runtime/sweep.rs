@@ -65,7 +65,7 @@ impl State {
         let Some(entry) = self.conns.get(slot) else { return now };
         let (interval, timeout) = self.heartbeat_ticks();
         match &entry.kind {
-            Kind::Idle => entry.heard_tick + ticks(self.node.settings.timeouts.idle),
+            Kind::Idle => entry.heard_tick.max(entry.said_tick) + ticks(self.node.settings.timeouts.idle),
             Kind::Poll(held) => held.until_tick,
             Kind::Sse => self.last_said(slot) + interval,
             Kind::Ws { .. } if entry.flags.pinged => entry.heard_tick + timeout,

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
@@ -9,23 +10,35 @@ use super::io::EventFd;
 use super::stream::Awaited;
 
 /// Slices long work of one client, so that readers get what it publishes while it publishes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Pace {
     steps: usize,
     bytes: usize,
+    steps_max: usize,
 }
 
-/// Steps, and bytes, that one client may do in one go.
-const PACE_STEPS: usize = 64;
+/// Bytes that one client may publish in one go, and steps: what is published together goes to each reader in one send,
+/// but no reader that keeps up may come to miss what history has dropped meanwhile.
 const PACE_BYTES: usize = 256 * 1024;
+const PACE_STEPS: RangeInclusive<usize> = 64..=256;
+
+/// Publishes that one client may do in one go, where channels keep so many messages.
+pub fn steps_max(history_messages: usize) -> usize {
+    (history_messages / 4).clamp(*PACE_STEPS.start(), *PACE_STEPS.end())
+}
 
 impl Pace {
+    /// For where channels keep so many messages.
+    pub fn new(history_messages: usize) -> Self {
+        Self { steps: 0, bytes: 0, steps_max: steps_max(history_messages) }
+    }
+
     /// One step is done.
     pub async fn step(&mut self, bytes: usize) {
         self.steps += 1;
         self.bytes += bytes;
-        if self.steps >= PACE_STEPS || self.bytes >= PACE_BYTES {
-            *self = Self::default();
+        if self.steps >= self.steps_max || self.bytes >= PACE_BYTES {
+            self.rested();
             // A timer of the future: a task that wakes itself would be the next to run.
             // Boxed: seldom needed, and large.
             Box::pin(monoio::time::sleep(Duration::from_millis(1))).await;
@@ -34,7 +47,7 @@ impl Pace {
 
     /// The work has waited anyway.
     pub fn rested(&mut self) {
-        *self = Self::default();
+        (self.steps, self.bytes) = (0, 0);
     }
 }
 

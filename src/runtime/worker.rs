@@ -37,9 +37,9 @@ const EVENTS_MAX: usize = 256;
 
 /// What serves connections: policy, which the runtime knows nothing of.
 pub trait Edge {
-    /// Answers the request that came on a held connection if it is whole and needs no waiting: appends the answer to
-    /// `out`. A panic in it closes that connection.
-    fn serve_at_once(&self, worker: &Rc<Worker>, conn: ConnId, input: &[u8], out: &mut Vec<u8>) -> AtOnce;
+    /// Answers those requests at the start of what came on a held connection that need no waiting: appends the answers
+    /// to `out`. The rest is for a task. A panic closes that connection.
+    fn serve_at_once(&self, worker: &Rc<Worker>, conn: ConnId, input: &[u8], out: &mut Vec<u8>) -> Done;
     /// Reads and answers requests, until the connection ends or is given to the holder.
     fn serve(self: Rc<Self>, worker: Rc<Worker>, socket: Socket, input: Vec<u8>) -> LocalTask;
     /// Answers a held poll with the help of the channels' homes.
@@ -62,14 +62,11 @@ pub trait Edge {
     ) -> LocalTask;
 }
 
-/// What became of a request that might be answered at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AtOnce {
-    Answered,
-    /// It waits in the holder.
-    Held,
-    /// Nothing was done: it is for a task.
-    No,
+/// How much of what came was served at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Done {
+    pub bytes: usize,
+    pub answers: u32,
 }
 
 pub type LocalTask = Pin<Box<dyn Future<Output = ()>>>;
@@ -185,18 +182,26 @@ impl Worker {
     }
 
     /// Something came on a held connection between requests.
-    fn on_request(self: &Rc<Self>, conn: ConnId, input: Vec<u8>) {
+    fn on_request(self: &Rc<Self>, conn: ConnId, mut input: Vec<u8>) {
         let mut answers = self.answers.take();
-        let done = answers.add(conn, |out| {
-            catch_unwind(AssertUnwindSafe(|| self.edge.serve_at_once(self, conn, &input, out)))
-        });
+        let start = answers.bytes.len();
+        let done = catch_unwind(AssertUnwindSafe(|| {
+            self.edge.serve_at_once(self, conn, &input, &mut answers.bytes)
+        }));
+        match &done {
+            Ok(done) => answers.add(conn, start, done.answers),
+            Err(_) => answers.bytes.truncate(start),
+        }
         self.answers.replace(answers);
         match done {
-            Ok(AtOnce::Answered | AtOnce::Held) => {}
-            Ok(AtOnce::No) => {
-                if let Some(socket) = self.with(|state| state.release(conn.slot)) {
-                    self.start(Spawn::Serve { socket, input });
+            Ok(done) if done.bytes == input.len() => {}
+            Ok(done) => {
+                if done.answers > 0 {
+                    // Before a task says more.
+                    self.send_answers();
                 }
+                input.drain(..done.bytes);
+                self.with(|state| state.serve_rest(conn, input));
             }
             Err(_) => self.with(|state| {
                 state.stats().panics.add(1);
@@ -204,6 +209,14 @@ impl Worker {
                 state.remove(conn.slot, Reason::Internal);
             }),
         }
+    }
+
+    fn send_answers(self: &Rc<Self>) {
+        let mut answers = self.answers.take();
+        if !answers.is_empty() {
+            self.with(|state| state.send_answers(&mut answers));
+        }
+        self.answers.replace(answers);
     }
 
     /// Runs a task; a panic in it ends it alone, and is counted.
@@ -324,9 +337,7 @@ impl Worker {
                     }
                     ready
                 });
-                let mut answers = self.answers.take();
-                self.with(|state| state.send_answers(&mut answers));
-                self.answers.replace(answers);
+                self.send_answers();
                 if ready < EVENTS_MAX {
                     break;
                 }

@@ -110,6 +110,11 @@ impl Conn {
         self.request("GET", target, &[], "")
     }
 
+    /// A request was sent by other hands: its answer is read by [`Conn::read_response`].
+    pub fn expect_answer_to(&mut self, method: &str) {
+        self.asked.push_back(method.to_owned());
+    }
+
     /// The next final answer, whole.
     ///
     /// # Panics
