@@ -313,9 +313,11 @@ impl Worker {
     async fn hold(self: Rc<Self>, epoll: Awaited, breather: Breather) {
         let mut events = Events::with_capacity(EVENTS_MAX);
         let mut buffer = vec![0; READ_BYTES];
+        let mut until = Instant::now() + SLICE;
         loop {
-            epoll.readable().await;
-            let until = Instant::now() + SLICE;
+            if epoll.readable().await {
+                until = Instant::now() + SLICE;
+            }
             loop {
                 let ready = self.with(|state| {
                     let ready = state.epoll.wait(&mut events, Some(Duration::ZERO)).unwrap_or(0);
@@ -327,11 +329,13 @@ impl Worker {
                 let mut answers = self.answers.take();
                 self.with(|state| state.send_answers(&mut answers));
                 self.answers.replace(answers);
-                if ready < EVENTS_MAX {
-                    break;
-                }
+                // Clients that ask again as soon as they are answered keep a few of them ready at all times.
                 if Instant::now() >= until {
                     breather.breathe().await;
+                    until = Instant::now() + SLICE;
+                    break;
+                }
+                if ready < EVENTS_MAX {
                     break;
                 }
             }
