@@ -582,6 +582,27 @@ fn connect_once(addr: SocketAddr) -> std::io::Result<()> {
     Err(std::io::Error::other(format!("answered {:?}", String::from_utf8_lossy(&answer))))
 }
 
+/// Whoever reads a long answer slowly is not between requests.
+#[test]
+fn an_answer_on_its_way_comes_whole() {
+    let mut server = Server::start(&["--set", "drain.window_seconds=2", "--set", "history.bytes=8388608"]);
+    let addr = server.addr();
+    let text = "x".repeat(60_000);
+    for _ in 0..50 {
+        publish(addr, "fat", &text);
+    }
+    let (mut slow, mut idle) = (Conn::open(addr), Conn::open(addr));
+    receive_buffer(slow.stream(), 65_536);
+    slow.get("/healthz").expect(200);
+    slow.send("GET", "/channels/fat?limit=50", &[], b"");
+    slow.fill().expect("the answer has begun");
+    server.signal(libc::SIGTERM);
+    idle.eof();
+    assert_eq!(Poll::of(&slow.read_response()).messages.len(), 50);
+    slow.eof();
+    assert_eq!(server.wait_exit(), 0);
+}
+
 /// Also one that was used a moment before: or whoever is told to come back would come back by it, to be told again.
 #[test]
 fn connections_between_requests_end_before_anyone_is_told_to_come_back() {

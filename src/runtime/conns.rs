@@ -133,6 +133,7 @@ impl State {
 
     /// The socket takes more again: what is owed goes first, then every channel is visited.
     pub fn on_writable(&mut self, slot: u32) {
+        let tick = self.tick();
         let Some(entry) = self.conns.get_mut(slot) else { return };
         while let Some(owed) = &mut entry.owed {
             match send_now(entry.fd, &owed.bytes[owed.sent..]) {
@@ -153,9 +154,17 @@ impl State {
         }
         entry.flags.blocked = false;
         entry.flags.input_off = false;
-        if let Kind::Ending { .. } = entry.kind {
-            self.shut(slot);
-            return;
+        match entry.kind {
+            Kind::Ending { .. } => {
+                self.shut(slot);
+                return;
+            }
+            // It has its whole answer, and is idle from now on.
+            Kind::Idle => {
+                entry.heard_tick = tick;
+                self.reschedule(slot);
+            }
+            _ => {}
         }
         self.visit(slot);
         self.set_interest(slot);
