@@ -30,6 +30,10 @@ const REFUSED_JITTER_MS: u64 = 9_000;
 /// accepted until then has come to its readers.
 const SETTLING_TICKS: u32 = 3;
 
+/// After a drain has begun, before connections between requests are closed: at least one whole tick, so that a request
+/// that is on its way is answered. Less than [`SETTLING_TICKS`].
+const IDLE_TICKS: u32 = 2;
+
 impl State {
     /// Puts a connection into the wheel, for when it is next to be looked at.
     pub fn schedule(&mut self, conn: ConnId) {
@@ -158,7 +162,7 @@ impl State {
             // Between requests nobody is told anything: gone first, so that whoever is told to come back does not come
             // by one of these.
             let moment = match self.conn(conn) {
-                Some(entry) if entry.is_between_requests() => begun_tick + 1,
+                Some(entry) if entry.is_between_requests() => begun_tick + IDLE_TICKS,
                 _ => begun_tick + SETTLING_TICKS + self.random_below(u64::from(window_ticks).max(1)) as u32,
             };
             if let Some(entry) = self.conn_mut(conn)
