@@ -582,6 +582,52 @@ fn connect_once(addr: SocketAddr) -> std::io::Result<()> {
     Err(std::io::Error::other(format!("answered {:?}", String::from_utf8_lossy(&answer))))
 }
 
+/// A connection that was just used stays a tenth of a second: a request that was on its way is answered, not cut off.
+#[test]
+fn a_request_on_its_way_is_answered() {
+    let mut in_time = 0;
+    // The signal comes in all parts of a tick.
+    for part in 0..12 {
+        let mut server = Server::start(&["--workers", "1"]);
+        let mut conn = Conn::open(server.addr());
+        conn.get("/healthz").expect(200);
+        std::thread::sleep(Duration::from_millis(8 * part));
+        let signalled = Instant::now();
+        server.signal(libc::SIGTERM);
+        std::thread::sleep(Duration::from_millis(70));
+        let sent = conn.try_send_raw(common::http::wire(server.addr(), "POST", "/channels/a", TEXT, b"x"));
+        if signalled.elapsed() > Duration::from_millis(85) {
+            // The machine had no time for this.
+            continue;
+        }
+        in_time += 1;
+        let answer = sent.and_then(|()| conn.try_read_response()).expect("an answer");
+        assert!(answer.expect(503).closes());
+    }
+    assert!(in_time > 0, "the machine is too slow to see it");
+}
+
+/// Whoever reads a long answer slowly is not between requests.
+#[test]
+fn an_answer_on_its_way_comes_whole() {
+    let mut server = Server::start(&["--set", "drain.window_seconds=2", "--set", "history.bytes=8388608"]);
+    let addr = server.addr();
+    let text = "x".repeat(60_000);
+    for _ in 0..50 {
+        publish(addr, "fat", &text);
+    }
+    let (mut slow, mut idle) = (Conn::open(addr), Conn::open(addr));
+    receive_buffer(slow.stream(), 65_536);
+    slow.get("/healthz").expect(200);
+    slow.send("GET", "/channels/fat?limit=50", &[], b"");
+    slow.fill().expect("the answer has begun");
+    server.signal(libc::SIGTERM);
+    idle.eof();
+    assert_eq!(Poll::of(&slow.read_response()).messages.len(), 50);
+    slow.eof();
+    assert_eq!(server.wait_exit(), 0);
+}
+
 /// Also one that was used a moment before: or whoever is told to come back would come back by it, to be told again.
 #[test]
 fn connections_between_requests_end_before_anyone_is_told_to_come_back() {

@@ -77,6 +77,28 @@ fn an_idle_connection_is_closed_in_its_time() {
     }
 }
 
+/// A long answer on its way is no silence, however short `timeouts.idle_seconds` is; silence begins after it.
+#[test]
+fn an_answer_that_is_read_slowly_comes_whole() {
+    let server = Server::start(&["--set", "timeouts.idle_seconds=0.3", "--set", "history.bytes=8388608"]);
+    let addr = server.addr();
+    let text = "x".repeat(60_000);
+    for _ in 0..50 {
+        publish(addr, "fat", &text);
+    }
+    let mut slow = Conn::open(addr);
+    common::receive_buffer(slow.stream(), 65_536);
+    slow.get("/healthz").expect(200);
+    slow.send("GET", "/channels/fat?limit=50", &[], b"");
+    for _ in 0..3 {
+        Conn::open(addr).eof();
+    }
+    assert_eq!(Poll::of(&slow.read_response()).messages.len(), 50);
+    slow.get("/healthz").expect(200);
+    let ((), silent) = timed(|| slow.eof());
+    assert!(silent < Duration::from_secs(5), "closed {silent:?} after its last answer");
+}
+
 #[test]
 fn a_slow_body_is_408() {
     let server = Server::start(&["--set", "timeouts.body_seconds=0.5"]);

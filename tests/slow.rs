@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use common::crowd::own_memory;
-use common::http::{Conn, head_cursor, poll};
-use common::receive_buffer;
+use common::crowd::{Crowd, Heard, own_memory};
+use common::http::{Conn, head_cursor, poll, publish};
 use common::server::Server;
 use common::sse::{Item, Stream};
 use common::ws::{Message, Socket, V1, V1_NAME, request, text_of};
+use common::{DEADLINE, receive_buffer};
 
 const MIB: usize = 1024 * 1024;
 
@@ -278,6 +278,78 @@ fn a_flooded_channel_loses_nothing_of_its_neighbour() {
         }
         got.went_on_with(HELD);
         assert_eq!(calm, [0, 1, 2]);
+    }
+}
+
+/// Publishers that ask again as soon as they are answered leave the worker no moment without a request; its readers have
+/// their turns all the same, with either driver.
+#[test]
+fn publishers_without_a_pause_do_not_make_readers_slow() {
+    const THREADS: usize = 2;
+    const READERS: usize = 500;
+    const LAST: &str = "the last one";
+    for driver in ["auto", "epoll"] {
+        let server = Server::start(&["--workers", "1", "--driver", driver]);
+        let addr = server.addr();
+        let mut readers = Crowd::new();
+        for _ in 0..READERS {
+            let mut conn = Conn::open(addr);
+            conn.send("GET", "/channels/busy", &[("Accept", "text/event-stream")], "");
+            conn.read_head().expect(200);
+            readers.add(conn.into_parts().0);
+        }
+        // Of each reader, the end of what it got.
+        let mut tails = vec![Vec::new(); READERS];
+        let (mut waiting, mut ended) = (READERS, 0);
+        std::thread::scope(|scope| {
+            let publishing = scope.spawn(|| {
+                std::thread::scope(|scope| {
+                    for _ in 0..THREADS {
+                        scope.spawn(|| publish_without_a_pause(addr));
+                    }
+                });
+                publish(addr, "busy", LAST);
+            });
+            while waiting > 0 {
+                let heard = readers.listen(DEADLINE, |reader, heard| match heard {
+                    Heard::Bytes(bytes) => {
+                        let tail: &mut Vec<u8> = &mut tails[reader];
+                        tail.extend_from_slice(bytes);
+                        if tail.windows(LAST.len()).any(|part| part == LAST.as_bytes()) {
+                            waiting -= 1;
+                        }
+                        tail.drain(..tail.len().saturating_sub(LAST.len() - 1));
+                    }
+                    Heard::End(_) => (waiting, ended) = (waiting - 1, ended + 1),
+                });
+                assert!(heard > 0, "{driver}: {waiting} readers wait for the last message");
+            }
+            publishing.join().expect("all is published");
+        });
+        assert_eq!(ended, 0, "{driver}: of {READERS} readers");
+    }
+}
+
+/// 32 connections, each of which asks again as soon as it is answered.
+fn publish_without_a_pause(addr: SocketAddr) {
+    let request = common::http::wire(addr, "POST", "/channels/busy", &[], b"x");
+    let mut crowd = Crowd::new();
+    let mut asking: Vec<TcpStream> = (0..32).map(|_| Conn::open(addr).into_parts().0).collect();
+    for socket in &mut asking {
+        crowd.add(socket.try_clone().expect("a descriptor"));
+        socket.write_all(&request).expect("the server reads");
+    }
+    let mut left = 60_000;
+    while left > 0 {
+        let heard = crowd.listen(DEADLINE, |number, heard| match heard {
+            Heard::Bytes(bytes) => {
+                assert!(bytes.starts_with(b"HTTP/1.1 201 "), "{}", String::from_utf8_lossy(bytes));
+                asking[number].write_all(&request).expect("the server reads");
+            }
+            Heard::End(why) => panic!("a publisher's connection ended: {why:?}"),
+        });
+        assert!(heard > 0, "{left} requests before the last, nothing is answered");
+        left -= heard.min(left);
     }
 }
 

@@ -34,7 +34,7 @@ impl Worker {
                 let mut readable = std::pin::pin!(ready.readable());
                 let mut closing = std::pin::pin!(self.closing.wait());
                 std::future::poll_fn(|cx| match readable.as_mut().poll(cx) {
-                    Poll::Ready(()) => Poll::Ready(()),
+                    Poll::Ready(_) => Poll::Ready(()),
                     Poll::Pending => closing.as_mut().poll(cx),
                 })
                 .await;

@@ -131,8 +131,8 @@ impl State {
         self.set_interest(slot);
     }
 
-    /// The socket takes more again: what is owed goes first, then every channel is visited. True: what was held back until now
-    /// is to be served before anything is read.
+    /// The socket takes more again: what is owed goes first, then every channel is visited. True: what was held back until
+    /// now is to be served before anything is read.
     pub fn on_writable(&mut self, slot: u32) -> bool {
         let tick = self.tick();
         let Some(entry) = self.conns.get_mut(slot) else { return false };
@@ -162,9 +162,17 @@ impl State {
         entry.said_tick = tick;
         entry.flags.blocked = false;
         entry.flags.input_off = false;
-        if let Kind::Ending { .. } = entry.kind {
-            self.shut(slot);
-            return false;
+        match entry.kind {
+            Kind::Ending { .. } => {
+                self.shut(slot);
+                return false;
+            }
+            // It has its whole answer, and is idle from now on.
+            Kind::Idle => {
+                entry.heard_tick = tick;
+                self.reschedule(slot);
+            }
+            _ => {}
         }
         self.visit(slot);
         self.set_interest(slot);

@@ -199,6 +199,13 @@ pub struct Entry {
     pub sent_bytes: u64,
 }
 
+impl Entry {
+    /// Whether nothing is going on: neither a request nor the rest of an answer.
+    pub fn is_between_requests(&self) -> bool {
+        matches!(self.kind, Kind::Idle) && self.owed.is_none()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -254,9 +254,18 @@ impl Awaited {
         Self::new(borrowed.try_clone_to_owned()?)
     }
 
-    /// Waits until a read would not wait.
-    pub async fn readable(&self) {
-        // An error means that the descriptor is in a state that the next use of it will tell of.
-        let _ = self.0.readable(false).await;
+    /// Waits until a read would not wait. Returns whether it waited at all: with epoll it does not where something is
+    /// there already, and then no other task has had its turn.
+    pub async fn readable(&self) -> bool {
+        let mut readable = std::pin::pin!(self.0.readable(false));
+        let mut waited = false;
+        std::future::poll_fn(|cx| {
+            // An error means that the descriptor is in a state that the next use of it will tell of.
+            let poll = readable.as_mut().poll(cx).map(drop);
+            waited |= poll.is_pending();
+            poll
+        })
+        .await;
+        waited
     }
 }

@@ -30,6 +30,10 @@ const REFUSED_JITTER_MS: u64 = 9_000;
 /// accepted until then has come to its readers.
 const SETTLING_TICKS: u32 = 3;
 
+/// After a drain has begun, before connections between requests are closed: at least one whole tick, so that a request
+/// that is on its way is answered. Less than [`SETTLING_TICKS`].
+const IDLE_TICKS: u32 = 2;
+
 impl State {
     /// Puts a connection into the wheel, for when it is next to be looked at.
     pub fn schedule(&mut self, conn: ConnId) {
@@ -38,7 +42,7 @@ impl State {
         let is_just_idle = matches!(entry.kind, Kind::Idle) && entry.heard_tick == now;
         let due = match self.draining {
             // As in `begin_drain`: gone before anyone is told to come back.
-            Some(_) if matches!(entry.kind, Kind::Idle) => now,
+            Some(_) if entry.is_between_requests() => now,
             Some(draining) if !matches!(entry.kind, Kind::Ending { .. }) => {
                 let end = draining.begun_tick + draining.window_ticks;
                 now + SETTLING_TICKS + self.random_below(u64::from(end.saturating_sub(now))) as u32
@@ -65,7 +69,11 @@ impl State {
         let Some(entry) = self.conns.get(slot) else { return now };
         let (interval, timeout) = self.heartbeat_ticks();
         match &entry.kind {
-            Kind::Idle => entry.heard_tick.max(entry.said_tick) + ticks(self.node.settings.timeouts.idle),
+            // Its answer is on the way, and has as long as one that a task sends.
+            Kind::Idle if entry.owed.is_some() => {
+                entry.heard_tick.max(entry.said_tick) + ticks(self.node.settings.timeouts.body)
+            }
+            Kind::Idle => entry.heard_tick + ticks(self.node.settings.timeouts.idle),
             Kind::Poll(held) => held.until_tick,
             Kind::Sse => self.last_said(slot) + interval,
             Kind::Ws { .. } if entry.flags.pinged => entry.heard_tick + timeout,
@@ -155,8 +163,8 @@ impl State {
         for conn in held {
             // Between requests nobody is told anything: gone first, so that whoever is told to come back does not come
             // by one of these.
-            let moment = match self.conn(conn).map(|entry| &entry.kind) {
-                Some(Kind::Idle) => begun_tick + 1,
+            let moment = match self.conn(conn) {
+                Some(entry) if entry.is_between_requests() => begun_tick + IDLE_TICKS,
                 _ => begun_tick + SETTLING_TICKS + self.random_below(u64::from(window_ticks).max(1)) as u32,
             };
             if let Some(entry) = self.conn_mut(conn)
@@ -180,8 +188,8 @@ impl State {
 
     fn leave_by_drain(&mut self, slot: u32, _draining: Draining) {
         let reconnect_ms = self.reconnect_ms();
-        match self.conns.get(slot).map(|entry| &entry.kind) {
-            Some(Kind::Idle) => self.remove(slot, Reason::Drain),
+        match self.conns.get(slot) {
+            Some(entry) if entry.is_between_requests() => self.remove(slot, Reason::Drain),
             Some(_) => {
                 // What came for it since the last pass goes first.
                 self.send_pending(slot);

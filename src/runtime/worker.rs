@@ -34,6 +34,8 @@ const SLICE: Duration = Duration::from_millis(1);
 /// Letters read, events looked at, in one go.
 const LETTERS_MAX: usize = 256;
 const EVENTS_MAX: usize = 256;
+/// Answers that are collected before they are sent, about.
+const ANSWERS_BYTES_MAX: usize = 1 << 20;
 
 /// What serves connections: policy, which the runtime knows nothing of.
 pub trait Edge {
@@ -194,7 +196,11 @@ impl Worker {
         }
         self.answers.replace(answers);
         match done {
-            Ok(done) if done.bytes == input.len() => {}
+            Ok(done) if done.bytes == input.len() => {
+                if self.answers.borrow().bytes.len() > ANSWERS_BYTES_MAX {
+                    self.send_answers();
+                }
+            }
             Ok(done) => {
                 if done.answers > 0 {
                     // Before a task says more.
@@ -326,9 +332,11 @@ impl Worker {
     async fn hold(self: Rc<Self>, epoll: Awaited, breather: Breather) {
         let mut events = Events::with_capacity(EVENTS_MAX);
         let mut buffer = vec![0; READ_BYTES];
+        let mut until = Instant::now() + SLICE;
         loop {
-            epoll.readable().await;
-            let until = Instant::now() + SLICE;
+            if epoll.readable().await {
+                until = Instant::now() + SLICE;
+            }
             loop {
                 let ready = self.with(|state| {
                     let ready = state.epoll.wait(&mut events, Some(Duration::ZERO)).unwrap_or(0);
@@ -338,11 +346,13 @@ impl Worker {
                     ready
                 });
                 self.send_answers();
-                if ready < EVENTS_MAX {
-                    break;
-                }
+                // Clients that ask again as soon as they are answered keep a few of them ready at all times.
                 if Instant::now() >= until {
                     breather.breathe().await;
+                    until = Instant::now() + SLICE;
+                    break;
+                }
+                if ready < EVENTS_MAX {
                     break;
                 }
             }
