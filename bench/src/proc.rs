@@ -130,10 +130,10 @@ const EPOLL_SLABS: [&str; 2] = ["eventpoll_epi", "eventpoll_pwq"];
 const SOCKET_SLABS: [&str; 6] =
     ["TCP", "sock_inode_cache", "filp", "skbuff_head_cache", "skbuff_small_head", "tw_sock_TCP"];
 
-/// Empty where the kernel tells them to root alone: then nothing is counted in slabs.
+/// Empty where the kernel tells them to root alone, or to nobody: then nothing is counted in slabs.
 fn slabs() -> io::Result<String> {
     fs::read_to_string("/proc/slabinfo").or_else(|error| match error.kind() {
-        ErrorKind::PermissionDenied => Ok(String::new()),
+        ErrorKind::PermissionDenied | ErrorKind::NotFound => Ok(String::new()),
         _ => Err(error),
     })
 }

@@ -22,6 +22,9 @@ const KERNEL_RATIO_MAX: f64 = 1.06;
 const CPU_RATIO_MAX: f64 = 1.25;
 /// Nearly all of a delivery is the kernel's `send`: beside it a microsecond of our own would not show in the ratio.
 const USER_US_MAX: f64 = 1.0;
+/// Of each thread of the load. A server that is kept from its CPU for 50 ms would find 128 of them at once, and what so
+/// many take while they last stays with the server: up to 2 MiB, 200 bytes for each of 10,000 readers.
+const HANDSHAKES_WAITING: usize = 4;
 const TURNS: usize = 6;
 /// Other programs move slabs and caches. What misses its bar is measured so many times, and the median decides.
 const ATTEMPTS: usize = 3;
@@ -60,7 +63,8 @@ fn hold(
     // A crowd that is opened on a busy machine is not to meet heartbeats meanwhile.
     let settings = ["heartbeat.interval_seconds=300", "heartbeat.timeout_seconds=900"];
     let shape = Shape { settings: settings.map(String::from).to_vec(), ..shape(readers) };
-    let crowd = scale.crowd(transport, readers);
+    let mut crowd = scale.crowd(transport, readers);
+    crowd.args = vec!["--waiting".into(), HANDSHAKES_WAITING.to_string()];
     let quiet = scale.hold_s.map_or(QUIET, Duration::from_secs);
     let label = format!("{} {readers}", transport.name());
     let (mut user_bytes, mut kernel_ratios) = (Vec::new(), Vec::new());
