@@ -44,6 +44,7 @@ pub mod scenario {
     pub mod growth;
     pub mod idle;
     pub mod poll;
+    pub mod proof;
     pub mod publish;
     pub mod rooms;
     pub mod slow;

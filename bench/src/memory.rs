@@ -78,11 +78,19 @@ pub fn hold(
     Ok((Stand { load, server }, held))
 }
 
+const SOCKETS_LEFT_MAX: u64 = 1_000;
+const SOCKETS_GONE_PATIENCE: Duration = Duration::from_secs(60);
+
 /// Sockets of the stand before leave slabs behind for a while; waiting keeps them out of the next growth.
 pub fn wait_sockets_gone() {
-    let until = Instant::now() + Duration::from_secs(60);
-    while Instant::now() < until && proc::kernel_memory().is_ok_and(|memory| memory.tcp_sockets > 1_000) {
+    let began = Instant::now();
+    let left = || proc::kernel_memory().map_or(0, |memory| memory.tcp_sockets);
+    while left() > SOCKETS_LEFT_MAX && began.elapsed() < SOCKETS_GONE_PATIENCE {
         thread::sleep(Duration::from_millis(200));
+    }
+    if began.elapsed() > Duration::from_secs(5) {
+        let (waited_s, left) = (began.elapsed().as_secs(), left());
+        eprintln!("  waited {waited_s} s for other programs' TCP sockets to go: {left} are left");
     }
     thread::sleep(Duration::from_millis(500));
 }

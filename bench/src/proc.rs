@@ -1,6 +1,7 @@
 //! What the kernel says of a process and of this machine: CPU, memory, sockets, slabs, from `/proc`.
 
 use std::fs;
+use std::io::{self, ErrorKind};
 use std::ops::{Add, Sub};
 use std::path::Path;
 
@@ -129,9 +130,22 @@ const EPOLL_SLABS: [&str; 2] = ["eventpoll_epi", "eventpoll_pwq"];
 const SOCKET_SLABS: [&str; 6] =
     ["TCP", "sock_inode_cache", "filp", "skbuff_head_cache", "skbuff_small_head", "tw_sock_TCP"];
 
+/// Empty where the kernel tells them to root alone, or to nobody: then nothing is counted in slabs.
+fn slabs() -> io::Result<String> {
+    fs::read_to_string("/proc/slabinfo").or_else(|error| match error.kind() {
+        ErrorKind::PermissionDenied | ErrorKind::NotFound => Ok(String::new()),
+        _ => Err(error),
+    })
+}
+
+/// False where slabs are read as nothing.
+pub fn slabs_are_told() -> bool {
+    slabs().is_ok_and(|text| !text.is_empty())
+}
+
 pub fn kernel_memory() -> Result<KernelMemory> {
     let mut found = KernelMemory::default();
-    for line in fs::read_to_string("/proc/slabinfo")?.lines().skip(2) {
+    for line in slabs()?.lines().skip(2) {
         let fields: Vec<&str> = line.split_whitespace().collect();
         let number = |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok());
         let (Some(&name), Some(objects), Some(bytes)) = (fields.first(), number(1), number(3)) else {

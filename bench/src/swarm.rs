@@ -23,8 +23,8 @@ use crate::ws;
 pub const READERS_PER_THREAD_MAX: usize = 19_800;
 /// Readers from one source address, well below the 28,232 ephemeral ports that Linux gives it.
 const READERS_PER_SOURCE: usize = 10_000;
-/// Handshakes of one thread that wait for their answer during a ramp.
-const HANDSHAKES_WAITING_MAX: usize = 128;
+/// Handshakes of one thread that wait for their answer during a ramp, where nothing else is asked for.
+pub const HANDSHAKES_WAITING_MAX: usize = 128;
 /// Handshakes begun before events are looked at again.
 const HANDSHAKES_AT_ONCE: usize = 256;
 /// Refused or reset handshakes that are tried again, for each reader on average.
@@ -49,6 +49,8 @@ pub struct Plan {
     pub patience: Duration,
     /// Handshakes per second, of all threads together.
     pub rate_per_s: f64,
+    /// Handshakes of one thread that wait for their answer during a ramp.
+    pub waiting_max: usize,
     /// Of each reader's socket, where the kernel's own choice would hide that a reader has stopped.
     pub receive_buffer_bytes: Option<i32>,
 }
@@ -178,7 +180,7 @@ impl<'a> Swarm<'a> {
         let (due, waiting_max, timeout_ms) = match self.pace {
             Pace::Ramp { began, per_s } => {
                 let due = (began.elapsed().as_secs_f64() * per_s) as usize;
-                (due.saturating_sub(self.started), HANDSHAKES_WAITING_MAX, (1_000.0 / per_s).clamp(1.0, 10.0))
+                (due.saturating_sub(self.started), self.plan.waiting_max, (1_000.0 / per_s).clamp(1.0, 10.0))
             }
             Pace::AtOnce => (left, usize::MAX, 0.0),
         };

@@ -23,7 +23,7 @@ use pushline_bench::order::{Order, Ready};
 use pushline_bench::publisher::Target;
 use pushline_bench::script::Script;
 use pushline_bench::session::Session;
-use pushline_bench::swarm::{self, Plan, READERS_PER_THREAD_MAX};
+use pushline_bench::swarm::{self, HANDSHAKES_WAITING_MAX, Plan, READERS_PER_THREAD_MAX};
 use pushline_bench::transport::Transport;
 use pushline_bench::{net, proc};
 
@@ -52,6 +52,9 @@ struct Args {
     /// Handshakes per second
     #[arg(long, default_value_t = 5_000.0)]
     rate: f64,
+    /// Handshakes of each thread that wait for their answer, when the server is slower than the rate
+    #[arg(long, default_value_t = HANDSHAKES_WAITING_MAX)]
+    waiting: usize,
     /// CPU to stay on
     #[arg(long)]
     cpu: Option<usize>,
@@ -127,6 +130,7 @@ fn main() -> Result<()> {
         first_channel: args.channel_from,
         threads,
         rate_per_s: args.rate,
+        waiting_max: args.waiting.max(1),
         receive_buffer_bytes: args.receive_buffer,
     });
     let target = Target::new(&api, args.target, args.message_bytes)?;
