@@ -76,6 +76,7 @@ pub mod runtime {
     pub mod mailbox;
     pub mod poll;
     pub mod probe;
+    pub mod publishing;
     pub mod sendring;
     pub mod server;
     pub mod settings;

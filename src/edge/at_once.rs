@@ -1,23 +1,27 @@
-//! Requests that are answered where their bytes were read, without a task: those that came whole and need nobody else,
-//! publishes to a channel of this worker, polls of channels that it holds. Several that came together too.
+//! Requests that are served where their bytes were read, without a task: those that came whole, and are polls of channels
+//! that this worker holds, or publishes; several that came together too. Channels of other workers are asked for.
 //! Owns the choice of them. How they are answered is the handlers', the same that tasks call.
 
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
+use crate::domain::channel::Name;
+use crate::domain::home::{PublishRefusal, Published};
 use crate::proto::http::fields::Accept;
 use crate::proto::http::head::HeadScanner;
 use crate::proto::http::request::{BodyLength, FieldSlots, Method, Request, Upgrade, Version, parse};
 use crate::proto::http::target::{Target, decode_path};
 use crate::runtime::entry::ConnId;
+use crate::runtime::publishing::Publishing;
 use crate::runtime::turns::steps_max;
 use crate::runtime::worker::{Done, Worker};
 
 use super::answer::{Answer, Manner};
 use super::ask;
 use super::channels::parse_names;
-use super::publish::{self, Labels};
+use super::origin::Passed;
+use super::publish::{self, Labels, Refused};
 use super::read::{self, Polled};
 use super::site::Site;
 
@@ -28,73 +32,163 @@ const OUT_BYTES: usize = 64 * 1024;
 /// yet, and all is for a task, what is wrong with it included.
 pub fn serve(site: &Site, worker: &Rc<Worker>, conn: ConnId, input: &[u8], out: &mut Vec<u8>) -> Done {
     let requests_max = steps_max(site.settings().history.messages);
-    let mut done = Done::default();
-    let start = out.len();
-    while (done.answers as usize) < requests_max
-        && out.len() - start < OUT_BYTES
-        && let Some(rest) = input.get(done.bytes..)
+    let mut batch =
+        Batch { site, worker, conn, out, start: 0, answers: 0, publishing: Publishing::default() };
+    batch.start = batch.out.len();
+    let mut bytes = 0;
+    while batch.len() < requests_max
+        && batch.out.len() - batch.start < OUT_BYTES
+        && let Some(rest) = input.get(bytes..)
         && !rest.is_empty()
     {
-        match serve_one(site, worker, conn, rest, done.answers == 0, out) {
-            Some(Served::Answered { bytes }) => {
-                done.bytes += bytes;
-                done.answers += 1;
-            }
-            Some(Served::Held) => done.bytes = input.len(),
+        match batch.serve(rest) {
+            Some(Served::Done { bytes: used }) => bytes += used,
+            Some(Served::Held) => bytes = input.len(),
             None => break,
         }
     }
-    worker.with(|state| state.stats().requests.add(u64::from(done.answers)));
-    done
+    let Batch { answers, publishing, .. } = batch;
+    worker.with(|state| {
+        state.stats().requests.add(u64::from(answers) + publishing.len() as u64);
+        if !publishing.is_empty() {
+            state.hold_publishing(conn, publishing, input.get(bytes..).unwrap_or_default());
+            bytes = input.len();
+        }
+    });
+    Done { bytes, answers }
+}
+
+/// Appends the answer to a publish that the channel's home has answered: of a request that [`serve`] read.
+pub fn write_published(
+    site: &Site,
+    worker: &Rc<Worker>,
+    name: &Name,
+    result: Result<Published, PublishRefusal>,
+    out: &mut Vec<u8>,
+) {
+    let result = result.map(|published| vec![published]).map_err(Refused::Key);
+    let answer = publish::answer(worker, std::slice::from_ref(name), result);
+    answer.write(out, &manner(site, Method::Post, Passed::default()));
+}
+
+/// How requests that are served here want their answers told.
+fn manner<'r>(site: &Site, method: Method, passed: Passed<'r>) -> Manner<'r> {
+    let unix_s = site.node.clock.now_ms() / 1_000;
+    Manner { method, version: Version::Http11, keep_alive: true, passed, unix_s }
+}
+
+/// Requests of one connection that came together.
+struct Batch<'b> {
+    site: &'b Site,
+    worker: &'b Rc<Worker>,
+    conn: ConnId,
+    out: &'b mut Vec<u8>,
+    /// Where this connection's answers begin in `out`.
+    start: usize,
+    answers: u32,
+    /// From the first publish on that another worker is asked for.
+    publishing: Publishing,
 }
 
 enum Served {
     /// The request was so long.
-    Answered { bytes: usize },
+    Done { bytes: usize },
     /// It waits in the holder, and what came behind it too.
     Held,
 }
 
-/// `holds`: nothing is answered yet that must be sent before what a held request is answered with.
-fn serve_one(
-    site: &Site,
-    worker: &Rc<Worker>,
-    conn: ConnId,
-    input: &[u8],
-    holds: bool,
-    out: &mut Vec<u8>,
-) -> Option<Served> {
-    let span = HeadScanner::new(site.settings().limits.head_bytes).find(input).ok()??;
-    let mut slots = FieldSlots::new();
-    let request = parse(input, span, &mut slots).ok()?;
-    let behind = input.get(span.used()..)?;
-    let content = behind.get(..content_bytes(&request)?)?;
-    if worker.drain_ends().is_some() {
-        return None;
+impl Batch<'_> {
+    fn len(&self) -> usize {
+        self.answers as usize + self.publishing.len()
     }
-    let passed = site.gate.pass(&request).ok()?;
-    let unix_s = site.node.clock.now_ms() / 1_000;
-    let (method, version) = (request.method, request.version);
-    let manner = Manner { method, version, keep_alive: true, passed, unix_s };
-    let answer = match method {
-        Method::Post => publish_here(site, worker, &request, content)?,
-        Method::Get => match poll_here(site, worker, &request, holds)? {
-            Polled::Answer(answer) => answer,
-            Polled::Hold { places, limit, wait_s } => {
-                worker.with(|state| {
-                    state.stats().requests.add(1);
-                    let held = read::held(state, &manner, limit, wait_s, behind.to_vec());
-                    read::hold_on(state, conn, &places, held);
-                });
-                return Some(Served::Held);
-            }
-        },
-        _ => return None,
-    };
-    // No handler that was asked closes a connection: it would have to be told so.
-    debug_assert!(!answer.close);
-    answer.write(out, &manner);
-    Some(Served::Answered { bytes: span.used() + content.len() })
+
+    fn serve(&mut self, input: &[u8]) -> Option<Served> {
+        let span = HeadScanner::new(self.site.settings().limits.head_bytes).find(input).ok()??;
+        let mut slots = FieldSlots::new();
+        let request = parse(input, span, &mut slots).ok()?;
+        let behind = input.get(span.used()..)?;
+        let content = behind.get(..content_bytes(&request)?)?;
+        if self.worker.drain_ends().is_some() {
+            return None;
+        }
+        let passed = self.site.gate.pass(&request).ok()?;
+        let manner = manner(self.site, request.method, passed);
+        match request.method {
+            Method::Post => self.publish(&request, content, &manner)?,
+            Method::Get if self.publishing.is_empty() => match self.poll(&request)? {
+                Polled::Answer(answer) => self.tell(&answer, &manner),
+                Polled::Hold { places, limit, wait_s } => {
+                    self.worker.with(|state| {
+                        state.stats().requests.add(1);
+                        let held = read::held(state, &manner, limit, wait_s, behind.to_vec());
+                        read::hold_on(state, self.conn, &places, held);
+                    });
+                    return Some(Served::Held);
+                }
+            },
+            _ => return None,
+        }
+        Some(Served::Done { bytes: span.used() + content.len() })
+    }
+
+    fn tell(&mut self, answer: &Answer, manner: &Manner<'_>) {
+        // No handler that was asked closes a connection: it would have to be told so.
+        debug_assert!(!answer.close);
+        if self.publishing.is_empty() {
+            answer.write(self.out, manner);
+            self.answers += 1;
+        } else {
+            let mut bytes = Vec::with_capacity(320);
+            answer.write(&mut bytes, manner);
+            self.publishing.add(bytes);
+        }
+    }
+
+    fn publish(&mut self, request: &Request<'_>, content: &[u8], manner: &Manner<'_>) -> Option<()> {
+        let names = names_of(request)?;
+        let [name] = &names[..] else { return None };
+        if content.len() > self.site.settings().limits.message_bytes {
+            return None;
+        }
+        let labels = Labels::of(&request.fields).ok()?;
+        let is_home = self.worker.with(|state| state.node.home_of(name) == state.index);
+        if !is_home && (labels.key().is_some() || manner.passed.origin.is_some()) {
+            return None;
+        }
+        let draft = labels.draft(content.to_vec()).ok()?;
+        if is_home {
+            let answer = now(publish::publish(self.worker, &names, draft, labels.key()))?;
+            self.tell(&answer, manner);
+            return Some(());
+        }
+        let (conn, publishing) = (self.conn, &mut self.publishing);
+        let asked = self.worker.with(|state| {
+            state.stats().published.add(1);
+            state.ask_to_publish(conn, publishing, name.clone(), draft)
+        });
+        if asked.is_err() {
+            let answer = publish::answer(self.worker, &names, Err(Refused::Overloaded));
+            self.tell(&answer, manner);
+        }
+        Some(())
+    }
+
+    fn poll(&self, request: &Request<'_>) -> Option<Polled> {
+        let accept = Accept::parse(request.fields.all("accept"));
+        if accept.event_stream || !accept.json || !request.body.is_empty() {
+            return None;
+        }
+        let names = names_of(request)?;
+        if !names.iter().all(|name| ask::is_here(self.worker, name)) {
+            return None;
+        }
+        let Target::Path { query, .. } = request.target else { return None };
+        // Answers that are made but not sent go before what a held request is answered with.
+        if self.answers > 0 && read::wait_of(query, request).map_or(true, |wait_s| wait_s > 0) {
+            return None;
+        }
+        now(read::poll(self.worker, &self.site.remembered, request, query, names))
+    }
 }
 
 /// How long the content is, if the connection goes on after it.
@@ -110,35 +204,7 @@ fn content_bytes(request: &Request<'_>) -> Option<usize> {
     }
 }
 
-fn publish_here(site: &Site, worker: &Rc<Worker>, request: &Request<'_>, content: &[u8]) -> Option<Answer> {
-    let names = names_of(request)?;
-    let [name] = &names[..] else { return None };
-    let is_home = worker.with(|state| state.node.home_of(name) == state.index);
-    if !is_home || content.len() > site.settings().limits.message_bytes {
-        return None;
-    }
-    let labels = Labels::of(&request.fields).ok()?;
-    let draft = labels.draft(content.to_vec()).ok()?;
-    now(publish::publish(worker, &names, draft, labels.key()))
-}
-
-fn poll_here(site: &Site, worker: &Rc<Worker>, request: &Request<'_>, holds: bool) -> Option<Polled> {
-    let accept = Accept::parse(request.fields.all("accept"));
-    if accept.event_stream || !accept.json || !request.body.is_empty() {
-        return None;
-    }
-    let names = names_of(request)?;
-    if !names.iter().all(|name| ask::is_here(worker, name)) {
-        return None;
-    }
-    let Target::Path { query, .. } = request.target else { return None };
-    if !holds && read::wait_of(query, request).map_or(true, |wait_s| wait_s > 0) {
-        return None;
-    }
-    now(read::poll(worker, &site.remembered, request, query, names))
-}
-
-fn names_of(request: &Request<'_>) -> Option<Vec<crate::domain::channel::Name>> {
+fn names_of(request: &Request<'_>) -> Option<Vec<Name>> {
     let Target::Path { path, .. } = request.target else { return None };
     let path = decode_path(path).ok()?;
     parse_names(path.strip_prefix("/channels/")?).ok()

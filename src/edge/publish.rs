@@ -147,6 +147,11 @@ pub async fn publish(worker: &Rc<Worker>, names: &[Name], draft: Draft, key: Opt
         [name] => publish_one(worker, name, draft, key).await.map(|published| vec![published]),
         names => publish_all(worker, names, &draft, key).await,
     };
+    answer(worker, names, result)
+}
+
+/// The answer to a publish to the channels of a URL.
+pub fn answer(worker: &Rc<Worker>, names: &[Name], result: Result<Vec<Published>, Refused>) -> Answer {
     match result {
         Ok(published) => {
             let mut body = Vec::with_capacity(64 * names.len() + 16);

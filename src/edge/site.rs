@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::domain::channel::Name;
 use crate::domain::cursor::Cursor;
+use crate::domain::home::{PublishRefusal, Published};
 use crate::runtime::entry::{ConnId, HeldPoll};
 use crate::runtime::holder::Last;
 use crate::runtime::settings::Settings;
@@ -38,6 +39,16 @@ impl Site {
 impl Edge for Site {
     fn serve_at_once(&self, worker: &Rc<Worker>, conn: ConnId, input: &[u8], out: &mut Vec<u8>) -> Done {
         at_once::serve(self, worker, conn, input, out)
+    }
+
+    fn write_published(
+        &self,
+        worker: &Rc<Worker>,
+        name: &Name,
+        result: Result<Published, PublishRefusal>,
+        out: &mut Vec<u8>,
+    ) {
+        at_once::write_published(self, worker, name, result, out);
     }
 
     fn serve(self: Rc<Self>, worker: Rc<Worker>, socket: Socket, input: Vec<u8>) -> LocalTask {

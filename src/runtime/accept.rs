@@ -60,6 +60,9 @@ impl Worker {
                 }
             }
             if is_last {
+                // At once: the driver keeps its hold of the descriptor until it is told of the close, which may be after
+                // the process has ended.
+                listen::stop(listener.as_raw_fd());
                 return;
             }
             if spare.is_none() {

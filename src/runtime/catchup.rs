@@ -53,6 +53,7 @@ impl State {
         } else if self.ask(home, ask, Pending::Page { conn, feed: feed_slot }).is_err() {
             // The home is overloaded: ask again on the next tick.
             self.catchups_later.push((conn, feed_slot));
+            self.call_clock(self.tick() + 1);
         }
     }
 

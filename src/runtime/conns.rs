@@ -179,7 +179,7 @@ impl State {
         if !held_back.is_empty()
             && let Some(conn) = self.conn_id(slot)
         {
-            self.spawns.push(Spawn::Request { conn, input: held_back });
+            self.serve_next(conn, held_back);
             return true;
         }
         false
@@ -301,6 +301,27 @@ impl State {
         })
     }
 
+    /// What was held back is served next; until then nothing is read.
+    pub fn serve_next(&mut self, conn: ConnId, input: Vec<u8>) {
+        if let Some(entry) = self.conn_mut(conn) {
+            entry.flags.busy = true;
+            self.spawns.push(Spawn::Request { conn, input });
+        }
+    }
+
+    /// Whether `input` is to be served now: not while earlier answers are owed, nor when the connection is gone.
+    pub fn begin_request(&mut self, conn: ConnId, input: Vec<u8>) -> Option<Vec<u8>> {
+        let entry = self.conn_mut(conn)?;
+        entry.flags.busy = false;
+        match &mut entry.owed {
+            Some(owed) => {
+                owed.held_back = input;
+                None
+            }
+            None => Some(input),
+        }
+    }
+
     /// What came after the last answered request of a connection is for a task; once the answers are sent.
     pub fn serve_rest(&mut self, conn: ConnId, input: Vec<u8>) {
         let Some(entry) = self.conn_mut(conn) else { return };
@@ -319,6 +340,11 @@ impl State {
         match entry.kind {
             Kind::Ending { .. } => return,
             Kind::Idle => {}
+            Kind::Publishing(_) => {
+                // The homes answer within a moment.
+                self.reschedule(slot);
+                return;
+            }
             Kind::Poll(_) => {
                 self.drain_poll(slot, reconnect_ms);
                 return;

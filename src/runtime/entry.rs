@@ -5,6 +5,7 @@ use std::os::fd::RawFd;
 use crate::proto::ws::reader::ReaderState;
 
 use super::close::{Reason, Transport};
+use super::publishing::Publishing;
 
 /// A connection's slot and its generation: names it, and no later one in the same slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -111,6 +112,8 @@ pub struct HeldPoll {
 pub enum Kind {
     /// A kept-alive connection between requests.
     Idle,
+    /// Its publishes are at their channels' homes.
+    Publishing(Box<Publishing>),
     Poll(Box<HeldPoll>),
     Sse,
     Ws {
@@ -128,7 +131,7 @@ pub enum Kind {
 impl Kind {
     pub fn transport(&self) -> Transport {
         match self {
-            Self::Idle => Transport::Http,
+            Self::Idle | Self::Publishing(_) => Transport::Http,
             Self::Poll(_) => Transport::LongPoll,
             Self::Sse => Transport::Sse,
             Self::Ws { v1: false, .. } => Transport::Raw,
@@ -165,7 +168,7 @@ impl Owed {
 pub struct Flags {
     /// The socket takes no more: waiting until it does.
     pub blocked: bool,
-    /// Its frames are being acted on; no more are read until that is done.
+    /// What it sent is being acted on; no more is read until that is done.
     pub busy: bool,
     /// A ping went out since it was last heard.
     pub pinged: bool,

@@ -63,7 +63,9 @@ impl State {
             if entry.flags.busy || entry.flags.input_off {
                 return;
             }
-            if matches!(entry.kind, Kind::Idle) && entry.owed.is_some() {
+            if matches!(entry.kind, Kind::Publishing(_))
+                || (matches!(entry.kind, Kind::Idle) && entry.owed.is_some())
+            {
                 entry.flags.input_off = true;
                 self.set_interest(conn.slot);
                 return;
@@ -101,7 +103,7 @@ impl State {
                     }
                 }
                 // A stream's request was its last.
-                Kind::Sse | Kind::Ending { .. } => {}
+                Kind::Sse | Kind::Publishing(_) | Kind::Ending { .. } => {}
                 Kind::Ws { .. } => self.on_frames(conn, input),
             }
             if bytes < buffer.len() {

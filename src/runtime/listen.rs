@@ -118,6 +118,12 @@ pub fn steer_to_first_new(listener: RawFd, old: u32) -> io::Result<()> {
     steer(listener, &mut [statement(libc::BPF_RET | libc::BPF_K, old)])
 }
 
+/// Stops listening, whoever else holds the descriptor. What waits to be accepted is reset.
+pub fn stop(listener: RawFd) {
+    // SAFETY: no pointers. It fails for what does not listen any more.
+    unsafe { libc::shutdown(listener, libc::SHUT_RD) };
+}
+
 /// Leaves the choice to the kernel's hash again. Nothing when there was no steering.
 pub fn unsteer(listener: RawFd) -> io::Result<()> {
     match set_option(listener, libc::SOL_SOCKET, libc::SO_DETACH_REUSEPORT_BPF, 0) {

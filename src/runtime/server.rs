@@ -74,6 +74,8 @@ pub enum Ended {
 struct Seed {
     index: u16,
     cpu: usize,
+    /// That the process may use.
+    cpus: usize,
     mailbox: Mailbox<Mail>,
     addresses: Vec<SocketAddr>,
     uring: bool,
@@ -146,6 +148,7 @@ pub fn serve<E: Edge + 'static>(
         let seed = Seed {
             index: index as u16,
             cpu: index,
+            cpus: host::allowed_cpus().map_or(1, |cpus| cpus.len().max(1)),
             mailbox,
             addresses: addresses.clone(),
             uring,
@@ -412,6 +415,7 @@ fn run_worker<E: Edge + 'static>(
             connections_max: seed.connections_max,
             edge,
             workers,
+            shares_cpu: workers as usize > seed.cpus,
         })
     };
     let result = if uring {

@@ -15,7 +15,7 @@ use foldhash::fast::RandomState;
 use crate::domain::channel::Name;
 use crate::domain::feed::{Arrival, Feed, FeedBounds, Link};
 use crate::domain::history::{Bounds, PageMax};
-use crate::domain::home::{Home, HomeBounds, WorkerIndex};
+use crate::domain::home::{Home, HomeBounds, PublishRefusal, Published, WorkerIndex};
 use crate::domain::message::Message;
 
 use super::clock::{Clock, ticks};
@@ -89,6 +89,12 @@ pub enum Pending {
         conn: ConnId,
         feed: u32,
     },
+    /// A publish of a held connection: the answer to its request `at` of those that wait.
+    Publish {
+        conn: ConnId,
+        at: u32,
+        name: Name,
+    },
     /// A feed that joins.
     Join(Name),
 }
@@ -125,7 +131,9 @@ pub struct Socket {
 pub enum Spawn {
     /// Bytes came on a held connection between requests.
     Request { conn: ConnId, input: Vec<u8> },
-    /// The same, for a task.
+    /// A publish of a held connection was answered by the channel's home.
+    Published { conn: ConnId, at: u32, name: Name, result: Result<Published, PublishRefusal> },
+    /// The same as `Request`, for a task.
     Serve { socket: Socket, input: Vec<u8> },
     /// A held poll that the feed cannot answer.
     Repoll {
@@ -166,6 +174,11 @@ pub struct State {
     pub dirty: VecDeque<u32>,
     pub catchups: VecDeque<(ConnId, u32)>,
     pub catchups_later: Vec<(ConnId, u32)>,
+    /// The tick until which the clock's task sleeps.
+    pub naps_until: u32,
+    /// It must wake before.
+    pub calls_clock: bool,
+    pub swept_tick: u32,
     pub spawns: Vec<Spawn>,
     pub ring: SendRing,
     pub pass: super::fanout::Passes,
@@ -207,6 +220,9 @@ impl State {
             dirty: VecDeque::new(),
             catchups: VecDeque::new(),
             catchups_later: Vec::new(),
+            naps_until: 0,
+            calls_clock: false,
+            swept_tick: 0,
             spawns: Vec::new(),
             ring,
             pass: super::fanout::Passes::default(),
@@ -351,6 +367,11 @@ impl State {
             Pending::Page { conn, feed } => {
                 if let Answer::Page(page) = answer {
                     self.on_page(conn, feed, page);
+                }
+            }
+            Pending::Publish { conn, at, name } => {
+                if let Answer::Published(result) = answer {
+                    self.on_published(conn, at, name, result);
                 }
             }
             Pending::Join(name) => {

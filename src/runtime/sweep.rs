@@ -1,10 +1,12 @@
 //! What time brings: pings and comments, ends of waits, the silent closed, a drain's farewells; and, a few at a time,
 //! channels and feeds that nobody uses any more. No timer per connection: each stands once in the wheel.
 
+use std::time::Duration;
+
 use crate::proto::sse;
 use crate::proto::ws::frame::{Opcode, write_frame};
 
-use super::clock::ticks;
+use super::clock::{TICK_MS, ticks};
 use super::close::Reason;
 use super::conns::LINGER_TICKS;
 use super::entry::{ConnId, Kind};
@@ -19,6 +21,8 @@ const LOOK_TICKS: u32 = 1_000;
 const JUST_IDLE_LOOK_TICKS: u32 = 10;
 /// Recent messages that a feed may keep however many feeds there are.
 const RECENT_BYTES_MIN: usize = 4 * 1024;
+/// Where nothing is due, the clock's task sleeps so long.
+const NAP_TICKS_MAX: u32 = 10;
 /// Feeds and channels looked at in one tick, at least.
 const LOOKS_MIN: usize = 256;
 
@@ -56,6 +60,7 @@ impl State {
             entry.due_tick = due;
         }
         self.wheel.schedule(u64::from(due), conn.slot, conn.generation);
+        self.call_clock(due);
     }
 
     pub fn reschedule(&mut self, slot: u32) {
@@ -74,6 +79,7 @@ impl State {
                 entry.heard_tick.max(entry.said_tick) + ticks(self.node.settings.timeouts.body)
             }
             Kind::Idle => entry.heard_tick + ticks(self.node.settings.timeouts.idle),
+            Kind::Publishing(_) => entry.heard_tick + ticks(self.node.settings.timeouts.body),
             Kind::Poll(held) => held.until_tick,
             Kind::Sse => self.last_said(slot) + interval,
             Kind::Ws { .. } if entry.flags.pinged => entry.heard_tick + timeout,
@@ -90,6 +96,20 @@ impl State {
             Some(lane.readers.get(sub.index as usize)?.sent_tick)
         });
         of_feeds.fold(entry.said_tick, u32::max)
+    }
+
+    /// How long the clock's task may sleep: each wake-up of an idle node costs more than what it does then.
+    pub fn nap(&mut self) -> Duration {
+        let now = self.tick();
+        let is_busy = self.draining.is_some() || !self.catchups_later.is_empty();
+        let ticks = if is_busy { 1 } else { self.wheel.ticks_to_next(NAP_TICKS_MAX) };
+        self.naps_until = now + ticks;
+        Duration::from_millis(u64::from(ticks) * TICK_MS)
+    }
+
+    /// Something is due at `tick`.
+    pub fn call_clock(&mut self, tick: u32) {
+        self.calls_clock |= tick < self.naps_until;
     }
 
     /// Looks at what is due. True when more is.
@@ -127,6 +147,7 @@ impl State {
         let Some(entry) = self.conns.get_mut(slot) else { return };
         match entry.kind {
             Kind::Idle => self.remove(slot, Reason::Idle),
+            Kind::Publishing(_) => self.expire_publishing(slot),
             Kind::Poll(_) => self.expire_poll(slot),
             Kind::Sse => {
                 // One that is blocked has bytes on the way: TCP_USER_TIMEOUT tells whether it lives.
@@ -156,6 +177,7 @@ impl State {
         }
         let begun_tick = self.tick();
         let window_ticks = ticks(self.node.settings.drain.window);
+        self.call_clock(begun_tick + 1);
         self.draining = Some(Draining { begun_tick, window_ticks });
         let held: Vec<ConnId> = (self.conns.range(0..self.conns.slots_end()))
             .map(|(slot, generation, _)| ConnId { slot, generation })
@@ -209,15 +231,17 @@ impl State {
     /// Lets go, a few at a time, of what nobody uses.
     pub fn sweep(&mut self) {
         let now_ms = self.node.clock.now_ms();
+        let tick = self.tick();
+        let ticks = (tick - std::mem::replace(&mut self.swept_tick, tick)) as usize;
         self.catchups.extend(self.catchups_later.drain(..));
-        self.home.sweep(now_ms, LOOKS_MIN.max(self.home.channels() / 50));
+        self.home.sweep(now_ms, ticks * LOOKS_MIN.max(self.home.channels() / 50));
         let mut bounds = self.node.feed_bounds();
         // What feeds keep for resumes beside history is within the node's bytes too.
         let share =
             self.node.settings.history.node_bytes / self.node.mailboxes.len() / self.feeds.len().max(1);
         bounds.bytes = bounds.bytes.min(share.max(RECENT_BYTES_MIN));
         let end = self.feeds.slots_end();
-        for _ in 0..LOOKS_MIN.max(self.feeds.len() / 50).min(end as usize) {
+        for _ in 0..(ticks * LOOKS_MIN.max(self.feeds.len() / 50)).min(end as usize) {
             self.sweep_feed_at = if self.sweep_feed_at + 1 < end { self.sweep_feed_at + 1 } else { 0 };
             let slot = self.sweep_feed_at;
             let Some(feed) = self.feeds.get_mut(slot) else { continue };

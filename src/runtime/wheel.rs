@@ -72,6 +72,19 @@ impl Wheel {
         false
     }
 
+    /// Ticks until something comes out of [`advance`](Self::advance) again, if nothing is put in meanwhile: from 1 to
+    /// `ticks_max`.
+    pub fn ticks_to_next(&self, ticks_max: u32) -> u32 {
+        if self.len == 0 {
+            return ticks_max;
+        }
+        let is_due = |ticks: &u32| {
+            let tick = self.current + u64::from(*ticks) - 1;
+            !self.buckets[(tick % HORIZON_TICKS) as usize].is_empty()
+        };
+        (1..=ticks_max).find(is_due).unwrap_or(ticks_max)
+    }
+
     fn bucket(&mut self, tick: u64) -> &mut Vec<(u32, u32)> {
         &mut self.buckets[(tick % HORIZON_TICKS) as usize]
     }

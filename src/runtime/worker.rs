@@ -2,6 +2,7 @@
 //! Owns the tasks that never end (mail, the holder, fan-out, time; accepting is `accept`'s) and the way in and out of the state.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -14,11 +15,10 @@ use std::time::{Duration, Instant};
 
 use crate::domain::channel::Name;
 use crate::domain::cursor::Cursor;
-use crate::domain::home::WorkerIndex;
+use crate::domain::home::{PublishRefusal, Published, WorkerIndex};
 
 use super::answers::Answers;
 use super::bell::Bell;
-use super::clock::TICK_MS;
 use super::close::Reason;
 use super::entry::{ConnId, HeldPoll};
 use super::holder::{Last, READ_BYTES};
@@ -42,6 +42,14 @@ pub trait Edge {
     /// Answers those requests at the start of what came on a held connection that need no waiting: appends the answers
     /// to `out`. The rest is for a task. A panic closes that connection.
     fn serve_at_once(&self, worker: &Rc<Worker>, conn: ConnId, input: &[u8], out: &mut Vec<u8>) -> Done;
+    /// Appends the answer to a publish of a held connection that the channel's home has answered.
+    fn write_published(
+        &self,
+        worker: &Rc<Worker>,
+        name: &Name,
+        result: Result<Published, PublishRefusal>,
+        out: &mut Vec<u8>,
+    );
     /// Reads and answers requests, until the connection ends or is given to the holder.
     fn serve(self: Rc<Self>, worker: Rc<Worker>, socket: Socket, input: Vec<u8>) -> LocalTask;
     /// Answers a held poll with the help of the channels' homes.
@@ -84,6 +92,8 @@ pub struct Parts {
     pub connections_max: usize,
     pub edge: Rc<dyn Edge>,
     pub workers: u32,
+    /// There are more workers than CPUs.
+    pub shares_cpu: bool,
 }
 
 /// One worker, as its tasks see it.
@@ -94,9 +104,15 @@ pub struct Worker {
     pub(super) nonblocking: bool,
     pub(super) connections_max: usize,
     pub(super) workers: u32,
+    shares_cpu: bool,
+    /// What came on held connections, not served yet.
+    requests: RefCell<VecDeque<(ConnId, Vec<u8>)>>,
+    has_requests: Bell,
     /// To held connections, not sent yet.
     answers: RefCell<Answers>,
     fan_out: Bell,
+    /// Something is due before the clock's task would wake.
+    calls_clock: Bell,
     /// Listeners are to be closed.
     pub(super) closing: Bell,
     /// A drain has begun.
@@ -113,7 +129,8 @@ impl Worker {
     /// # Errors
     /// No descriptors for the worker's own needs.
     pub async fn run(parts: Parts) -> io::Result<()> {
-        let Parts { state, mailbox, listeners, nonblocking, connections_max, edge, workers } = parts;
+        let Parts { state, mailbox, listeners, nonblocking, connections_max, edge, workers, shares_cpu } =
+            parts;
         let wake = Awaited::duplicate_of(mailbox.wake_fd())?;
         let epoll = Awaited::duplicate_of(state.epoll.as_raw_fd())?;
         let worker = Rc::new(Self {
@@ -123,8 +140,12 @@ impl Worker {
             nonblocking,
             connections_max,
             workers,
+            shares_cpu,
+            requests: RefCell::default(),
+            has_requests: Bell::default(),
             answers: RefCell::default(),
             fan_out: Bell::default(),
+            calls_clock: Bell::default(),
             closing: Bell::default(),
             draining: Bell::default(),
             drain_ends: Cell::new(None),
@@ -142,6 +163,7 @@ impl Worker {
             });
         }
         monoio::spawn(Rc::clone(&worker).mail(wake));
+        monoio::spawn(Rc::clone(&worker).requests());
         monoio::spawn(Rc::clone(&worker).hold(epoll, Breather::new()?));
         monoio::spawn(Rc::clone(&worker).fan_out(Breather::new()?));
         worker.time(Breather::new()?, open_listeners).await;
@@ -150,16 +172,20 @@ impl Worker {
 
     /// Looks at or changes the state. A panic inside aborts the process: a half-changed order would lie.
     pub fn with<T>(self: &Rc<Self>, change: impl FnOnce(&mut State) -> T) -> T {
-        let (result, spawns, rings) = {
+        let (result, spawns, rings, calls_clock) = {
             let guard = AbortOnUnwind;
             let mut state = self.state.borrow_mut();
             let result = change(&mut state);
             let spawns = std::mem::take(&mut state.spawns);
             let rings = state.has_fan_out() || !state.catchups.is_empty();
+            let calls_clock = std::mem::take(&mut state.calls_clock);
             drop(state);
             std::mem::forget(guard);
-            (result, spawns, rings)
+            (result, spawns, rings, calls_clock)
         };
+        if calls_clock {
+            self.calls_clock.ring();
+        }
         if rings {
             self.fan_out.ring();
         }
@@ -172,7 +198,17 @@ impl Worker {
     fn start(self: &Rc<Self>, spawn: Spawn) {
         let (edge, worker) = (Rc::clone(&self.edge), Rc::clone(self));
         match spawn {
-            Spawn::Request { conn, input } => self.on_request(conn, input),
+            Spawn::Request { conn, input } => {
+                self.requests.borrow_mut().push_back((conn, input));
+                self.has_requests.ring();
+            }
+            Spawn::Published { conn, at, name, result } => {
+                let mut answer = Vec::with_capacity(320);
+                edge.write_published(&worker, &name, result, &mut answer);
+                let mut answers = self.answers.take();
+                self.with(|state| state.on_publish_answered(conn, at, answer, &mut answers));
+                self.answers.replace(answers);
+            }
             Spawn::Serve { socket, input } => self.spawn(edge.serve(worker, socket, input)),
             Spawn::Repoll { socket, names, cursors, held } => {
                 self.spawn(edge.repoll(worker, socket, names, cursors, held));
@@ -183,8 +219,27 @@ impl Worker {
         }
     }
 
+    /// Serves what came on held connections. Never called by what serves it: that may read mail, which brings more.
+    fn serve_requests(self: &Rc<Self>) {
+        self.has_requests.unring();
+        loop {
+            let Some((conn, input)) = self.requests.borrow_mut().pop_front() else { return };
+            self.on_request(conn, input);
+        }
+    }
+
+    /// Serves what nobody else does: what was held back behind answers that came by mail.
+    async fn requests(self: Rc<Self>) {
+        loop {
+            self.has_requests.wait().await;
+            self.serve_requests();
+            self.send_answers();
+        }
+    }
+
     /// Something came on a held connection between requests.
-    fn on_request(self: &Rc<Self>, conn: ConnId, mut input: Vec<u8>) {
+    fn on_request(self: &Rc<Self>, conn: ConnId, input: Vec<u8>) {
+        let Some(mut input) = self.with(|state| state.begin_request(conn, input)) else { return };
         let mut answers = self.answers.take();
         let start = answers.bytes.len();
         let done = catch_unwind(AssertUnwindSafe(|| {
@@ -289,6 +344,7 @@ impl Worker {
                 letter => self.with(|state| state.on_mail(letter)),
             }
         }
+        self.send_answers();
         more
     }
 
@@ -345,6 +401,7 @@ impl Worker {
                     }
                     ready
                 });
+                self.serve_requests();
                 self.send_answers();
                 // Clients that ask again as soon as they are answered keep a few of them ready at all times.
                 if Instant::now() >= until {
@@ -371,13 +428,17 @@ impl Worker {
                         if !state.fan_out_batch() && !caught_up {
                             return false;
                         }
-                        if Instant::now() >= until {
+                        if self.shares_cpu || Instant::now() >= until {
                             return true;
                         }
                     }
                 });
                 if !more {
                     break;
+                }
+                if self.shares_cpu {
+                    // What waits in another worker would wait for the slices of all: the kernel's are of milliseconds.
+                    std::thread::yield_now();
                 }
                 breather.breathe().await;
             }
@@ -388,7 +449,17 @@ impl Worker {
         let mut due = Vec::new();
         let mut drained = false;
         loop {
-            monoio::time::sleep(Duration::from_millis(TICK_MS)).await;
+            let nap = self.with(State::nap);
+            {
+                let mut over = std::pin::pin!(monoio::time::sleep(nap));
+                let mut called = std::pin::pin!(self.calls_clock.wait());
+                std::future::poll_fn(|cx| match over.as_mut().poll(cx) {
+                    Poll::Ready(()) => Poll::Ready(()),
+                    Poll::Pending => called.as_mut().poll(cx),
+                })
+                .await;
+            }
+            self.calls_clock.unring();
             while self.with(|state| state.on_tick(&mut due)) {
                 breather.breathe().await;
             }
