@@ -82,13 +82,13 @@ impl State {
         begun.or_else(|| self.pass.waiting.pop_front())
     }
 
-    /// Sends one batch. False when there was nothing to send.
-    pub fn fan_out_batch(&mut self) -> bool {
+    /// Sends one batch, of `sends_max` at most, which is at most [`BATCH_MAX`]. False when there was nothing to send.
+    pub fn fan_out_batch(&mut self, sends_max: usize) -> bool {
         let mut jobs = std::mem::take(&mut self.pass.jobs);
         self.take_turns();
         self.pass.batch = self.pass.batch.wrapping_add(1);
         let (mut bytes, mut worked) = (0, false);
-        while jobs.len() < BATCH_MAX && bytes < BATCH_BYTES_MAX {
+        while jobs.len() < sends_max && bytes < BATCH_BYTES_MAX {
             match self.next_step(&mut jobs, &mut bytes) {
                 Step::Taken => worked = true,
                 Step::Alone(conn, sub) => {

@@ -415,7 +415,7 @@ fn run_worker<E: Edge + 'static>(
             connections_max: seed.connections_max,
             edge,
             workers,
-            shares_cpu: workers as usize > seed.cpus,
+            cpus: seed.cpus,
         })
     };
     let result = if uring {

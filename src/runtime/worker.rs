@@ -25,6 +25,7 @@ use super::holder::{Last, READ_BYTES};
 use super::io::{EventFd, Events};
 use super::mail::{Answer, Ask, Mail};
 use super::mailbox::Mailbox;
+use super::sendring::BATCH_MAX;
 use super::state::{Frame, Overloaded, Pending, Reply, Socket, Spawn, State};
 use super::stream::Awaited;
 use super::turns::Breather;
@@ -34,6 +35,9 @@ const SLICE: Duration = Duration::from_millis(1);
 /// Letters read, events looked at, in one go.
 const LETTERS_MAX: usize = 256;
 const EVENTS_MAX: usize = 256;
+/// Where workers share a CPU, each sends its part of so many, then lets the others: a message that comes by way of three
+/// workers waits for three rounds.
+const ROUND_SENDS: usize = 48;
 /// Answers that are collected before they are sent, about.
 const ANSWERS_BYTES_MAX: usize = 1 << 20;
 
@@ -92,8 +96,8 @@ pub struct Parts {
     pub connections_max: usize,
     pub edge: Rc<dyn Edge>,
     pub workers: u32,
-    /// There are more workers than CPUs.
-    pub shares_cpu: bool,
+    /// That the process may use.
+    pub cpus: usize,
 }
 
 /// One worker, as its tasks see it.
@@ -104,7 +108,10 @@ pub struct Worker {
     pub(super) nonblocking: bool,
     pub(super) connections_max: usize,
     pub(super) workers: u32,
+    /// There are more workers than CPUs.
     shares_cpu: bool,
+    /// Sends in one batch of the fan-out.
+    sends_max: usize,
     /// What came on held connections, not served yet.
     requests: RefCell<VecDeque<(ConnId, Vec<u8>)>>,
     has_requests: Bell,
@@ -129,8 +136,7 @@ impl Worker {
     /// # Errors
     /// No descriptors for the worker's own needs.
     pub async fn run(parts: Parts) -> io::Result<()> {
-        let Parts { state, mailbox, listeners, nonblocking, connections_max, edge, workers, shares_cpu } =
-            parts;
+        let Parts { state, mailbox, listeners, nonblocking, connections_max, edge, workers, cpus } = parts;
         let wake = Awaited::duplicate_of(mailbox.wake_fd())?;
         let epoll = Awaited::duplicate_of(state.epoll.as_raw_fd())?;
         let worker = Rc::new(Self {
@@ -140,7 +146,8 @@ impl Worker {
             nonblocking,
             connections_max,
             workers,
-            shares_cpu,
+            shares_cpu: workers as usize > cpus,
+            sends_max: sends_max(workers as usize, cpus),
             requests: RefCell::default(),
             has_requests: Bell::default(),
             answers: RefCell::default(),
@@ -425,7 +432,7 @@ impl Worker {
                 let more = self.with(|state| {
                     loop {
                         let caught_up = state.catch_up_one();
-                        if !state.fan_out_batch() && !caught_up {
+                        if !state.fan_out_batch(self.sends_max) && !caught_up {
                             return false;
                         }
                         if self.shares_cpu || Instant::now() >= until {
@@ -474,6 +481,11 @@ impl Worker {
             }
         }
     }
+}
+
+/// Sends in one batch of the fan-out.
+fn sends_max(workers: usize, cpus: usize) -> usize {
+    if workers > cpus { (ROUND_SENDS * cpus / workers).clamp(4, BATCH_MAX) } else { BATCH_MAX }
 }
 
 /// What became of a question.
