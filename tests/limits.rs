@@ -46,7 +46,7 @@ fn an_idle_connection_is_just_closed() {
     Conn::open(server.addr()).eof();
 }
 
-/// Whether the time is shorter or longer than a task stays with a connection that says nothing.
+/// Whether the time is shorter or longer than the clock's task sleeps where nothing is due.
 #[test]
 fn an_idle_connection_is_closed_in_its_time() {
     // Deadlines are looked at once in a tick of 100 ms.
