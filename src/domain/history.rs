@@ -68,11 +68,25 @@ pub struct History {
     kept_bytes: usize,
     /// No kept message ends by its own TTL before this.
     next_end_ms: u64,
+    /// No kept message is older than this: a message that was published long ago is in no cache, and is not looked at
+    /// before it must be.
+    oldest_ms: u64,
+    /// Kept messages may not be the newest numbers without a break.
+    has_holes: bool,
 }
 
 impl History {
     pub fn new(incarnation: u64) -> Self {
-        Self { incarnation, head: 0, floor: 0, kept: VecDeque::new(), kept_bytes: 0, next_end_ms: u64::MAX }
+        Self {
+            incarnation,
+            head: 0,
+            floor: 0,
+            kept: VecDeque::new(),
+            kept_bytes: 0,
+            next_end_ms: u64::MAX,
+            oldest_ms: 0,
+            has_holes: false,
+        }
     }
 
     /// What a channel is of which nobody has spoken for a while, and which keeps nothing: its next message goes on where
@@ -117,7 +131,12 @@ impl History {
             // Longer than the channel keeps anything, it would be lost for the channel's reason: a gap.
             ends_ms: own_ms.filter(|&own| own <= bounds.age_ms).map(|own| now_ms + own),
         });
-        if own_ms != Some(0) {
+        if own_ms == Some(0) {
+            self.has_holes = true;
+        } else {
+            if self.kept.is_empty() {
+                (self.has_holes, self.oldest_ms) = (false, now_ms);
+            }
             self.next_end_ms = self.next_end_ms.min(message.ends_ms.unwrap_or(u64::MAX));
             self.kept_bytes += message.cost_bytes();
             self.kept.push_back(Arc::clone(&message));
@@ -147,6 +166,7 @@ impl History {
     pub fn trim(&mut self, bounds: Bounds, now_ms: u64) {
         if self.next_end_ms <= now_ms {
             let (mut bytes, mut next_end_ms) = (0, u64::MAX);
+            self.has_holes = true;
             self.kept.retain(|message| {
                 let keep = !message.has_ended(now_ms);
                 if keep {
@@ -158,14 +178,20 @@ impl History {
             self.kept_bytes = bytes;
             self.next_end_ms = next_end_ms;
         }
-        while let Some(oldest) = self.kept.front() {
-            let old = oldest.ts_ms.saturating_add(bounds.age_ms) <= now_ms;
-            let over = self.kept.len() > bounds.messages || self.kept_bytes > bounds.bytes;
-            // The newest stays whatever its size: it is the channel's current state.
-            if !old && (!over || self.kept.len() == 1) {
-                break;
-            }
+        // The newest stays whatever its size: it is the channel's current state.
+        while self.kept.len() > bounds.messages.max(1)
+            || (self.kept_bytes > bounds.bytes && self.kept.len() > 1)
+        {
             self.drop_oldest();
+        }
+        let is_old = |ts_ms: u64| ts_ms.saturating_add(bounds.age_ms) <= now_ms;
+        while is_old(self.oldest_ms)
+            && let Some(oldest) = self.kept.front()
+        {
+            self.oldest_ms = oldest.ts_ms;
+            if is_old(oldest.ts_ms) {
+                self.drop_oldest();
+            }
         }
         if self.kept.is_empty() && self.kept.capacity() > 0 {
             self.kept = VecDeque::new();
@@ -176,15 +202,17 @@ impl History {
     pub fn drop_oldest(&mut self) -> usize {
         let Some(oldest) = self.kept.pop_front() else { return 0 };
         self.floor = oldest.cursor.seq;
+        self.oldest_ms = oldest.ts_ms;
         self.kept_bytes -= oldest.cost_bytes();
         oldest.cost_bytes()
     }
 
     /// Whether message `seq` is kept.
     pub fn holds(&self, seq: u64) -> bool {
-        // Most often asked of the newest: a search would touch a dozen messages that no cache holds.
-        self.kept.back().is_some_and(|newest| newest.cursor.seq == seq)
-            || self.kept.binary_search_by_key(&seq, |message| message.cursor.seq).is_ok()
+        if !self.has_holes {
+            return seq <= self.head && self.head - seq < self.kept.len() as u64;
+        }
+        self.kept.binary_search_by_key(&seq, |message| message.cursor.seq).is_ok()
     }
 
     pub fn oldest_seq(&self) -> Option<u64> {
@@ -343,5 +371,32 @@ mod tests {
             at = page.next;
         }
         assert_eq!(all, ["1", "2", "3"]);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn it_knows_what_it_holds(steps in proptest::collection::vec((0_u8..12, 0_u64..40_000), 1..60)) {
+            let name = Name::parse("a").expect("a name");
+            let bounds = Bounds { messages: 5, ..BOUNDS };
+            let (mut history, mut now_ms) = (History::new(7), 0);
+            for (what, pause_ms) in steps {
+                match what {
+                    0 => drop(history.delete(&name, now_ms)),
+                    1 => drop(history.append(&name, draft("brief", Some(0)), bounds, now_ms)),
+                    2 | 3 => drop(history.append(&name, draft("short", Some(20)), bounds, now_ms)),
+                    4 => drop(history.drop_oldest()),
+                    5 | 6 => now_ms += pause_ms,
+                    _ => drop(history.append(&name, draft("x", None), bounds, now_ms)),
+                }
+                history.trim(bounds, now_ms);
+                for seq in 0..=history.head + 2 {
+                    let holds = history.kept.iter().any(|message| message.cursor.seq == seq);
+                    proptest::prop_assert_eq!(history.holds(seq), holds, "{}", seq);
+                }
+                let is_old = |message: &Arc<Message>| message.ts_ms + bounds.age_ms <= now_ms;
+                proptest::prop_assert!(!history.kept.iter().any(is_old));
+                proptest::prop_assert!(history.kept.len() <= bounds.messages);
+            }
+        }
     }
 }
