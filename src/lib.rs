@@ -77,6 +77,7 @@ pub mod runtime {
     pub mod poll;
     pub mod probe;
     pub mod publishing;
+    pub mod requests;
     pub mod sendring;
     pub mod server;
     pub mod settings;

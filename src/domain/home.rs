@@ -258,7 +258,9 @@ impl Home {
     ) -> Option<Cursor> {
         let slot = self.slot(name, now_ms)?;
         let bounds = self.bounds.channel;
-        let message = self.with_history(slot, |history| history.append(name, draft, bounds, now_ms))?;
+        // The channel's own: one name for all its messages.
+        let name = self.channels[slot as usize].as_ref()?.name.clone();
+        let message = self.with_history(slot, |history| history.append(&name, draft, bounds, now_ms))?;
         let channel = self.channels[slot as usize].as_mut()?;
         tell(channel, &message, deliver);
         if channel.history.holds(message.cursor.seq) {

@@ -19,7 +19,6 @@ use crate::domain::home::{PublishRefusal, Published, WorkerIndex};
 
 use super::answers::Answers;
 use super::bell::Bell;
-use super::close::Reason;
 use super::entry::{ConnId, HeldPoll};
 use super::holder::{Last, READ_BYTES};
 use super::io::{EventFd, Events};
@@ -38,8 +37,6 @@ const EVENTS_MAX: usize = 256;
 /// Where workers share a CPU, each sends its part of so many, then lets the others: a message that comes by way of three
 /// workers waits for three rounds.
 const ROUND_SENDS: usize = 48;
-/// Answers that are collected before they are sent, about.
-const ANSWERS_BYTES_MAX: usize = 1 << 20;
 
 /// What serves connections: policy, which the runtime knows nothing of.
 pub trait Edge {
@@ -104,7 +101,7 @@ pub struct Parts {
 pub struct Worker {
     state: RefCell<State>,
     mailbox: RefCell<Mailbox<Mail>>,
-    edge: Rc<dyn Edge>,
+    pub(super) edge: Rc<dyn Edge>,
     pub(super) nonblocking: bool,
     pub(super) connections_max: usize,
     pub(super) workers: u32,
@@ -113,10 +110,10 @@ pub struct Worker {
     /// Sends in one batch of the fan-out.
     sends_max: usize,
     /// What came on held connections, not served yet.
-    requests: RefCell<VecDeque<(ConnId, Vec<u8>)>>,
-    has_requests: Bell,
+    pub(super) requests: RefCell<VecDeque<(ConnId, Vec<u8>)>>,
+    pub(super) has_requests: Bell,
     /// To held connections, not sent yet.
-    answers: RefCell<Answers>,
+    pub(super) answers: RefCell<Answers>,
     fan_out: Bell,
     /// Something is due before the clock's task would wake.
     calls_clock: Bell,
@@ -210,11 +207,7 @@ impl Worker {
                 self.has_requests.ring();
             }
             Spawn::Published { conn, at, name, result } => {
-                let mut answer = Vec::with_capacity(320);
-                edge.write_published(&worker, &name, result, &mut answer);
-                let mut answers = self.answers.take();
-                self.with(|state| state.on_publish_answered(conn, at, answer, &mut answers));
-                self.answers.replace(answers);
+                self.on_published(conn, at, &name, result);
             }
             Spawn::Serve { socket, input } => self.spawn(edge.serve(worker, socket, input)),
             Spawn::Repoll { socket, names, cursors, held } => {
@@ -224,67 +217,6 @@ impl Worker {
                 self.spawn(edge.act(worker, conn, raw, frames, last));
             }
         }
-    }
-
-    /// Serves what came on held connections. Never called by what serves it: that may read mail, which brings more.
-    fn serve_requests(self: &Rc<Self>) {
-        self.has_requests.unring();
-        loop {
-            let Some((conn, input)) = self.requests.borrow_mut().pop_front() else { return };
-            self.on_request(conn, input);
-        }
-    }
-
-    /// Serves what nobody else does: what was held back behind answers that came by mail.
-    async fn requests(self: Rc<Self>) {
-        loop {
-            self.has_requests.wait().await;
-            self.serve_requests();
-            self.send_answers();
-        }
-    }
-
-    /// Something came on a held connection between requests.
-    fn on_request(self: &Rc<Self>, conn: ConnId, input: Vec<u8>) {
-        let Some(mut input) = self.with(|state| state.begin_request(conn, input)) else { return };
-        let mut answers = self.answers.take();
-        let start = answers.bytes.len();
-        let done = catch_unwind(AssertUnwindSafe(|| {
-            self.edge.serve_at_once(self, conn, &input, &mut answers.bytes)
-        }));
-        match &done {
-            Ok(done) => answers.add(conn, start, done.answers),
-            Err(_) => answers.bytes.truncate(start),
-        }
-        self.answers.replace(answers);
-        match done {
-            Ok(done) if done.bytes == input.len() => {
-                if self.answers.borrow().bytes.len() > ANSWERS_BYTES_MAX {
-                    self.send_answers();
-                }
-            }
-            Ok(done) => {
-                if done.answers > 0 {
-                    // Before a task says more.
-                    self.send_answers();
-                }
-                input.drain(..done.bytes);
-                self.with(|state| state.serve_rest(conn, input));
-            }
-            Err(_) => self.with(|state| {
-                state.stats().panics.add(1);
-                tracing::error!(worker = state.index, "a request panicked; its connection is closed");
-                state.remove(conn.slot, Reason::Internal);
-            }),
-        }
-    }
-
-    fn send_answers(self: &Rc<Self>) {
-        let mut answers = self.answers.take();
-        if !answers.is_empty() {
-            self.with(|state| state.send_answers(&mut answers));
-        }
-        self.answers.replace(answers);
     }
 
     /// Runs a task; a panic in it ends it alone, and is counted.
