@@ -41,7 +41,7 @@ fn a_connection_serves_request_after_request() {
     }
 }
 
-/// A connection that says nothing at first, and pauses longer than a task stays with it, is served all the same, each time.
+/// A connection that says nothing at first, and pauses longer than the clock's task sleeps, is served all the same.
 #[test]
 fn a_connection_that_pauses_is_served_again() {
     let server = Server::start(&[]);

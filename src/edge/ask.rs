@@ -34,7 +34,7 @@ pub async fn page(worker: &Rc<Worker>, name: &Name, from: From, max: PageMax) ->
     }
 }
 
-/// Whether a page of the channel can be had without waiting.
+/// Whether a page of the channel can be had without waiting, unless its feed here is just joining.
 pub fn is_here(worker: &Rc<Worker>, name: &Name) -> bool {
     worker.with(|state| {
         state.node.home_of(name) == state.index

@@ -20,13 +20,11 @@ use crate::runtime::worker::{Done, Worker};
 use super::answer::{Answer, Manner};
 use super::ask;
 use super::channels::parse_names;
+use super::conn::OUT_BYTES;
 use super::origin::Passed;
 use super::publish::{self, Labels, Refused};
 use super::read::{self, Polled};
 use super::site::Site;
-
-/// Answers to one connection that are made before any is sent, about.
-const OUT_BYTES: usize = 64 * 1024;
 
 /// Appends the answers to the requests at the start of what came on a held connection. Where it stops, nothing was done
 /// yet, and all is for a task, what is wrong with it included.

@@ -27,7 +27,7 @@ use super::read::{self, PollRequest, Waited};
 use super::site::Site;
 
 /// Answers to pipelined requests are sent together, up to this.
-const OUT_BYTES: usize = 64 * 1024;
+pub(super) const OUT_BYTES: usize = 64 * 1024;
 
 /// What comes after a request.
 pub(super) enum Next {

@@ -144,11 +144,12 @@ pub fn serve<E: Edge + 'static>(
 
     let (started_tx, started_rx) = mpsc::channel();
     let mut threads = Vec::new();
+    let cpus = host::allowed_cpus().map_or(1, |cpus| cpus.len().max(1));
     for (index, mailbox) in mailboxes.into_iter().enumerate() {
         let seed = Seed {
             index: index as u16,
             cpu: index,
-            cpus: host::allowed_cpus().map_or(1, |cpus| cpus.len().max(1)),
+            cpus,
             mailbox,
             addresses: addresses.clone(),
             uring,
