@@ -46,6 +46,7 @@ pub mod proto {
 }
 
 pub mod domain {
+    pub mod auth;
     pub mod channel;
     pub mod cursor;
     pub mod feed;
@@ -74,6 +75,7 @@ pub mod runtime {
     pub mod listen;
     pub mod mail;
     pub mod mailbox;
+    pub mod peer;
     pub mod poll;
     pub mod probe;
     pub mod publishing;

@@ -23,7 +23,7 @@ pub fn run(config: Config) -> Result<Ended, ServeError> {
             "listening on loopback alone; anyone on this machine may read and publish. --open permits other addresses"
         );
     }
-    server::serve(settings, Site::new, greet)
+    server::serve(settings, Site::new, |_, addresses| greet(addresses), |_| {})
 }
 
 /// Says what keeps the node from the connections that it is configured for: what `pushline doctor` finds, or, when nobody

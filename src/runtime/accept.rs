@@ -11,6 +11,7 @@ use super::entry::Kind;
 use super::io::{EventFd, RecvOutcome, close, recv_nonblocking};
 use super::listen;
 use super::mail::Mail;
+use super::peer::Peer;
 use super::state::{Socket, Spawn};
 use super::stream::Awaited;
 use super::worker::Worker;
@@ -89,7 +90,7 @@ impl Worker {
     fn accept_some(self: &Rc<Self>, listener: &OwnedFd, spare: &mut Option<EventFd>) -> usize {
         for taken in 0..ACCEPTS_MAX {
             match listen::accept_nonblocking(listener.as_raw_fd(), self.nonblocking) {
-                Ok(Some((fd, _peer))) => self.take_in(fd),
+                Ok(Some((fd, peer))) => self.take_in(fd, peer.into()),
                 Ok(None) => return taken,
                 Err(_) => {
                     // The table of open files is full. One descriptor was kept for this: whoever waits is told by
@@ -106,7 +107,7 @@ impl Worker {
         ACCEPTS_MAX
     }
 
-    fn take_in(self: &Rc<Self>, fd: OwnedFd) {
+    fn take_in(self: &Rc<Self>, fd: OwnedFd, peer: Peer) {
         use std::os::fd::IntoRawFd;
         let fd = fd.into_raw_fd();
         self.with(|state| {
@@ -118,8 +119,15 @@ impl Worker {
             }
             state.connections += 1;
             state.stats().accepted.add(1);
-            let socket =
-                Socket { fd, is_in_epoll: false, opened_tick: state.tick(), sent_messages: 0, sent_bytes: 0 };
+            let socket = Socket {
+                fd,
+                is_in_epoll: false,
+                opened_tick: state.tick(),
+                sent_messages: 0,
+                sent_bytes: 0,
+                peer,
+                bearer: None,
+            };
             // The request came while the connection waited to be accepted, or it is held until it comes: no task waits.
             let mut first = [0; FIRST_BYTES];
             match recv_nonblocking(fd, &mut first) {

@@ -51,8 +51,18 @@ pub enum Reason {
     InvalidUtf8,
     /// A message over the limit.
     TooBig,
-    /// Not allowed to do that.
+    /// A raw WebSocket published where it may not.
+    NotAllowed,
+    /// No token, or none that counts, in time.
+    Unauthenticated,
+    /// Its token has ended.
+    Expired,
+    /// An operator took back its token, or its right to the channel.
+    Revoked,
+    /// Not allowed on the URL's channels.
     Forbidden,
+    /// An operator closed it.
+    Kicked,
     /// Fell out of what the server keeps.
     Slow,
     /// Too many requests.
@@ -79,7 +89,12 @@ impl Reason {
             Self::Unacceptable => "unacceptable",
             Self::InvalidUtf8 => "invalid_utf8",
             Self::TooBig => "too_big",
+            Self::NotAllowed => "not_allowed",
+            Self::Unauthenticated => "unauthenticated",
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
             Self::Forbidden => "forbidden",
+            Self::Kicked => "kicked",
             Self::Slow => "slow",
             Self::RateLimited => "rate_limited",
             Self::Full => "full",
@@ -96,11 +111,13 @@ impl Reason {
             Self::BadRequest | Self::Protocol => 1002,
             Self::Unacceptable => 1003,
             Self::InvalidUtf8 => 1007,
-            Self::Forbidden => 1008,
+            Self::NotAllowed | Self::Kicked => 1008,
             Self::TooBig => 1009,
             Self::Internal => 1011,
             Self::Drain => 1012,
             Self::Full => 1013,
+            Self::Unauthenticated | Self::Expired | Self::Revoked => 4401,
+            Self::Forbidden => 4403,
             Self::Slow => 4408,
             Self::RateLimited => 4429,
         }

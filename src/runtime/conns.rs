@@ -42,6 +42,8 @@ impl State {
             batch: 0,
             sent_messages: socket.sent_messages,
             sent_bytes: socket.sent_bytes,
+            peer: socket.peer,
+            bearer: socket.bearer,
         };
         let (slot, generation) = self.conns.insert(entry);
         let conn = ConnId { slot, generation };
@@ -298,6 +300,8 @@ impl State {
             opened_tick: entry.opened_tick,
             sent_messages: entry.sent_messages,
             sent_bytes: entry.sent_bytes,
+            peer: entry.peer,
+            bearer: entry.bearer,
         })
     }
 
@@ -434,6 +438,8 @@ impl State {
             opened_tick: entry.opened_tick,
             sent_messages: entry.sent_messages,
             sent_bytes: entry.sent_bytes,
+            peer: entry.peer,
+            bearer: entry.bearer,
         };
         self.close(&socket, transport, reason);
     }
@@ -453,6 +459,7 @@ impl State {
             worker = self.index,
             transport = transport.as_str(),
             reason = reason.as_str(),
+            peer = %socket.peer,
             duration_ms = u64::from(self.tick() - socket.opened_tick) * super::clock::TICK_MS,
             messages = socket.sent_messages,
             bytes = socket.sent_bytes,

@@ -1,10 +1,13 @@
 //! A held connection: all that is kept of one that waits. What only some need is boxed and freed when done with.
 
 use std::os::fd::RawFd;
+use std::rc::Rc;
 
+use crate::domain::auth::Bearer;
 use crate::proto::ws::reader::ReaderState;
 
 use super::close::{Reason, Transport};
+use super::peer::Peer;
 use super::publishing::Publishing;
 
 /// A connection's slot and its generation: names it, and no later one in the same slot.
@@ -200,6 +203,9 @@ pub struct Entry {
     /// Of feeds that it has left, and outside of feeds.
     pub sent_messages: u32,
     pub sent_bytes: u64,
+    pub peer: Peer,
+    /// Who it was found to be of. `None`: nobody's word was asked for yet.
+    pub bearer: Option<Rc<Bearer>>,
 }
 
 impl Entry {
@@ -215,6 +221,6 @@ mod tests {
 
     #[test]
     fn an_entry_is_small() {
-        assert!(size_of::<Entry>() <= 104, "{}", size_of::<Entry>());
+        assert!(size_of::<Entry>() <= 136, "{}", size_of::<Entry>());
     }
 }

@@ -8,8 +8,9 @@ use crate::domain::home::{PublishRefusal, Published, WorkerIndex};
 use crate::domain::idempotency::{Key, Known};
 use crate::domain::message::{Draft, Message};
 
+use super::state::State;
+
 /// One letter in a worker's mailbox.
-#[derive(Debug)]
 pub enum Mail {
     Ask {
         from: WorkerIndex,
@@ -33,7 +34,12 @@ pub enum Mail {
     CloseListeners,
     /// The process before this one is gone: the kernel may spread connections again.
     Unsteer,
+    /// Something that an operator asked for, done between two other letters.
+    Do(Errand),
 }
+
+/// What a worker is to do with its state.
+pub type Errand = Box<dyn FnOnce(&mut State) + Send>;
 
 /// A request to the home of a channel.
 #[derive(Debug)]

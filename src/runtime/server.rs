@@ -85,14 +85,16 @@ struct Seed {
     random: u64,
 }
 
-/// Serves until told to stop. `make_edge` makes each worker's policy, on its thread; `ready` hears the addresses.
+/// Serves until told to stop. `make_edge` makes each worker's policy, on its thread; `ready` hears the addresses; `reload`
+/// is called, on the main thread, for each SIGHUP.
 ///
 /// # Errors
 /// [`ServeError`], before anything was served.
 pub fn serve<E: Edge + 'static>(
     settings: Settings,
     make_edge: impl Fn(&Arc<Node>) -> E + Send + Sync + Clone + 'static,
-    ready: impl FnOnce(&[SocketAddr]),
+    ready: impl FnOnce(&Arc<Node>, &[SocketAddr]),
+    reload: impl FnMut(&Arc<Node>),
 ) -> Result<Ended, ServeError> {
     // Signals come to the main thread alone; workers inherit this.
     host::block_signals().map_err(io_error("cannot block signals"))?;
@@ -187,7 +189,7 @@ pub fn serve<E: Edge + 'static>(
         connections_max = connections_of_node,
         "serving"
     );
-    ready(&addresses);
+    ready(&node, &addresses);
     if !predecessors.is_empty() {
         let node = Arc::clone(&node);
         std::thread::spawn(move || {
@@ -197,7 +199,7 @@ pub fn serve<E: Edge + 'static>(
             }
         });
     }
-    let ended = wait_for_the_end(&node, &signals, &done, &epoll, &addresses, &ended_workers)?;
+    let ended = wait_for_the_end(&node, &signals, &done, &epoll, &addresses, &ended_workers, reload)?;
     if ended == Ended::Drained {
         for thread in threads {
             let _ = thread.join();
@@ -292,6 +294,7 @@ fn wait_for_the_end(
     epoll: &Epoll,
     addresses: &[SocketAddr],
     ended_workers: &AtomicUsize,
+    mut reload: impl FnMut(&Arc<Node>),
 ) -> Result<Ended, ServeError> {
     let waiting = io_error("cannot wait for signals");
     let mut controls: Vec<Control> = Vec::new();
@@ -324,7 +327,8 @@ fn wait_for_the_end(
                         draining = true;
                         drain(node, None);
                     }
-                    Ok(Some(Signal::HangUp) | None) | Err(_) => {}
+                    Ok(Some(Signal::HangUp)) => reload(node),
+                    Ok(None) | Err(_) => {}
                 },
                 DONE => {
                     done.drain();

@@ -12,6 +12,7 @@ use std::task::Waker;
 
 use foldhash::fast::RandomState;
 
+use crate::domain::auth::Bearer;
 use crate::domain::channel::Name;
 use crate::domain::feed::{Arrival, Feed, FeedBounds, Link};
 use crate::domain::history::{Bounds, PageMax};
@@ -25,6 +26,7 @@ use super::holder::Last;
 use super::io::Epoll;
 use super::mail::{Answer, Ask, Mail};
 use super::mailbox::Sender;
+use super::peer::Peer;
 use super::sendring::SendRing;
 use super::settings::{Settings, SlowPolicy};
 use super::slots::ChunkedSlab;
@@ -56,6 +58,18 @@ impl Node {
     pub fn home_of(&self, name: &Name) -> WorkerIndex {
         use std::hash::BuildHasher;
         (self.home_seed.hash_one(name.as_str()) % self.mailboxes.len() as u64) as WorkerIndex
+    }
+
+    /// Has every worker do something with its state, soon. For what an operator asks, seldom: it holds up the worker.
+    pub fn on_each_worker<E: FnOnce(&mut State) + Send + 'static>(
+        &self,
+        mut errand: impl FnMut(WorkerIndex) -> E,
+    ) {
+        for (index, mailbox) in self.mailboxes.iter().enumerate() {
+            let mail = Mail::Do(Box::new(errand(index as WorkerIndex)));
+            let bytes = mail.cost_bytes();
+            mailbox.send_reserved(mail, bytes);
+        }
     }
 
     pub fn policy_for(&self, name: &Name) -> SlowPolicy {
@@ -125,6 +139,18 @@ pub struct Socket {
     pub opened_tick: u32,
     pub sent_messages: u32,
     pub sent_bytes: u64,
+    pub peer: Peer,
+    /// Who the connection's last request, or the stream that it is, was found to be of.
+    pub bearer: Option<Rc<Bearer>>,
+}
+
+impl Socket {
+    /// The same, out of the hands of something that may not be taken apart.
+    pub fn take(&mut self) -> Self {
+        let Self { fd, is_in_epoll, opened_tick, sent_messages, sent_bytes, peer, .. } = *self;
+        let bearer = self.bearer.take();
+        Self { fd, is_in_epoll, opened_tick, sent_messages, sent_bytes, peer, bearer }
+    }
 }
 
 /// What a frame of a WebSocket client asks for that cannot be done at once.
@@ -351,6 +377,7 @@ impl State {
             }
             // The worker's own: its listeners are not of the state.
             Mail::Drain { .. } | Mail::CloseListeners | Mail::Unsteer => {}
+            Mail::Do(errand) => errand(self),
         }
     }
 

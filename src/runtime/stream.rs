@@ -216,8 +216,7 @@ impl Stream {
     pub fn into_socket(mut self) -> Option<Socket> {
         let fd = self.take_fd()?;
         debug_assert_eq!(fd, self.socket.fd);
-        let Socket { fd, is_in_epoll, opened_tick, sent_messages, sent_bytes } = self.socket;
-        Some(Socket { fd, is_in_epoll, opened_tick, sent_messages, sent_bytes })
+        Some(self.socket.take())
     }
 
     pub fn fd(&self) -> RawFd {
