@@ -71,14 +71,17 @@ pub mod runtime {
     pub mod framing;
     pub mod holder;
     pub mod host;
+    pub mod identity;
     pub mod io;
     pub mod listen;
     pub mod mail;
     pub mod mailbox;
     pub mod peer;
+    pub mod phase;
     pub mod poll;
     pub mod probe;
     pub mod publishing;
+    pub mod report;
     pub mod requests;
     pub mod sendring;
     pub mod server;
@@ -89,12 +92,14 @@ pub mod runtime {
     pub mod stream;
     pub mod sweep;
     pub mod takeover;
+    pub mod tcp;
     pub mod turns;
     pub mod wheel;
     pub mod worker;
 }
 
 pub mod edge {
+    pub mod admin;
     pub mod answer;
     pub mod ask;
     pub mod at_once;

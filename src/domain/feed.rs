@@ -11,6 +11,9 @@ use super::cursor::Cursor;
 use super::history::{Bounds, From, Page, PageMax, take_page};
 use super::message::{Body, Message};
 
+/// How many encodings there are.
+pub const ENCODINGS: usize = Encoding::Poll as usize + 1;
+
 /// In which form a reader takes messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {
@@ -220,6 +223,8 @@ pub struct Feed {
     pub leased_until_ms: u64,
     /// In the fan-out's queue, or in the middle of its pass.
     pub queued: bool,
+    /// When the oldest message was placed for which no pass has begun (µs of the node's clock); 0: there is none.
+    pub placed_us: u64,
     incarnation: u64,
     head: u64,
     recent: VecDeque<Arc<Message>>,
@@ -235,6 +240,7 @@ impl Feed {
             lanes: Vec::new(),
             leased_until_ms: 0,
             queued: false,
+            placed_us: 0,
             incarnation: 0,
             head: 0,
             recent: VecDeque::new(),

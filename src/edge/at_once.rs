@@ -47,7 +47,6 @@ pub fn serve(site: &Site, worker: &Rc<Worker>, conn: ConnId, input: &[u8], out: 
     }
     let Batch { answers, publishing, .. } = batch;
     worker.with(|state| {
-        state.stats().requests.add(u64::from(answers) + publishing.len() as u64);
         if !publishing.is_empty() {
             state.hold_publishing(conn, publishing, input.get(bytes..).unwrap_or_default());
             bytes = input.len();
@@ -66,6 +65,7 @@ pub fn write_published(
 ) {
     let result = result.map(|published| vec![published]).map_err(Refused::Key);
     let answer = publish::answer(worker, std::slice::from_ref(name), result);
+    worker.stats().answer(answer.status);
     answer.write(out, &manner(site, Method::Post, Passed::default()));
 }
 
@@ -117,7 +117,6 @@ impl Batch<'_> {
                 Polled::Answer(answer) => self.tell(&answer, &manner),
                 Polled::Hold { places, limit, wait_s } => {
                     self.worker.with(|state| {
-                        state.stats().requests.add(1);
                         let held = read::held(state, &manner, limit, wait_s, behind.to_vec());
                         read::hold_on(state, self.conn, &places, held);
                     });
@@ -132,6 +131,7 @@ impl Batch<'_> {
     fn tell(&mut self, answer: &Answer, manner: &Manner<'_>) {
         // No handler that was asked closes a connection: it would have to be told so.
         debug_assert!(!answer.close);
+        self.worker.stats().answer(answer.status);
         if self.publishing.is_empty() {
             answer.write(self.out, manner);
             self.answers += 1;
@@ -160,10 +160,7 @@ impl Batch<'_> {
             return Some(());
         }
         let (conn, publishing) = (self.conn, &mut self.publishing);
-        let asked = self.worker.with(|state| {
-            state.stats().published.add(1);
-            state.ask_to_publish(conn, publishing, name.clone(), draft)
-        });
+        let asked = self.worker.with(|state| state.ask_to_publish(conn, publishing, name.clone(), draft));
         if asked.is_err() {
             let answer = publish::answer(self.worker, &names, Err(Refused::Overloaded));
             self.tell(&answer, manner);

@@ -20,7 +20,8 @@ pub use self::layer::{Inputs, Source, from_text};
 use self::value::Read;
 use crate::proto::client_frame::frame_bytes_max;
 use crate::runtime::settings::{
-    Drain, FeedLimits, Heartbeat, HistoryLimits, Limits, Log, Origins, Settings, SlowReaders, Timeouts,
+    Admin, AdminAddress, Drain, FeedLimits, Heartbeat, HistoryLimits, Limits, Log, Origins, Settings,
+    SlowReaders, Timeouts,
 };
 
 /// Checked settings, and how they came to be.
@@ -47,6 +48,11 @@ pub enum Refusal {
          read and publish; listen on 127.0.0.1, or permit that with --open (open = true)"
     )]
     NotLoopback { address: std::net::SocketAddr, from: Source },
+    #[error(
+        "admin.listen = {address} ({from}): is not a loopback address, and without a token anyone who reaches it could look \
+         into the node and close connections; set admin.token_sha256, or listen on 127.0.0.1 or unix:/path"
+    )]
+    AdminWithoutToken { address: std::net::SocketAddr, from: Source },
     #[error("--set {given}: must be KEY=VALUE, like --set limits.connections=1000")]
     NotAssigned { given: String },
     #[error("cannot read {}: {error}", path.display())]
@@ -187,6 +193,10 @@ impl Check<'_> {
                 level: self.read("log.level", value::log_level),
                 format: self.read("log.format", |value, _| value::choice(value, FORMATS)),
             },
+            admin: Admin {
+                listen: self.read("admin.listen", value::admin_address),
+                token_sha256: self.read("admin.token_sha256", value::sha256),
+            },
         }
     }
 
@@ -233,6 +243,12 @@ impl Check<'_> {
         if let Some(&address) = settings.listen.iter().find(reachable).filter(|_| !settings.open) {
             let from = self.given("listen").source;
             self.refusals.push(Refusal::NotLoopback { address, from });
+        }
+        if let Admin { listen: Some(AdminAddress::Tcp(address)), token_sha256: None } = settings.admin
+            && reachable(&&address)
+        {
+            let from = self.given("admin.listen").source;
+            self.refusals.push(Refusal::AdminWithoutToken { address, from });
         }
     }
 

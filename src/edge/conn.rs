@@ -16,6 +16,7 @@ use crate::proto::http::response::{CONTINUE, write_refusal};
 use crate::proto::http::target::{Query, Target};
 use crate::runtime::close::{Reason, Transport};
 use crate::runtime::entry::{HeldPoll, Kind};
+use crate::runtime::stats::Refusal;
 use crate::runtime::stream::{Stream, StreamError};
 use crate::runtime::turns::Pace;
 use crate::runtime::worker::Worker;
@@ -74,7 +75,6 @@ impl Conn {
             match self.read_head(&mut head).await {
                 Ok(Some(span)) => {
                     let mut slots = FieldSlots::new();
-                    self.worker.with(|state| state.stats().requests.add(1));
                     let parsed = parse(&head, span, &mut slots);
                     let next = match parsed {
                         Ok(request) => self.on_request(request).await,
@@ -151,6 +151,7 @@ impl Conn {
                         self.tell(&answer, &self.unknown());
                         return Err(Reason::Drain);
                     }
+                    self.worker.stats().refuse(Refusal::SlowRequest);
                     let late =
                         "the request's head came too slowly; send it whole within timeouts.head_seconds";
                     self.tell(&Answer::problem(408, late).closing(), &self.unknown());
@@ -174,6 +175,9 @@ impl Conn {
 
     /// Refuses what could not be read as a request. A page that sent it is still shown the answer.
     fn refuse(&mut self, error: HttpError, head: &[u8]) {
+        let stats = self.worker.stats();
+        stats.answer(error.status());
+        stats.refuse(Refusal::BadRequest);
         let passed = self.site.gate.pass_unread(head);
         let date = format_imf_date(self.site.node.clock.now_ms() / 1_000);
         let head_only = head.starts_with(b"HEAD ");
@@ -185,6 +189,7 @@ impl Conn {
     /// Puts an answer behind those that wait. Returns whether the connection goes on.
     fn tell(&mut self, answer: &Answer, manner: &Manner<'_>) -> bool {
         self.stream.socket.sent_messages += 1;
+        self.worker.stats().answer(answer.status);
         answer.write(&mut self.out, manner)
     }
 
@@ -287,6 +292,7 @@ impl Conn {
                 // The request's own fields were written when it came.
                 answer.fields.retain(|(name, _)| !matches!(*name, "Cache-Control" | "Preference-Applied"));
                 let unix_s = self.site.node.clock.now_ms() / 1_000;
+                self.worker.stats().answer(answer.status);
                 let goes_on = super::answer::write_held(&mut self.out, &answer, &held, unix_s);
                 if goes_on {
                     self.run().await;
@@ -330,10 +336,13 @@ impl BodyFailed {
             Self::Late if conn.worker.drain_ends().is_some() => {
                 publish::refusal(&conn.worker, publish::Refused::Draining)
             }
-            Self::Late => Answer::problem(
-                408,
-                "the request's body came too slowly; send it whole within timeouts.body_seconds",
-            ),
+            Self::Late => {
+                conn.worker.stats().refuse(Refusal::SlowRequest);
+                Answer::problem(
+                    408,
+                    "the request's body came too slowly; send it whole within timeouts.body_seconds",
+                )
+            }
             Self::Gone => return Next::Gone,
         };
         conn.answered(&answer.closing(), &call.manner).await

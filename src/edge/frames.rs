@@ -16,12 +16,13 @@ use crate::runtime::entry::ConnId;
 use crate::runtime::framing::text_frame;
 use crate::runtime::holder::Last;
 use crate::runtime::state::Frame;
+use crate::runtime::stats::Refusal as Counted;
 use crate::runtime::turns::Pace;
 use crate::runtime::worker::Worker;
 
 use super::ask;
 use super::channels::newest;
-use super::publish::{Refused, publish_one, publish_parsed};
+use super::publish::{self, Refused, publish_one, publish_parsed};
 use super::stream::{end_unless, has_channel, subscribed_frame};
 
 /// Ends a connection whose frames were not acted on to the end: that was a fault of ours.
@@ -93,8 +94,10 @@ async fn publish_raw(worker: &Rc<Worker>, channel: &Name, frame: Frame) -> Resul
     let draft = Draft { event: None, body, ttl_seconds: None };
     match publish_one(worker, channel, draft, None).await {
         Ok(_) => Ok(()),
-        Err(Refused::Draining) => Err(Reason::Drain),
-        Err(Refused::Overloaded | Refused::Key(_)) => Err(Reason::Full),
+        Err(refused) => {
+            publish::count(worker, refused);
+            Err(if refused == Refused::Draining { Reason::Drain } else { Reason::Full })
+        }
     }
 }
 
@@ -180,6 +183,7 @@ async fn subscribe(
         ));
     }
     let place = ask::place(worker, &name, from).await.map_err(|_| {
+        worker.stats().refuse(Counted::Overloaded);
         Refusal::new(ErrorCode::Overloaded, "the server has more to do than it can; subscribe again later")
     })?;
     let mut out = Vec::with_capacity(128);

@@ -106,7 +106,7 @@ impl Gate {
 
 /// A name or address of this machine for itself. DNS decides about no literal, so a page of another name cannot be made
 /// to come from one.
-fn is_loopback(host: &str) -> bool {
+pub(super) fn is_loopback(host: &str) -> bool {
     let literal = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
         Some(v6) => v6.parse().map(IpAddr::V6),
         None => host.parse().map(IpAddr::V4),

@@ -17,6 +17,7 @@ use crate::proto::json;
 use crate::proto::publish::{Publish, PublishData, check_event, check_key, parse_batch_line, parse_ttl};
 use crate::proto::refusal::{ErrorCode, Refusal};
 use crate::runtime::mail::{Answer as Told, Ask};
+use crate::runtime::stats::Refusal as Counted;
 use crate::runtime::turns::Pace;
 use crate::runtime::worker::Worker;
 
@@ -184,12 +185,25 @@ fn write_published(out: &mut Vec<u8>, name: &Name, published: &Published) {
 
 /// The answer to a publish that was not done.
 pub fn refusal(worker: &Rc<Worker>, refused: Refused) -> Answer {
+    count(worker, refused);
     let answer = Answer::problem(refused.status(), refused.detail());
     match refused {
         Refused::Key(PublishRefusal::KeyConflict) => answer,
         Refused::Draining => with_retry_after(worker, answer).closing(),
         Refused::Key(_) | Refused::Overloaded => with_retry_after(worker, answer),
     }
+}
+
+/// Counts what was refused because of the server, not of what was sent.
+pub fn count(worker: &Rc<Worker>, refused: Refused) {
+    let refusal = match refused {
+        Refused::Key(PublishRefusal::KeyConflict) => return,
+        Refused::Key(PublishRefusal::KeysFull) => Counted::Keys,
+        Refused::Key(PublishRefusal::ChannelsFull) => Counted::Channels,
+        Refused::Key(PublishRefusal::InFlight) | Refused::Overloaded => Counted::Overloaded,
+        Refused::Draining => Counted::Draining,
+    };
+    worker.stats().refuse(refusal);
 }
 
 /// Adds a jittered `Retry-After`.
@@ -233,7 +247,6 @@ pub async fn publish_one(
     if worker.with(|state| state.draining.is_some()) {
         return Err(Refused::Draining);
     }
-    worker.with(|state| state.stats().published.add(1));
     let Some(key) = key else {
         let ask = Ask::Publish { name: name.clone(), draft, key: None };
         return told(worker.ask(name, ask).await);
@@ -275,7 +288,6 @@ async fn publish_all(
             Err(_) => return Err(Refused::Overloaded),
         }
     }
-    worker.with(|state| state.stats().published.add(names.len() as u64));
     let Some(key) = key else {
         let mut published = Vec::with_capacity(names.len());
         for name in names {
@@ -359,9 +371,10 @@ pub async fn publish_parsed(
     let draft = Draft { event: publish.event.as_deref().map(Into::into), body, ttl_seconds: publish.ttl_s };
     let key = publish.key.as_deref().map(|key| Box::new(key_of(key.as_bytes(), &draft)));
     let published = publish_one(worker, &name, draft, key).await;
-    published
-        .map(|published| (name, published))
-        .map_err(|refused| (Refusal::new(refused.code(), refused.detail()), refused.status()))
+    published.map(|published| (name, published)).map_err(|refused| {
+        count(worker, refused);
+        (Refusal::new(refused.code(), refused.detail()), refused.status())
+    })
 }
 
 const TOO_LARGE: &str =

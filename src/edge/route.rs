@@ -8,6 +8,7 @@ use crate::proto::http::request::{Method, Request, Upgrade};
 use crate::proto::http::target::{Query, Target, decode_path};
 use crate::proto::ws::handshake::{self, Subprotocol};
 use crate::runtime::close::Reason;
+use crate::runtime::stats::Refusal;
 
 use super::answer::{Answer, Manner, VARY_READ};
 use super::channels::{parse_names, refused, stream_start, switch};
@@ -31,6 +32,7 @@ impl Conn {
         let passed = match self.site.gate.pass(&request) {
             Ok(passed) => passed,
             Err(barred) => {
+                self.worker.stats().refuse(Refusal::Origin);
                 let call = Call { request, manner, query: Query::default() };
                 let answer = Answer::problem(403, barred.detail());
                 let answer = if is_read(&request) { answer.vary(VARY_READ) } else { answer };
@@ -59,6 +61,10 @@ impl Conn {
                 let body = b"{\"status\":\"ok\"}\n".to_vec();
                 self.fixed(call, Answer::json(200, body).field("Cache-Control", "no-store")).await
             }
+            "/readyz" => {
+                let answer = self.readiness();
+                self.fixed(call, answer).await
+            }
             "/publish" => self.on_batch(call).await,
             #[cfg(debug_assertions)]
             "/$debug/panic" => panic!("a panic that a test asked for"),
@@ -77,6 +83,7 @@ impl Conn {
         let unix_s = call.manner.unix_s;
         let draining = self.worker.with(|state| state.draining.is_some());
         let keep_alive = call.manner.keep_alive && !draining;
+        self.worker.stats().answer(204);
         let writer = crate::proto::http::response::ResponseWriter::new(&mut self.out, 204);
         call.manner
             .passed
@@ -86,6 +93,17 @@ impl Conn {
             .connection(call.manner.version, keep_alive)
             .end();
         if keep_alive { Next::Request(self) } else { Next::End(self, Reason::Answered) }
+    }
+
+    /// Whether new clients should come here.
+    fn readiness(&self) -> Answer {
+        let phase = self.site.node.progress.phase();
+        if phase.is_ready() {
+            return Answer::json(200, b"{\"status\":\"serving\"}\n".to_vec())
+                .field("Cache-Control", "no-store");
+        }
+        let detail = format!("this node is {}; send clients to another", phase.as_str());
+        publish::with_retry_after(&self.worker, Answer::problem(503, detail))
     }
 
     /// An answer that GET and HEAD have.
@@ -271,6 +289,7 @@ impl Conn {
         if self.flush().await.is_err() {
             return Next::Gone;
         }
+        self.worker.stats().answer(200);
         if head_only {
             super::stream::event_stream_head(&mut self.out, &call.manner);
             return Next::End(self, Reason::Answered);
@@ -298,7 +317,7 @@ fn is_read(request: &Request<'_>) -> bool {
 /// The methods that a path takes; `None`: nothing is there.
 fn methods_of(path: &str) -> Option<&'static str> {
     match path {
-        "/" | "/healthz" | "/channels" => Some("GET, HEAD, OPTIONS"),
+        "/" | "/healthz" | "/readyz" | "/channels" => Some("GET, HEAD, OPTIONS"),
         "/publish" => Some("POST, OPTIONS"),
         path if path.starts_with("/channels/") => Some(METHODS),
         _ => None,

@@ -1,8 +1,10 @@
 //! From checked settings to a serving node.
 //! Owns the order of starting: logs first, so that everything after can speak. Never parses settings.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 
+use crate::edge::admin::{self, Admin};
 use crate::edge::config::Config;
 use crate::edge::doctor::{self, Wanted};
 use crate::edge::log;
@@ -23,7 +25,23 @@ pub fn run(config: Config) -> Result<Ended, ServeError> {
             "listening on loopback alone; anyone on this machine may read and publish. --open permits other addresses"
         );
     }
-    server::serve(settings, Site::new, |_, addresses| greet(addresses), |_| {})
+    let (listening, operators) = (Cell::new(None), Cell::new(None));
+    let ended = server::serve(
+        settings,
+        Site::new,
+        |settings| {
+            listening.set(admin::listen(settings)?);
+            Ok(())
+        },
+        |node, addresses| {
+            operators.set(listening.take().map(|listening| Admin::start(node, listening)));
+            greet(addresses);
+        },
+        |_| {},
+    );
+    // Operators look on until the last client is gone.
+    drop(operators);
+    ended
 }
 
 /// Says what keeps the node from the connections that it is configured for: what `pushline doctor` finds, or, when nobody

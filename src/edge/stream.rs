@@ -15,6 +15,7 @@ use crate::runtime::close::{Reason, Transport};
 use crate::runtime::entry::{ConnId, Kind};
 use crate::runtime::framing::text_frame;
 use crate::runtime::state::{Overloaded, Place, State};
+use crate::runtime::stats::Refusal;
 use crate::runtime::stream::Stream;
 use crate::runtime::worker::Worker;
 
@@ -92,11 +93,17 @@ fn refuse_events(worker: &Rc<Worker>, stream: Stream, mut out: Vec<u8>, reason: 
     let Some(socket) = stream.into_socket() else { return };
     worker.with(|state| {
         let reconnect_ms = state.reconnect_ms();
+        count_refused(state, reason);
         let conn = state.adopt(socket, Kind::Sse);
         sse::write_close(&mut out, reason.as_str(), reconnect_ms);
         state.end(conn.slot, Transport::Sse, reason, &out);
         state.bury();
     });
+}
+
+/// A stream that is refused as it opens is full, or the node drains.
+fn count_refused(state: &State, reason: Reason) {
+    state.stats().refuse(if reason == Reason::Drain { Refusal::Draining } else { Refusal::Overloaded });
 }
 
 /// The cursor that a reader came with; nowhere, if it had none.
@@ -137,9 +144,11 @@ pub async fn open_websocket(
     let Some(socket) = stream.into_socket() else { return };
     worker.with(|state| {
         let conn = state.adopt(socket, Kind::Ws { v1, reader: Default::default() });
+        state.stats().answer(101);
         if state.draining.is_some() || places.is_err() {
             state.say(conn.slot, &out);
             let reason = if places.is_ok() { Reason::Drain } else { Reason::Full };
+            count_refused(state, reason);
             let reconnect_ms = state.reconnect_ms();
             state.farewell(conn.slot, reason, reconnect_ms);
             state.bury();
@@ -173,6 +182,7 @@ pub async fn open_websocket(
 /// A node so slow that a channel was let go of between finding it and reading it is too full: the client comes back.
 pub fn end_unless(state: &mut State, conn: ConnId, reads: bool) {
     if !reads {
+        count_refused(state, Reason::Full);
         let reconnect_ms = state.reconnect_ms();
         state.farewell(conn.slot, Reason::Full, reconnect_ms);
     }

@@ -13,6 +13,7 @@ use super::listen;
 use super::mail::Mail;
 use super::peer::Peer;
 use super::state::{Socket, Spawn};
+use super::stats::Refusal;
 use super::stream::Awaited;
 use super::worker::Worker;
 
@@ -98,7 +99,7 @@ impl Worker {
                     drop(spare.take());
                     if let Ok(Some((fd, _peer))) = listen::accept_nonblocking(listener.as_raw_fd(), true) {
                         drop(fd);
-                        self.with(|state| state.stats().refused.add(1));
+                        self.with(|state| state.stats().refuse(Refusal::Files));
                     }
                     return taken;
                 }
@@ -113,7 +114,7 @@ impl Worker {
         self.with(|state| {
             let max = state.node.settings.limits.connections;
             if state.connections >= self.connections_max || !state.node.places.take(max) {
-                state.stats().refused.add(1);
+                state.stats().refuse(Refusal::Connections);
                 close(fd);
                 return;
             }

@@ -1,5 +1,6 @@
 //! Answers to requests that came on held connections: collected while events are looked at, then sent together.
 
+use super::close::Transport;
 use super::entry::ConnId;
 use super::sendring::{BATCH_MAX, Outcome, Send, send_now};
 use super::state::State;
@@ -41,6 +42,7 @@ impl State {
     /// Sends the answers. What a socket does not take is owed to it.
     pub fn send_answers(&mut self, answers: &mut Answers) {
         let Answers { bytes, list, outcomes } = answers;
+        self.stats().sent_bytes.add(Transport::Http as usize, bytes.len() as u64);
         let tick = self.tick();
         // Whoever may be sent to at once: an answer comes to one that owes nothing, but it may be gone.
         list.retain(|answer| {

@@ -11,6 +11,12 @@ pub enum Transport {
 }
 
 impl Transport {
+    pub const ALL: [Self; 5] = [Self::Http, Self::LongPoll, Self::Sse, Self::Raw, Self::V1];
+
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|transport| transport.as_str() == text)
+    }
+
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Http => "http",
@@ -76,6 +82,32 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Every reason, in the order of their declaration.
+    pub const ALL: &[Self] = &[
+        Self::Asked,
+        Self::Gone,
+        Self::Answered,
+        Self::Idle,
+        Self::RequestTimeout,
+        Self::Silent,
+        Self::BadRequest,
+        Self::Protocol,
+        Self::Unacceptable,
+        Self::InvalidUtf8,
+        Self::TooBig,
+        Self::NotAllowed,
+        Self::Unauthenticated,
+        Self::Expired,
+        Self::Revoked,
+        Self::Forbidden,
+        Self::Kicked,
+        Self::Slow,
+        Self::RateLimited,
+        Self::Full,
+        Self::Drain,
+        Self::Internal,
+    ];
+
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Asked => "asked",

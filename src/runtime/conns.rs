@@ -45,6 +45,7 @@ impl State {
             peer: socket.peer,
             bearer: socket.bearer,
         };
+        self.count_began(entry.kind.transport());
         let (slot, generation) = self.conns.insert(entry);
         let conn = ConnId { slot, generation };
         let interest = self.conns.get_mut(slot).map_or(Interest::Read, interest);
@@ -85,6 +86,8 @@ impl State {
         let Some(entry) = self.conns.get_mut(slot) else { return };
         entry.said_tick = tick;
         entry.sent_bytes += bytes.len() as u64;
+        let transport = entry.kind.transport() as usize;
+        self.node.stats[usize::from(self.index)].sent_bytes.add(transport, bytes.len() as u64);
         if entry.flags.blocked || entry.owed.is_some() {
             let owed = entry.owed.get_or_insert_default();
             owed.bytes.extend_from_slice(bytes);
@@ -121,7 +124,9 @@ impl State {
         if !owed.is_empty() {
             entry.owed.get_or_insert_default().bytes.extend_from_slice(owed);
         }
-        entry.flags.blocked = true;
+        if !std::mem::replace(&mut entry.flags.blocked, true) {
+            self.blocked.insert(slot, self.node.clock.tick());
+        }
         for sub in entry.subs.as_slice() {
             if let Some(feed) = self.feeds.get_mut(sub.feed) {
                 let reader = feed.reader_mut(sub.lane, sub.index);
@@ -162,6 +167,7 @@ impl State {
             }
         }
         entry.said_tick = tick;
+        self.blocked.remove(&slot);
         entry.flags.blocked = false;
         entry.flags.input_off = false;
         match entry.kind {
@@ -286,12 +292,13 @@ impl State {
     pub fn release(&mut self, slot: u32) -> Option<Socket> {
         self.unsubscribe_all(slot);
         let entry = self.conns.remove(slot)?;
+        self.count_left(slot, &entry);
         // What is told once stays in the set: it comes back, and a change costs less than going and coming.
         let is_in_epoll = entry.flags.once;
         // A socket that cannot be taken out of the set would be told of twice.
         if !is_in_epoll && self.epoll.remove(entry.fd).is_err() {
             io::close(entry.fd);
-            self.count_closed();
+            self.count_closed(entry.kind.transport(), Reason::Internal);
             return None;
         }
         Some(Socket {
@@ -343,14 +350,14 @@ impl State {
         let mut notice = Vec::new();
         match entry.kind {
             Kind::Ending { .. } => return,
-            Kind::Idle => {}
-            Kind::Publishing(_) => {
+            Kind::Publishing(_) if reason == Reason::Drain => {
                 // The homes answer within a moment.
                 self.reschedule(slot);
                 return;
             }
+            Kind::Idle | Kind::Publishing(_) => {}
             Kind::Poll(_) => {
-                self.drain_poll(slot, reconnect_ms);
+                self.dismiss_poll(slot, reason, reconnect_ms);
                 return;
             }
             Kind::Sse => sse::write_close(&mut notice, reason.as_str(), reconnect_ms),
@@ -399,7 +406,9 @@ impl State {
         if let Kind::Ending { until_tick, .. } = &mut entry.kind {
             *until_tick = until;
         }
-        entry.flags.blocked = false;
+        if std::mem::take(&mut entry.flags.blocked) {
+            self.blocked.remove(&slot);
+        }
         entry.flags.input_off = false;
         self.set_interest(slot);
         self.reschedule(slot);
@@ -425,6 +434,7 @@ impl State {
     pub fn remove(&mut self, slot: u32, reason: Reason) {
         self.unsubscribe_all(slot);
         let Some(entry) = self.conns.remove(slot) else { return };
+        self.count_left(slot, &entry);
         let (transport, reason) = match entry.kind {
             Kind::Ending { transport, reason, .. } => {
                 self.lingering -= 1;
@@ -445,16 +455,33 @@ impl State {
     }
 
     /// A connection's descriptor is closed.
-    pub fn count_closed(&mut self) {
+    pub fn count_closed(&mut self, transport: Transport, reason: Reason) {
         self.connections -= 1;
         self.node.places.give();
-        self.stats().closed.add(1);
+        self.stats().close(transport, reason);
+    }
+
+    /// A connection has become a stream, or a poll that waits. What is neither is open all the same.
+    pub fn count_began(&self, transport: Transport) {
+        if transport != Transport::Http {
+            self.stats().began.add(transport as usize, 1);
+        }
+    }
+
+    fn count_left(&mut self, slot: u32, entry: &Entry) {
+        if entry.flags.blocked {
+            self.blocked.remove(&slot);
+        }
+        let transport = entry.kind.transport();
+        if transport != Transport::Http {
+            self.stats().left.add(transport as usize, 1);
+        }
     }
 
     /// Closes a socket, and says why in the log.
     pub fn close(&mut self, socket: &Socket, transport: Transport, reason: Reason) {
         io::close(socket.fd);
-        self.count_closed();
+        self.count_closed(transport, reason);
         tracing::debug!(
             worker = self.index,
             transport = transport.as_str(),

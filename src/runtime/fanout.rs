@@ -5,12 +5,15 @@
 //! worker slices it in time.
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
-use crate::domain::feed::{Encoding, Standing};
+use crate::domain::feed::{ENCODINGS, Encoding, Standing};
 
+use super::close::Transport;
 use super::entry::{ConnId, Kind, Sub};
 use super::sendring::{BATCH_MAX, Outcome, Send, send_now};
 use super::state::State;
+use super::stats::Load;
 
 /// Bytes in one batch, unless a single send has more.
 const BATCH_BYTES_MAX: usize = 1 << 20;
@@ -30,12 +33,39 @@ pub struct Passes {
     batch: u32,
     /// Connections found lost.
     pub doomed: Vec<ConnId>,
+    /// When this batch began (µs of the node's clock).
+    now_us: u64,
+    /// What the batch gives to readers, by encoding.
+    loads: [Load; ENCODINGS],
+    /// Passes that sent for the first time in this batch: when their oldest message was placed.
+    opened: Vec<u64>,
+    /// Passes that sent, and have come to their end in this batch.
+    ended: Vec<Times>,
 }
 
 struct Pass {
     feed: u32,
     lane: usize,
     index: usize,
+    times: Times,
+    /// Something was sent.
+    has_sent: bool,
+}
+
+/// When a pass began, and when its oldest message was placed (0: it has no new one), in µs of the node's clock.
+#[derive(Debug, Clone, Copy)]
+struct Times {
+    begun_us: u64,
+    placed_us: u64,
+}
+
+impl Pass {
+    /// It sends, now.
+    fn sends(&mut self, opened: &mut Vec<u64>) {
+        if !std::mem::replace(&mut self.has_sent, true) && self.times.placed_us > 0 {
+            opened.push(self.times.placed_us);
+        }
+    }
 }
 
 /// One send: everything after `from` in the lane.
@@ -46,6 +76,10 @@ struct Job {
     from: u64,
     bytes: u64,
 }
+
+/// As what each encoding's readers came, in the encodings' order.
+pub const ENCODING_TRANSPORTS: [Transport; ENCODINGS] =
+    [Transport::Sse, Transport::Sse, Transport::Raw, Transport::V1, Transport::LongPoll];
 
 /// What to do about the next reader.
 enum Step {
@@ -78,13 +112,16 @@ impl State {
 
     /// The pass that goes on, or begins.
     fn next_pass(&mut self) -> Option<Pass> {
-        let begun = self.dirty.pop_front().map(|feed| Pass { feed, lane: 0, index: 0 });
-        begun.or_else(|| self.pass.waiting.pop_front())
+        let Some(feed) = self.dirty.pop_front() else { return self.pass.waiting.pop_front() };
+        let placed_us = self.feeds.get_mut(feed).map_or(0, |feed| std::mem::take(&mut feed.placed_us));
+        let times = Times { begun_us: self.pass.now_us, placed_us };
+        Some(Pass { feed, lane: 0, index: 0, times, has_sent: false })
     }
 
     /// Sends one batch, of `sends_max` at most, which is at most [`BATCH_MAX`]. False when there was nothing to send.
-    pub fn fan_out_batch(&mut self, sends_max: usize) -> bool {
+    pub fn fan_out_batch(&mut self, sends_max: usize, now: Instant) -> bool {
         let mut jobs = std::mem::take(&mut self.pass.jobs);
+        self.pass.now_us = self.node.clock.us(now);
         self.take_turns();
         self.pass.batch = self.pass.batch.wrapping_add(1);
         let (mut bytes, mut worked) = (0, false);
@@ -125,6 +162,9 @@ impl State {
         let head = feed.head().seq;
         let Some(lane) = feed.lanes.get_mut(pass.lane) else {
             self.pass.finished.push(pass.feed);
+            if pass.has_sent {
+                self.pass.ended.push(pass.times);
+            }
             self.pass.current = None;
             return Step::Taken;
         };
@@ -145,6 +185,7 @@ impl State {
                 return Step::Flush;
             }
             pass.index += 1;
+            pass.sends(&mut self.pass.opened);
             let sub = Sub { feed: pass.feed, index: index as u32, lane: pass.lane as u8, fresh: false };
             let generation = self.conns.generation(reader.slot).unwrap_or_default();
             return Step::Alone(ConnId { slot: reader.slot, generation }, sub);
@@ -166,6 +207,10 @@ impl State {
             return Step::Taken;
         }
         *bytes += job_bytes;
+        pass.sends(&mut self.pass.opened);
+        let load = &mut self.pass.loads[lane.encoding as usize];
+        load.messages += head - reader.seq;
+        load.bytes += job_bytes as u64;
         mover.messages = mover.messages.wrapping_add((head - reader.seq) as u32);
         mover.bytes += job_bytes as u64;
         mover.sent_tick = self.node.clock.tick();
@@ -197,6 +242,34 @@ impl State {
             self.fall_short(&jobs[*at as usize], *outcome);
         }
         self.pass.outcomes = outcomes;
+        self.count_loads();
+    }
+
+    /// Adds what was given to readers to the worker's counters.
+    fn count_loads(&mut self) {
+        for (encoding, load) in ENCODING_TRANSPORTS.into_iter().zip(&mut self.pass.loads) {
+            if load.messages > 0 {
+                self.node.stats[usize::from(self.index)].deliver(encoding, std::mem::take(load));
+            }
+        }
+    }
+
+    /// After a batch, which ended `now`: how long what ended or began in it took.
+    pub fn time_passes(&mut self, now: Instant) {
+        if self.pass.opened.is_empty() && self.pass.ended.is_empty() {
+            return;
+        }
+        let now_us = self.node.clock.us(now);
+        let stats = &self.node.stats[usize::from(self.index)];
+        for placed_us in self.pass.opened.drain(..) {
+            stats.first_write.observe_us(now_us.saturating_sub(placed_us));
+        }
+        for Times { begun_us, placed_us } in self.pass.ended.drain(..) {
+            stats.pass.observe_us(now_us.saturating_sub(begun_us));
+            if placed_us > 0 {
+                stats.last_write.observe_us(now_us.saturating_sub(placed_us));
+            }
+        }
     }
 
     /// A send did not go out whole: the reader's position goes back to the last message that did at least in part.
@@ -209,12 +282,18 @@ impl State {
             Outcome::Short(sent) => (sent, lane.split(job.from, sent)),
             Outcome::Full => (0, (job.from, &[][..])),
             Outcome::Failed(_) => {
+                let load = &mut self.pass.loads[lane.encoding as usize];
+                load.messages = load.messages.saturating_sub(lane.readers[job.index as usize].seq - job.from);
+                load.bytes = load.bytes.saturating_sub(job.bytes);
                 self.doom(slot);
                 return;
             }
         };
-        let owed = owed.to_vec();
+        let (owed, encoding) = (owed.to_vec(), lane.encoding);
         let reader = feed.reader_mut(job.lane, job.index);
+        let load = &mut self.pass.loads[encoding as usize];
+        load.messages = load.messages.saturating_sub(reader.seq - seq);
+        load.bytes = (load.bytes + sent as u64 + owed.len() as u64).saturating_sub(job.bytes);
         reader.messages = reader.messages.wrapping_sub((reader.seq - seq) as u32);
         reader.bytes = reader.bytes + sent as u64 + owed.len() as u64 - job.bytes;
         reader.seq = seq;
@@ -245,6 +324,7 @@ impl State {
         let head = feed.head().seq;
         let lane = &feed.lanes[usize::from(sub.lane)];
         let reader = lane.readers[sub.index as usize];
+        let encoding = lane.encoding;
         let bytes = lane.bytes_after(reader.seq);
         let outcome = if bytes.is_empty() { Outcome::Whole } else { send_now(reader.fd, bytes) };
         let job = Job {
@@ -259,8 +339,12 @@ impl State {
         mover.messages = mover.messages.wrapping_add((head - job.from) as u32);
         mover.bytes += job.bytes;
         mover.sent_tick = tick;
+        let load = &mut self.pass.loads[encoding as usize];
+        load.messages += head - job.from;
+        load.bytes += job.bytes;
         self.stats().sends.add(1);
         self.fall_short(&job, outcome);
+        self.count_loads();
     }
 
     /// Sends what the lane holds to a reader of several channels, each event with an id line of its own.
@@ -318,6 +402,11 @@ impl State {
             reader.messages = reader.messages.wrapping_add(reached as u32);
             reader.bytes += upto as u64;
             reader.sent_tick = tick;
+            let transport = ENCODING_TRANSPORTS[feed.lanes[usize::from(sub.lane)].encoding as usize];
+            let load = Load { messages: reached as u64, bytes: upto as u64 };
+            let stats = &self.node.stats[usize::from(self.index)];
+            stats.deliver(transport, load);
+            stats.sends.add(u64::from(!bytes.is_empty()));
         }
         if sent < bytes.len() {
             self.block(slot, &bytes[sent..upto]);
@@ -383,6 +472,9 @@ impl State {
             }
             if feed.has_work() {
                 self.touch(slot);
+            } else {
+                // What came in the middle of the pass went out with it.
+                feed.placed_us = 0;
             }
         }
         self.pass.finished = finished;

@@ -46,6 +46,11 @@ impl EventFd {
         assert!(written == 8 || errno.raw_os_error() == Some(libc::EAGAIN), "writing an eventfd: {errno}");
     }
 
+    /// Another descriptor of the same counter, for what closes what it has.
+    pub fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.0.try_clone()
+    }
+
     /// Makes it unreadable; whether it was readable.
     pub fn drain(&self) -> bool {
         let mut count = 0_u64;

@@ -21,8 +21,8 @@ pub enum Mail {
         token: u32,
         answer: Answer,
     },
-    /// A message of a channel that this worker reads.
-    Live(Arc<Message>),
+    /// A message of a channel that this worker reads, and when it was placed (µs of the node's clock).
+    Live(Arc<Message>, u64),
     /// A live message did not fit: join the channel again.
     Lost(Name),
     /// Stop: tell every client to come back, spread over the drain window. `successor`: how many listeners of another
@@ -75,7 +75,7 @@ impl Mail {
                 Self::Ask {
                     ask: Ask::Publish { draft, .. } | Ask::PublishReserved { draft, .. }, ..
                 } => draft.body.bytes().len(),
-                Self::Live(message) => message.cost_bytes(),
+                Self::Live(message, _) => message.cost_bytes(),
                 _ => 0,
             }
     }

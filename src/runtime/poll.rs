@@ -22,6 +22,7 @@ pub struct Body {
     from: u64,
     head: u64,
     limit: u32,
+    messages: u64,
     bytes: Rc<Vec<u8>>,
 }
 
@@ -79,7 +80,7 @@ impl State {
             let same = cached.feed == sub.feed
                 && cached.incarnation == feed.head().incarnation
                 && (cached.from, cached.head, cached.limit) == (seq, feed.head().seq, limit);
-            body = same.then(|| Rc::clone(&cached.bytes));
+            body = same.then(|| (Rc::clone(&cached.bytes), cached.messages));
         }
         if body.is_none() {
             let mut pages = Vec::with_capacity(subs.len());
@@ -105,6 +106,7 @@ impl State {
             let mut bytes = Vec::with_capacity(256);
             write_body(&mut bytes, &mut pages, Some(limit as usize));
             let bytes = Rc::new(bytes);
+            let messages = pages.iter().map(|(_, page)| page.messages.len() as u64).sum();
             if let ([sub], [(_, page)]) = (&subs[..], &pages[..])
                 && let Some(feed) = self.feeds.get(sub.feed)
             {
@@ -114,12 +116,14 @@ impl State {
                     from: feed.lanes[usize::from(sub.lane)].readers[sub.index as usize].seq,
                     head: page.head,
                     limit,
+                    messages,
                     bytes: Rc::clone(&bytes),
                 });
             }
-            body = Some(bytes);
+            body = Some((bytes, messages));
         }
-        if let Some(body) = body {
+        if let Some((body, messages)) = body {
+            self.stats().deliveries.add(Transport::LongPoll as usize, messages);
             self.end_poll(slot, 200, None, &body);
         }
     }
@@ -129,12 +133,13 @@ impl State {
         self.end_poll(slot, 204, None, &[]);
     }
 
-    /// The server stops: come back after `reconnect_ms`.
-    pub fn drain_poll(&mut self, slot: u32, reconnect_ms: u64) {
-        self.end_poll(slot, 204, Some(reconnect_ms.div_ceil(1_000).max(1)), &[]);
+    /// The connection ends, for `reason`: come back after `reconnect_ms`.
+    pub fn dismiss_poll(&mut self, slot: u32, reason: Reason, reconnect_ms: u64) {
+        self.end_poll(slot, 204, Some((reason, reconnect_ms.div_ceil(1_000).max(1))), &[]);
     }
 
-    fn end_poll(&mut self, slot: u32, status: u16, retry_after_s: Option<u64>, body: &[u8]) {
+    /// `dismissed`: why its connection ends, and how many seconds the client should stay away.
+    fn end_poll(&mut self, slot: u32, status: u16, dismissed: Option<(Reason, u64)>, body: &[u8]) {
         let mut cursor = Vec::new();
         let Some(entry) = self.conns.get(slot) else { return };
         let Kind::Poll(held) = &entry.kind else { return };
@@ -149,7 +154,8 @@ impl State {
             // The body ends `"cursor":"…"`: the field repeats it.
             cursor.extend_from_slice(cursor_of(body));
         }
-        let keep_alive = held.keep_alive && retry_after_s.is_none();
+        let keep_alive = held.keep_alive && dismissed.is_none();
+        self.node.stats[usize::from(self.index)].answer(status);
         let mut out = Vec::with_capacity(512 + body.len());
         let mut writer = ResponseWriter::new(&mut out, status)
             .date(&format_imf_date(self.node.clock.now_ms() / 1_000))
@@ -157,7 +163,7 @@ impl State {
         if status == 200 {
             writer = writer.field("Content-Type", "application/json");
         }
-        if let Some(seconds) = retry_after_s {
+        if let Some((_, seconds)) = dismissed {
             writer = writer.number("Retry-After", seconds);
         }
         if !keep_alive {
@@ -166,7 +172,7 @@ impl State {
         writer.lines(&held.fields).end_with(body);
         self.unsubscribe_all(slot);
         if !keep_alive {
-            let reason = if retry_after_s.is_some() { Reason::Drain } else { Reason::Answered };
+            let reason = dismissed.map_or(Reason::Answered, |(reason, _)| reason);
             self.end(slot, Transport::LongPoll, reason, &out);
             return;
         }
@@ -174,6 +180,7 @@ impl State {
         let tick = self.tick();
         let Some(entry) = self.conns.get_mut(slot) else { return };
         let Kind::Poll(held) = std::mem::replace(&mut entry.kind, Kind::Idle) else { return };
+        self.node.stats[usize::from(self.index)].left.add(Transport::LongPoll as usize, 1);
         entry.heard_tick = tick;
         entry.sent_messages += 1;
         if held.leftover.is_empty() {
@@ -191,6 +198,7 @@ impl State {
     fn repoll(&mut self, slot: u32) {
         let Some(entry) = self.conns.get_mut(slot) else { return };
         let Kind::Poll(held) = std::mem::replace(&mut entry.kind, Kind::Idle) else { return };
+        self.node.stats[usize::from(self.index)].left.add(Transport::LongPoll as usize, 1);
         let feeds = entry.subs.as_slice().iter();
         let (names, cursors) = feeds
             .filter_map(|sub| {

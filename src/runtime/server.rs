@@ -21,7 +21,9 @@ use super::io::{Epoll, EventFd, Interest, SocketOptions};
 use super::listen;
 use super::mail::Mail;
 use super::mailbox::{Mailbox, mailbox};
+use super::phase::{Phase, Progress};
 use super::probe::{self, Refused};
+use super::report::{Report, Reports};
 use super::sendring::{BATCH_MAX, SendRing};
 use super::settings::{DriverChoice, FilesChoice, Settings};
 use super::state::{Node, State};
@@ -44,6 +46,13 @@ pub enum ServeError {
     PortTaken(SocketAddr),
     #[error("cannot listen on {addr}: {error}")]
     Listen { addr: SocketAddr, error: io::Error },
+    #[error(
+        "admin.listen = {0} is taken: another process listens there. Stop it, choose another address, or, if it is the \
+         Pushline that is to be replaced, start with --takeover"
+    )]
+    AdminTaken(String),
+    #[error("cannot listen on admin.listen = {address}: {error}")]
+    AdminListen { address: String, error: io::Error },
     #[error("--takeover: no Pushline of this user serves {addr} ({error}); start without --takeover")]
     NoPredecessor { addr: SocketAddr, error: io::Error },
     #[error("--driver io_uring: {0}; use --driver epoll, or auto")]
@@ -85,14 +94,16 @@ struct Seed {
     random: u64,
 }
 
-/// Serves until told to stop. `make_edge` makes each worker's policy, on its thread; `ready` hears the addresses; `reload`
-/// is called, on the main thread, for each SIGHUP.
+/// Serves until told to stop. `make_edge` makes each worker's policy, on its thread; `prepare` takes, on the main thread and
+/// before any worker starts, what is not the workers': what it opens is in no worker's table of files; `ready` hears the
+/// addresses; `reload` is called, on the main thread, for each SIGHUP.
 ///
 /// # Errors
 /// [`ServeError`], before anything was served.
 pub fn serve<E: Edge + 'static>(
     settings: Settings,
     make_edge: impl Fn(&Arc<Node>) -> E + Send + Sync + Clone + 'static,
+    prepare: impl FnOnce(&Settings) -> Result<(), ServeError>,
     ready: impl FnOnce(&Arc<Node>, &[SocketAddr]),
     reload: impl FnMut(&Arc<Node>),
 ) -> Result<Ended, ServeError> {
@@ -113,7 +124,9 @@ pub fn serve<E: Edge + 'static>(
     let ended_workers = Arc::new(AtomicUsize::new(0));
     let done = Arc::new(EventFd::new().map_err(io_error("cannot make an eventfd"))?);
     let epoll = Epoll::new().map_err(io_error("cannot make an epoll set"))?;
-    let mut last_shared = signals.as_raw_fd().max(done.as_raw_fd()).max(epoll.as_raw_fd());
+    let reports = Reports::new().map_err(io_error("cannot make a mailbox"))?;
+    let mut last_shared =
+        signals.as_raw_fd().max(done.as_raw_fd()).max(epoll.as_raw_fd()).max(reports.wake_fd());
     let (mut senders, mut mailboxes) = (Vec::new(), Vec::new());
     for _ in 0..workers {
         // A message that fits no mailbox could never reach its channel.
@@ -125,6 +138,7 @@ pub fn serve<E: Edge + 'static>(
     }
 
     let reserved = reserve(&settings)?;
+    prepare(&settings)?;
     let addresses: Vec<SocketAddr> = reserved.iter().map(|(_, addr)| *addr).collect();
     let connections_max = capacity::by_files(files_max, workers, own_files).max(1);
     let connections_of_node = settings.limits.connections.min(connections_max * workers);
@@ -137,6 +151,8 @@ pub fn serve<E: Edge + 'static>(
         clock: Clock::start(),
         mailboxes: senders,
         drained: AtomicUsize::new(0),
+        progress: Progress::default(),
+        reports,
         places: Places::default(),
         stats: (0..workers).map(|_| Stats::default()).collect(),
         secret,
@@ -189,6 +205,7 @@ pub fn serve<E: Edge + 'static>(
         connections_max = connections_of_node,
         "serving"
     );
+    node.progress.reach(Phase::Serving);
     ready(&node, &addresses);
     if !predecessors.is_empty() {
         let node = Arc::clone(&node);
@@ -357,6 +374,11 @@ fn wait_for_the_end(
 }
 
 fn drain(node: &Arc<Node>, successor: Option<u32>) {
+    // Before any listener closes.
+    node.progress.reach(Phase::Draining);
+    if successor.is_some() {
+        node.reports.send(Report::HandOver);
+    }
     tracing::info!(
         window_seconds = node.settings.drain.window.as_secs_f64(),
         takeover = successor.is_some(),
@@ -372,8 +394,8 @@ fn tell_stopped(node: &Node) {
     tracing::info!(
         accepted = sum(|stats| stats.accepted.get()),
         closed = sum(|stats| stats.closed.get()),
-        refused = sum(|stats| stats.refused.get()),
-        published = sum(|stats| stats.published.get()),
+        refused = sum(Stats::refused_in_all),
+        published = sum(|stats| stats.placed.get()),
         panics = sum(|stats| stats.panics.get()),
         "stopped"
     );

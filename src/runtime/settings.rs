@@ -3,6 +3,7 @@
 //! files, environment and flags, and refuses what does not fit.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::domain::channel::Pattern;
@@ -28,6 +29,7 @@ pub struct Settings {
     pub drain: Drain,
     pub origins: Origins,
     pub log: Log,
+    pub admin: Admin,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,4 +147,29 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line, for machines.
     Json,
+}
+
+/// Where an operator looks in, and how they show that they may.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admin {
+    /// `None`: nowhere.
+    pub listen: Option<AdminAddress>,
+    /// SHA-256 of the token; `None`: whoever reaches the address may.
+    pub token_sha256: Option<[u8; 32]>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AdminAddress {
+    Tcp(SocketAddr),
+    /// The path of a unix socket.
+    Unix(PathBuf),
+}
+
+impl std::fmt::Display for AdminAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(addr) => addr.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
 }

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::task::Waker;
+use std::time::Instant;
 
 use foldhash::fast::RandomState;
 
@@ -27,6 +28,8 @@ use super::io::Epoll;
 use super::mail::{Answer, Ask, Mail};
 use super::mailbox::Sender;
 use super::peer::Peer;
+use super::phase::Progress;
+use super::report::Reports;
 use super::sendring::SendRing;
 use super::settings::{Settings, SlowPolicy};
 use super::slots::ChunkedSlab;
@@ -47,6 +50,9 @@ pub struct Node {
     pub places: Places,
     /// Workers that have told all their clients to leave.
     pub drained: AtomicUsize,
+    pub progress: Progress,
+    /// To the operator's thread.
+    pub reports: Reports,
     /// Keeps connection ids unguessable.
     pub secret: [u8; 20],
     /// Of hashes that choose a channel's home.
@@ -58,6 +64,14 @@ impl Node {
     pub fn home_of(&self, name: &Name) -> WorkerIndex {
         use std::hash::BuildHasher;
         (self.home_seed.hash_one(name.as_str()) % self.mailboxes.len() as u64) as WorkerIndex
+    }
+
+    /// Has one worker do something with its state, soon: see [`on_each_worker`](Self::on_each_worker).
+    pub fn on_worker(&self, worker: WorkerIndex, errand: impl FnOnce(&mut State) + Send + 'static) {
+        let Some(mailbox) = self.mailboxes.get(usize::from(worker)) else { return };
+        let mail = Mail::Do(Box::new(errand));
+        let bytes = mail.cost_bytes();
+        mailbox.send_reserved(mail, bytes);
     }
 
     /// Has every worker do something with its state, soon. For what an operator asks, seldom: it holds up the worker.
@@ -214,6 +228,8 @@ pub struct State {
     pub connections: usize,
     /// Connections that only wait for the client's close.
     pub lingering: usize,
+    /// The slots of connections whose socket takes no more, and since which tick.
+    pub blocked: HashMap<u32, u32, RandomState>,
     pub poll_body: Option<super::poll::Body>,
     pub sweep_feed_at: u32,
     /// Messages placed here for feeds here.
@@ -256,6 +272,7 @@ impl State {
             draining: None,
             connections: 0,
             lingering: 0,
+            blocked: HashMap::default(),
             poll_body: None,
             sweep_feed_at: 0,
             arrived: Vec::new(),
@@ -283,15 +300,18 @@ impl State {
     pub fn answer(&mut self, from: WorkerIndex, ask: Ask) -> Answer {
         let now_ms = self.node.clock.now_ms();
         let (index, node, arrived) = (self.index, &self.node, &mut self.arrived);
-        let mut delivered = 0u64;
+        // The exact clock is read where somebody reads the channel: once for all its readers.
+        let mut placed_us = 0;
         let deliver = |worker: WorkerIndex, message: &Arc<Message>| {
-            delivered += 1;
+            if placed_us == 0 {
+                placed_us = node.clock.us(Instant::now());
+            }
             if worker == index {
                 arrived.push(Arc::clone(message));
                 return true;
             }
             let mailbox = &node.mailboxes[usize::from(worker)];
-            let mail = Mail::Live(Arc::clone(message));
+            let mail = Mail::Live(Arc::clone(message), placed_us);
             let bytes = mail.cost_bytes();
             if mailbox.try_send(mail, bytes).is_ok() {
                 return true;
@@ -303,10 +323,16 @@ impl State {
         };
         let answer = match ask {
             Ask::Publish { name, draft, key } => {
-                Answer::Published(self.home.publish(&name, draft, key.as_deref(), now_ms, deliver))
+                let bytes = draft.body.bytes().len();
+                let result = self.home.publish(&name, draft, key.as_deref(), now_ms, deliver);
+                count_placed(&node.stats[usize::from(index)], &result, bytes);
+                Answer::Published(result)
             }
             Ask::PublishReserved { name, draft, key } => {
-                Answer::Published(self.home.publish_reserved(&name, draft, &key, now_ms, deliver))
+                let bytes = draft.body.bytes().len();
+                let result = self.home.publish_reserved(&name, draft, &key, now_ms, deliver);
+                count_placed(&node.stats[usize::from(index)], &result, bytes);
+                Answer::Published(result)
             }
             Ask::Reserve { name, key } => Answer::Known(self.home.reserve(&name, &key, now_ms)),
             Ask::Release { name, key } => {
@@ -324,9 +350,9 @@ impl State {
                 Answer::Done
             }
         };
-        if delivered > 0 {
+        if placed_us > 0 {
             for message in std::mem::take(&mut self.arrived) {
-                self.on_live(message);
+                self.on_live(message, placed_us);
             }
         }
         answer
@@ -366,7 +392,7 @@ impl State {
                 }
             }
             Mail::Answer { token, answer } => self.on_answer(token, answer),
-            Mail::Live(message) => self.on_live(message),
+            Mail::Live(message, placed_us) => self.on_live(message, placed_us),
             Mail::Lost(name) => {
                 if let Some(&feed) = self.feeds_by_name.get(&name)
                     && let Some(feed) = self.feeds.get_mut(feed)
@@ -470,13 +496,18 @@ impl State {
         }
     }
 
-    fn on_live(&mut self, message: Arc<Message>) {
+    fn on_live(&mut self, message: Arc<Message>, placed_us: u64) {
         let Some(&slot) = self.feeds_by_name.get(&message.channel) else { return };
         let bounds = self.node.feed_bounds();
         let Some(feed) = self.feeds.get_mut(slot) else { return };
         let name = message.channel.clone();
         match feed.on_message(message, bounds, &mut frame) {
-            Arrival::Placed => self.touch(slot),
+            Arrival::Placed => {
+                if feed.placed_us == 0 && feed.has_readers() {
+                    feed.placed_us = placed_us;
+                }
+                self.touch(slot);
+            }
             Arrival::Ignored => {}
             Arrival::Hole => self.join(name),
         }
@@ -512,6 +543,13 @@ impl State {
     pub fn heartbeat_ticks(&self) -> (u32, u32) {
         let heartbeat = &self.node.settings.heartbeat;
         (ticks(heartbeat.interval), ticks(heartbeat.timeout))
+    }
+}
+
+fn count_placed(stats: &Stats, result: &Result<Published, PublishRefusal>, bytes: usize) {
+    if result.as_ref().is_ok_and(|published| !published.replayed) {
+        stats.placed.add(1);
+        stats.placed_bytes.add(bytes as u64);
     }
 }
 

@@ -14,7 +14,7 @@ use monoio::net::TcpStream;
 use super::close::{Reason, Transport};
 use super::io::{RecvOutcome, recv_nonblocking};
 use super::sendring::{Outcome, send_now};
-use super::state::{Socket, State};
+use super::state::Socket;
 use super::worker::Worker;
 
 /// Read at once of a client that sends much.
@@ -74,7 +74,10 @@ impl Stream {
             self.hold = Hold::GivenAway;
             match TcpStream::from_std(std) {
                 Ok(tcp) => self.hold = Hold::Monoios(tcp),
-                Err(_) => self.worker.with(State::count_closed),
+                Err(_) => {
+                    let transport = self.transport;
+                    self.worker.with(|state| state.count_closed(transport, Reason::Internal));
+                }
             }
         }
         match &mut self.hold {
@@ -178,6 +181,7 @@ impl Stream {
             return Err(StreamError::Broken);
         }
         self.socket.sent_bytes += bytes.len() as u64;
+        self.worker.stats().sent_bytes.add(self.transport as usize, bytes.len() as u64);
         let sent = match send_now(self.socket.fd, bytes) {
             Outcome::Whole => return Ok(()),
             Outcome::Short(sent) => sent,

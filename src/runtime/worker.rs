@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -25,7 +26,8 @@ use super::io::{EventFd, Events};
 use super::mail::{Answer, Ask, Mail};
 use super::mailbox::Mailbox;
 use super::sendring::BATCH_MAX;
-use super::state::{Frame, Overloaded, Pending, Reply, Socket, Spawn, State};
+use super::state::{Frame, Node, Overloaded, Pending, Reply, Socket, Spawn, State};
+use super::stats::Stats;
 use super::stream::Awaited;
 use super::turns::Breather;
 
@@ -100,6 +102,8 @@ pub struct Parts {
 /// One worker, as its tasks see it.
 pub struct Worker {
     state: RefCell<State>,
+    node: Arc<Node>,
+    index: WorkerIndex,
     mailbox: RefCell<Mailbox<Mail>>,
     pub(super) edge: Rc<dyn Edge>,
     pub(super) nonblocking: bool,
@@ -137,6 +141,8 @@ impl Worker {
         let wake = Awaited::duplicate_of(mailbox.wake_fd())?;
         let epoll = Awaited::duplicate_of(state.epoll.as_raw_fd())?;
         let worker = Rc::new(Self {
+            node: Arc::clone(&state.node),
+            index: state.index,
             state: RefCell::new(state),
             mailbox: RefCell::new(mailbox),
             edge,
@@ -172,6 +178,10 @@ impl Worker {
         monoio::spawn(Rc::clone(&worker).fan_out(Breather::new()?));
         worker.time(Breather::new()?, open_listeners).await;
         Ok(())
+    }
+
+    pub fn stats(&self) -> &Stats {
+        &self.node.stats[usize::from(self.index)]
     }
 
     /// Looks at or changes the state. A panic inside aborts the process: a half-changed order would lie.
@@ -360,14 +370,17 @@ impl Worker {
             self.fan_out.wait().await;
             self.fan_out.unring();
             loop {
-                let until = Instant::now() + SLICE;
+                let mut now = Instant::now();
+                let until = now + SLICE;
                 let more = self.with(|state| {
                     loop {
                         let caught_up = state.catch_up_one();
-                        if !state.fan_out_batch(self.sends_max) && !caught_up {
+                        if !state.fan_out_batch(self.sends_max, now) && !caught_up {
                             return false;
                         }
-                        if self.shares_cpu || Instant::now() >= until {
+                        now = Instant::now();
+                        state.time_passes(now);
+                        if self.shares_cpu || now >= until {
                             return true;
                         }
                     }
@@ -467,8 +480,8 @@ impl Future for Caught {
                 let task = self.task.take();
                 // What the task held is dropped on its own: its socket is closed.
                 let _ = catch_unwind(AssertUnwindSafe(|| drop(task)));
+                self.worker.stats().panics.add(1);
                 self.worker.with(|state| {
-                    state.stats().panics.add(1);
                     tracing::error!(worker = state.index, "a connection's task panicked; it is closed");
                 });
                 Poll::Ready(())

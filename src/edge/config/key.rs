@@ -66,6 +66,8 @@ pub const KEYS: &[Key] = &[
     key("origins.allow", "[]", Range::Other),
     key("log.level", r#""info""#, Range::Other),
     key("log.format", r#""text""#, Range::Other),
+    key("admin.listen", r#""none""#, Range::Other),
+    key("admin.token_sha256", r#""none""#, Range::Other),
 ];
 
 pub const DRIVERS: &[(&str, DriverChoice)] =

@@ -79,6 +79,7 @@ fn defaults_are_those_of_the_contract() {
         drain: Drain { window: seconds(10) },
         origins: Origins { allow: vec![] },
         log: Log { level: "info".into(), format: LogFormat::Text },
+        admin: Admin { listen: None, token_sha256: None },
     };
     assert_eq!(settings(set(&[])), want);
 }
@@ -339,4 +340,36 @@ fn what_is_shown_is_a_file_that_gives_the_same() {
     assert!(shown.contains("connections = 5  # --set\n"), "{shown}");
     assert!(shown.contains("driver = \"auto\"\n"), "{shown}");
     assert_eq!(settings(file("shown", &shown)), config.settings);
+}
+
+#[test]
+fn where_operators_look_in() {
+    let admin = |assignments: &[&str]| settings(set(assignments)).admin;
+    let digest = "00ff".repeat(16);
+    let token = format!("admin.token_sha256={digest}");
+    let tcp = |text: &str| Some(AdminAddress::Tcp(text.parse().unwrap()));
+    assert_eq!(admin(&["admin.listen=none"]).listen, None);
+    assert_eq!(admin(&["admin.listen=127.0.0.1:9180"]).listen, tcp("127.0.0.1:9180"));
+    assert_eq!(admin(&["admin.listen=[::1]:0"]).listen, tcp("[::1]:0"));
+    let unix = admin(&["admin.listen=unix:/run/pushline/admin.sock"]).listen;
+    assert_eq!(unix, Some(AdminAddress::Unix("/run/pushline/admin.sock".into())));
+    assert_eq!(admin(&["admin.listen=0.0.0.0:9180", &token]).listen, tcp("0.0.0.0:9180"));
+    let digest = admin(&[&token]).token_sha256.expect("a digest");
+    assert_eq!((digest[0], digest[1], digest[31]), (0, 0xff, 0xff));
+
+    let long = format!("admin.listen=unix:/{}", "x".repeat(100));
+    for (assignment, why) in [
+        ("admin.listen=0.0.0.0:9180", "set admin.token_sha256"),
+        ("admin.listen=192.0.2.1:9180", "could look into the node"),
+        ("admin.listen=localhost:9180", "no host names"),
+        ("admin.listen=unix:admin.sock", "absolute path"),
+        ("admin.listen=unix:/run/", "absolute path"),
+        ("admin.listen=9180", "must be \"none\""),
+        (&long, "at most"),
+        ("admin.token_sha256=secret", "sha256sum"),
+        ("admin.token_sha256=00ff", "64 hexadecimal digits"),
+    ] {
+        let told = told(set(&[assignment]));
+        assert!(told.iter().any(|told| told.contains(why)), "{assignment}: {told:?}");
+    }
 }

@@ -2,6 +2,7 @@
 //! Owns what each value may be, and the words that say so. Never names of keys or where a value came from.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -10,7 +11,7 @@ use toml::Value;
 use super::key::{LEVELS, POLICIES, Range};
 use crate::domain::channel::Pattern;
 use crate::edge::log;
-use crate::runtime::settings::SlowPolicy;
+use crate::runtime::settings::{AdminAddress, SlowPolicy};
 
 /// Units of sizes. Only powers of two, so that nobody has to guess what `64K` is.
 const UNITS: [(&str, usize); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
@@ -76,6 +77,45 @@ pub fn addresses(value: &Value, _: Range) -> Read<Vec<SocketAddr>> {
         addresses.push(address);
     }
     if addresses.is_empty() { Err(format!("must have at least {RIGHT}")) } else { Ok(addresses) }
+}
+
+/// The longest path of a unix socket: the kernel's field less its end (unix(7)), and less what a name of its own beside it
+/// takes while it is made.
+const SOCKET_PATH_BYTES_MAX: usize = 107 - 16;
+
+/// Where operators look in; `None`: nowhere.
+pub fn admin_address(value: &Value, _: Range) -> Read<Option<AdminAddress>> {
+    const RIGHT: &str =
+        "\"none\", an address with a port like \"127.0.0.1:9180\", or \"unix:/run/pushline/admin.sock\"";
+    let text = value.as_str().ok_or_else(|| format!("must be {RIGHT}"))?;
+    if text == "none" {
+        return Ok(None);
+    }
+    let Some(path) = text.strip_prefix("unix:") else {
+        let address = text.parse().map_err(|_| format!("must be {RIGHT} (no host names)"))?;
+        return Ok(Some(AdminAddress::Tcp(address)));
+    };
+    if !path.starts_with('/') || path.ends_with('/') {
+        return Err(format!("must have an absolute path to a file after unix:, or be {RIGHT}"));
+    }
+    if path.len() > SOCKET_PATH_BYTES_MAX {
+        return Err(format!(
+            "must have a path of at most {SOCKET_PATH_BYTES_MAX} bytes: the kernel takes no longer one for a socket"
+        ));
+    }
+    Ok(Some(AdminAddress::Unix(PathBuf::from(path))))
+}
+
+/// A SHA-256 digest in hexadecimal, or `"none"`.
+pub fn sha256(value: &Value, _: Range) -> Read<Option<[u8; 32]>> {
+    const RIGHT: &str = "must be the SHA-256 of the token as 64 hexadecimal digits (printf %s TOKEN | sha256sum), or \"none\"";
+    let text = value.as_str().ok_or(RIGHT)?;
+    if text == "none" {
+        return Ok(None);
+    }
+    let digits: Option<Vec<u32>> = text.chars().map(|letter| letter.to_digit(16)).collect();
+    let digits = digits.filter(|digits| digits.len() == 64).ok_or(RIGHT)?;
+    Ok(Some(std::array::from_fn(|at| (digits[2 * at] << 4 | digits[2 * at + 1]) as u8)))
 }
 
 /// Rules as the file has them.
