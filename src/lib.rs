@@ -58,6 +58,7 @@ pub mod domain {
 
 pub mod runtime {
     pub mod accept;
+    pub mod activation;
     pub mod answers;
     pub mod bell;
     pub mod capacity;
@@ -73,14 +74,17 @@ pub mod runtime {
     pub mod host;
     pub mod identity;
     pub mod io;
+    pub mod keeper;
     pub mod listen;
     pub mod mail;
     pub mod mailbox;
+    pub mod notify;
     pub mod peer;
     pub mod phase;
     pub mod poll;
     pub mod probe;
     pub mod publishing;
+    pub mod pulse;
     pub mod report;
     pub mod requests;
     pub mod sendring;

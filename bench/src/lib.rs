@@ -40,6 +40,7 @@ pub mod ws;
 pub mod scenario {
     pub mod burst;
     pub mod capacity;
+    pub mod drain;
     pub mod fanout;
     pub mod growth;
     pub mod idle;

@@ -10,7 +10,7 @@ use clap::{Parser, ValueEnum};
 use pushline_bench::report::{self, Bar, Finding};
 use pushline_bench::scale::Scale;
 use pushline_bench::scenario::{
-    burst, capacity, fanout, growth, idle, poll, proof, publish, rooms, slow, storm, waiting,
+    burst, capacity, drain, fanout, growth, idle, poll, proof, publish, rooms, slow, storm, waiting,
 };
 use pushline_bench::server::{Programs, find_peers};
 use pushline_bench::transport::Transport;
@@ -34,6 +34,8 @@ enum Name {
     Poll,
     /// All readers come back at once after a restart
     Storm,
+    /// All readers are told to leave, and come to a second server when they were told to
+    Drain,
     /// One reader of ten stops
     Slow,
     /// The floor by send(2) and by the send ring
@@ -55,7 +57,7 @@ enum Name {
 }
 
 /// In this order, the short ones first. Without `proof`, which the others contain.
-const ALL: [Name; 14] = [
+const ALL: [Name; 15] = [
     Name::Fanout,
     Name::Burst,
     Name::Firehose,
@@ -64,6 +66,7 @@ const ALL: [Name; 14] = [
     Name::Publish,
     Name::Poll,
     Name::Storm,
+    Name::Drain,
     Name::Slow,
     Name::Sends,
     Name::Waiting,
@@ -167,6 +170,7 @@ fn run(programs: &Programs, scale: &Scale, name: Name) -> Result<Finding> {
         Name::Publish => publish::publish(programs, scale),
         Name::Poll => poll::poll(programs, scale),
         Name::Storm => storm::storm(programs, scale),
+        Name::Drain => drain::drain(programs, scale),
         Name::Slow => slow::slow(programs, scale),
         Name::Sends => fanout::sends(programs, scale),
         Name::Waiting => waiting::waiting(programs, scale),

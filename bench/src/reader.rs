@@ -2,6 +2,7 @@
 //!
 //! Nothing is allocated for a message that arrives whole, and a waiting reader is 40 bytes.
 
+use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
 
 use memchr::memmem;
@@ -36,6 +37,8 @@ pub struct Reader {
     pub stalled: bool,
     /// The server has said goodbye.
     pub told: bool,
+    /// When it wants this reader back, if it said so.
+    pub away_ms: Option<NonZeroU32>,
     /// The front of an item that was cut; few readers have one.
     #[expect(clippy::box_collection, reason = "8 bytes instead of 24 for each of a million readers")]
     cut: Option<Box<Vec<u8>>>,
@@ -68,6 +71,7 @@ impl Reader {
             state: State::Connecting,
             stalled: false,
             told: false,
+            away_ms: None,
             cut: None,
             again: None,
         }
@@ -143,6 +147,7 @@ impl Reader {
                 }
                 Item::Goodbye => {
                     self.told = true;
+                    self.away_ms = transport::away_ms(&input[at..at + used]).or(self.away_ms);
                     return Err(Over);
                 }
             }
@@ -159,6 +164,7 @@ impl Reader {
             return delivered;
         }
         desk.tally.gaps += u64::from(transport::tells_gap(piece));
+        self.away_ms = transport::away_ms(piece).or(self.away_ms);
         // An SSE comment.
         desk.tally.heartbeats += u64::from(piece.first() == Some(&b':'));
         let ready = desk.script.ready.as_ref().is_some_and(|sign| memmem::find(piece, sign).is_some());

@@ -1,6 +1,8 @@
 //! Readers by the thousand: a thread opens its share at a bounded rate, then counts what comes.
 //! Owns the sockets, one file table and one epoll set to a thread. Never publishes.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsRawFd as _;
@@ -11,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 use crate::api::channel_name;
-use crate::board::{Board, Command, Tally};
+use crate::board::{Board, Command, Cursor, Tally, count_tenth};
 use crate::count::Count;
 use crate::message::{self, Stamp};
 use crate::net::{self, Connect, Epoll, Events};
@@ -37,6 +39,8 @@ const WAKER: u64 = u64::MAX;
 pub struct Plan {
     pub dest: SocketAddrV4,
     pub script: Script,
+    /// Where readers come after a move, and what they say there.
+    pub second: Option<(SocketAddrV4, Script)>,
     pub readers: usize,
     /// Readers of each channel.
     pub members: usize,
@@ -111,6 +115,10 @@ struct Swarm<'a> {
     again: Vec<(usize, Count, Option<u32>)>,
     /// What readers had seen when they were ended, for `Return`.
     ended: Vec<(usize, Count)>,
+    /// A move is under way: with this cursor, since then.
+    moving: Option<(Cursor, u64)>,
+    /// Slots that come back, and when (`net::now_ns`).
+    returns: BinaryHeap<Reverse<(u64, usize)>>,
     waiting: usize,
     retries: usize,
     scratch: Box<[u8]>,
@@ -133,6 +141,8 @@ impl<'a> Swarm<'a> {
             readers: Vec::with_capacity(count),
             again: Vec::new(),
             ended: Vec::new(),
+            moving: None,
+            returns: BinaryHeap::new(),
             waiting: 0,
             retries: 0,
             scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
@@ -173,9 +183,10 @@ impl<'a> Swarm<'a> {
 
     /// Begins the handshakes that are due; returns how long the next may be waited for (-1: for ever).
     fn open_some(&mut self) -> Result<i32> {
+        let next_return_ms = self.call_back();
         let left = self.count - self.readers.len() + self.again.len();
         if left == 0 {
-            return Ok(-1);
+            return Ok(next_return_ms);
         }
         let (due, waiting_max, timeout_ms) = match self.pace {
             Pace::Ramp { began, per_s } => {
@@ -193,6 +204,36 @@ impl<'a> Swarm<'a> {
         Ok(timeout_ms as i32)
     }
 
+    /// Has those come back whose time it is; returns how long the next may be waited for (-1: for ever).
+    fn call_back(&mut self) -> i32 {
+        let now_ns = net::now_ns();
+        while let Some(&Reverse((at_ns, slot))) = self.returns.peek() {
+            if at_ns > now_ns {
+                return ((at_ns - now_ns) / 1_000_000 + 1).min(1_000) as i32;
+            }
+            self.returns.pop();
+            self.again.push((slot, Count::default(), None));
+        }
+        -1
+    }
+
+    /// Where readers connect now, and what they say there.
+    fn destination(&self) -> (SocketAddrV4, &'a Script) {
+        match (&self.plan.second, self.moving) {
+            (Some((dest, script)), Some(_)) => (*dest, script),
+            _ => (self.plan.dest, &self.plan.script),
+        }
+    }
+
+    fn write_first(&mut self, channel: &[u8]) {
+        let (_, script) = self.destination();
+        self.out.clear();
+        match self.moving {
+            Some((cursor, _)) => script.write_resumed(&mut self.out, channel, cursor.text()),
+            None => script.write_first(&mut self.out, channel),
+        }
+    }
+
     /// Begins the next handshake; false when all have begun.
     fn open_one(&mut self) -> Result<bool> {
         let (slot, count, began) = match self.again.pop() {
@@ -204,11 +245,12 @@ impl<'a> Swarm<'a> {
             None => return Ok(false),
         };
         let source = source_address(self.first + slot);
-        let (socket, connected) = match net::connect(source, self.plan.dest, self.plan.receive_buffer_bytes) {
-            Ok(Connect::Done(socket)) => (socket, true),
-            Ok(Connect::Pending(socket)) => (socket, false),
-            Err(error) => return Err(error).with_context(|| format!("connecting from {source}")),
-        };
+        let (socket, connected) =
+            match net::connect(source, self.destination().0, self.plan.receive_buffer_bytes) {
+                Ok(Connect::Done(socket)) => (socket, true),
+                Ok(Connect::Pending(socket)) => (socket, false),
+                Err(error) => return Err(error).with_context(|| format!("connecting from {source}")),
+            };
         let mut reader = Reader::new(socket, count);
         if let Some(began) = began {
             reader.set_began(began);
@@ -226,9 +268,8 @@ impl<'a> Swarm<'a> {
     /// Sends the first request.
     fn ask(&mut self, slot: usize) -> Result<()> {
         let channel = self.channel(slot);
+        self.write_first(&channel);
         let Some(reader) = self.readers[slot].as_mut() else { return Ok(()) };
-        self.out.clear();
-        self.plan.script.write_first(&mut self.out, &channel);
         let sent = net::send(reader.socket.as_raw_fd(), &self.out).context("sending a request")?;
         if sent < self.out.len() {
             bail!("a fresh socket took {sent} of {} bytes", self.out.len());
@@ -262,8 +303,8 @@ impl<'a> Swarm<'a> {
                 return self.on_end(slot, tally).map(|()| 0);
             }
             self.epoll.change(reader.socket.as_raw_fd(), net::IN | net::EDGE, slot as u64)?;
-            self.out.clear();
-            self.plan.script.write_first(&mut self.out, &channel);
+            self.write_first(&channel);
+            let Some(reader) = self.readers[slot].as_mut() else { return Ok(0) };
             if !net::send(reader.socket.as_raw_fd(), &self.out).is_ok_and(|sent| sent == self.out.len()) {
                 return self.on_end(slot, tally).map(|()| 0);
             }
@@ -278,6 +319,8 @@ impl<'a> Swarm<'a> {
         if reader.stalled {
             return Ok(0);
         }
+        let (_, script) = self.destination();
+        let Some(reader) = self.readers[slot].as_mut() else { return Ok(0) };
         let mut delivered = 0;
         loop {
             let before = reader.take_cut(&mut self.scratch);
@@ -294,13 +337,7 @@ impl<'a> Swarm<'a> {
             let filled = before + got;
             let was_open = matches!(reader.state, State::Live | State::Resting);
             self.out.clear();
-            let mut desk = Desk {
-                script: &self.plan.script,
-                polling: self.board.polling(),
-                channel,
-                out: &mut self.out,
-                tally,
-            };
+            let mut desk = Desk { script, polling: self.board.polling(), channel, out: &mut self.out, tally };
             match reader.on_bytes(&self.scratch[..filled], &mut desk) {
                 Ok(more) => delivered += more,
                 Err(_) => return self.on_end(slot, tally).map(|()| delivered),
@@ -309,6 +346,9 @@ impl<'a> Swarm<'a> {
                 self.waiting -= 1;
                 self.board.note_open();
                 tally.waits.saturating_record(reader.waited_ns());
+                if let Some((_, began_ns)) = self.moving {
+                    count_tenth(&mut tally.back, began_ns, net::now_ns());
+                }
             }
             // A socket that takes no answer is one whose server has stopped to read.
             if !self.out.is_empty() && !net::send(fd, &self.out).is_ok_and(|sent| sent == self.out.len()) {
@@ -328,7 +368,15 @@ impl<'a> Swarm<'a> {
             tally.told += u64::from(reader.told);
             tally.cut += u64::from(!reader.told);
             self.board.note_ended();
-            self.ended.push((slot, reader.count()));
+            match self.moving {
+                Some((_, began_ns)) => {
+                    let now_ns = net::now_ns();
+                    count_tenth(&mut tally.left, began_ns, now_ns);
+                    let away_ms = reader.away_ms.map_or(0, |ms| u64::from(ms.get()));
+                    self.returns.push(Reverse((now_ns + away_ms * 1_000_000, slot)));
+                }
+                None => self.ended.push((slot, reader.count())),
+            }
             return Ok(());
         }
         self.waiting -= 1;
@@ -380,6 +428,11 @@ impl<'a> Swarm<'a> {
                 self.pace = Pace::AtOnce;
                 self.retries = 0;
                 self.again.extend(self.ended.drain(..).map(|(slot, count)| (slot, count, None)));
+            }
+            Command::Move { cursor, began_ns } => {
+                self.pace = Pace::AtOnce;
+                self.retries = 0;
+                self.moving = Some((cursor, began_ns));
             }
             Command::Speak { member, number } => self.speak(member, number)?,
             Command::Poll => {

@@ -160,6 +160,7 @@ impl Check<'_> {
     fn settings(&mut self) -> Settings {
         Settings {
             listen: self.read("listen", value::addresses),
+            passed: Vec::new(),
             workers: self.read("workers", value::workers),
             driver: self.read("driver", |value, _| value::choice(value, DRIVERS)),
             files: self.read("files", |value, _| value::choice(value, FILES)),
@@ -187,7 +188,10 @@ impl Check<'_> {
                 rules: self.read("slow.rules", value::rules),
                 kernel_bytes: self.read("slow.kernel_bytes", value::count),
             },
-            drain: Drain { window: self.read("drain.window_seconds", value::seconds) },
+            drain: Drain {
+                window: self.read("drain.window_seconds", value::seconds),
+                delay: self.read("drain.delay_seconds", value::seconds),
+            },
             origins: Origins { allow: self.read("origins.allow", value::origins) },
             log: Log {
                 level: self.read("log.level", value::log_level),

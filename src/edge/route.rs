@@ -68,6 +68,12 @@ impl Conn {
             "/publish" => self.on_batch(call).await,
             #[cfg(debug_assertions)]
             "/$debug/panic" => panic!("a panic that a test asked for"),
+            // Holds its worker up, as a loop without end would.
+            #[cfg(debug_assertions)]
+            "/$debug/hang" => {
+                std::thread::sleep(std::time::Duration::from_secs(2));
+                self.fixed(call, Answer::new(204)).await
+            }
             path => match path.strip_prefix("/channels") {
                 Some("") => self.on_channels(call, None).await,
                 Some(rest) if rest.starts_with('/') => self.on_channels(call, rest.get(1..)).await,
@@ -102,8 +108,7 @@ impl Conn {
             return Answer::json(200, b"{\"status\":\"serving\"}\n".to_vec())
                 .field("Cache-Control", "no-store");
         }
-        let detail = format!("this node is {}; send clients to another", phase.as_str());
-        publish::with_retry_after(&self.worker, Answer::problem(503, detail))
+        publish::with_retry_after(&self.worker, Answer::problem(503, phase.detail()))
     }
 
     /// An answer that GET and HEAD have.

@@ -10,7 +10,9 @@ use crate::edge::doctor::{self, Wanted};
 use crate::edge::log;
 use crate::edge::machine::Machine;
 use crate::edge::site::Site;
+use crate::runtime::activation::{self, Passed};
 use crate::runtime::server::{self, Ended, ServeError};
+use crate::runtime::settings::Settings;
 
 /// Serves until told to stop.
 ///
@@ -19,7 +21,8 @@ use crate::runtime::server::{self, Ended, ServeError};
 pub fn run(config: Config) -> Result<Ended, ServeError> {
     log::init(&config.settings.log);
     warn_of_limits(&config);
-    let settings = config.settings;
+    let mut settings = config.settings;
+    settings.passed = passed(&settings)?;
     if !settings.open {
         tracing::info!(
             "listening on loopback alone; anyone on this machine may read and publish. --open permits other addresses"
@@ -42,6 +45,17 @@ pub fn run(config: Config) -> Result<Ended, ServeError> {
     // Operators look on until the last client is gone.
     drop(operators);
     ended
+}
+
+/// The sockets that a service manager passed, if those that they reach may be reached.
+fn passed(settings: &Settings) -> Result<Vec<Passed>, ServeError> {
+    let passed = activation::passed()?;
+    match passed.iter().find(|passed| !settings.open && !passed.addr.ip().to_canonical().is_loopback()) {
+        Some(Passed { name, addr, .. }) => {
+            Err(ServeError::PassedReachable { name: name.clone(), addr: *addr })
+        }
+        None => Ok(passed),
+    }
 }
 
 /// Says what keeps the node from the connections that it is configured for: what `pushline doctor` finds, or, when nobody

@@ -1,7 +1,7 @@
 //! Connections coming in: accepted, counted, refused at the limit; and listeners handed to a process that takes over.
 
 use std::future::Future;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::close::{Reason, Transport};
 use super::entry::Kind;
 use super::io::{EventFd, RecvOutcome, close, recv_nonblocking};
-use super::listen;
+use super::listen::{self, Listener};
 use super::mail::Mail;
 use super::peer::Peer;
 use super::state::{Socket, Spawn};
@@ -23,14 +23,14 @@ const ACCEPTS_MAX: usize = 64;
 const FIRST_BYTES: usize = 4 * 1024;
 /// A pause after the table of open files was found full.
 const FILES_FULL_PAUSE: Duration = Duration::from_millis(50);
-/// Longer than a handshake on any sane path takes: for connections that were on their way to this process when the
-/// kernel was told to send new ones elsewhere.
-const HANDSHAKES_END: Duration = Duration::from_millis(300);
+/// Longer than a handshake on any sane path takes, or its first answer lost and sent again: for connections that were on
+/// their way to this process when the kernel was told to send new ones elsewhere.
+const HANDSHAKES_END: Duration = Duration::from_millis(1_500);
 
 impl Worker {
-    pub(super) async fn accept(self: Rc<Self>, ready: Awaited, listener: OwnedFd, spare: EventFd) {
+    pub(super) async fn accept(self: Rc<Self>, ready: Awaited, listener: Listener, spare: EventFd) {
         let mut spare = Some(spare);
-        let (mut steered, mut unsteered) = (false, 0);
+        let Listener { fd: listener, is_passed } = listener;
         loop {
             {
                 let mut readable = std::pin::pin!(ready.readable());
@@ -41,17 +41,11 @@ impl Worker {
                 })
                 .await;
             }
-            if std::mem::replace(&mut unsteered, self.unsteered.get()) != unsteered {
-                let _ = listen::unsteer(listener.as_raw_fd());
-            }
-            if let Some(new) = self.successor.get()
-                && !steered
-                && self.with(|state| state.index) == 0
-            {
-                steered = true;
-                self.hand_over(listener.as_raw_fd(), new).await;
-            }
             let is_last = self.closing.is_rung();
+            if is_last && is_passed {
+                // It listens on: who waits in it waits for the next process.
+                return;
+            }
             loop {
                 let taken = self.accept_some(&listener, &mut spare);
                 if taken < ACCEPTS_MAX {
@@ -74,11 +68,18 @@ impl Worker {
         }
     }
 
-    /// Sends new connections to the process that takes over, then lets every worker close.
-    async fn hand_over(self: &Rc<Self>, listener: i32, new: u32) {
-        let _ = listen::steer_away(listener, self.workers, new);
-        monoio::time::sleep(HANDSHAKES_END).await;
-        let _ = listen::steer_to_first_new(listener, self.workers);
+    /// Sends new connections to the process that takes over, which has `new` listeners to each address, then lets every
+    /// worker close. For the first worker, on behalf of all: `steered` is one of its listeners of each address.
+    pub(super) async fn hand_over(self: Rc<Self>, steered: Rc<[RawFd]>, old: u32, new: u32) {
+        for listener in steered.iter() {
+            let _ = listen::steer_away(*listener, old, new);
+        }
+        if !steered.is_empty() {
+            monoio::time::sleep(HANDSHAKES_END).await;
+        }
+        for listener in steered.iter() {
+            let _ = listen::steer_to_first_new(*listener, old);
+        }
         self.with(|state| {
             for mailbox in &state.node.mailboxes {
                 let letter = Mail::CloseListeners;

@@ -213,6 +213,12 @@ impl Entry {
     pub fn is_between_requests(&self) -> bool {
         matches!(self.kind, Kind::Idle) && self.owed.is_none()
     }
+
+    /// The tick until which a first request may be expected, `ticks` after the connection was opened; 0 once one was
+    /// answered.
+    pub const fn first_request_due(&self, ticks: u32) -> u32 {
+        if self.sent_messages == 0 { self.opened_tick.saturating_add(ticks) } else { 0 }
+    }
 }
 
 #[cfg(test)]

@@ -68,6 +68,14 @@ impl AsRawFd for EventFd {
     }
 }
 
+/// Whether something waits to be received.
+pub fn has_input(fd: RawFd) -> bool {
+    let mut byte = 0_u8;
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    // SAFETY: one live byte.
+    unsafe { libc::recv(fd, (&raw mut byte).cast(), 1, flags) > 0 }
+}
+
 /// What to be told of a descriptor. Errors and a full hang-up are always told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Interest {

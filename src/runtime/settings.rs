@@ -8,10 +8,15 @@ use std::time::Duration;
 
 use crate::domain::channel::Pattern;
 
+use super::activation::Passed;
+
 /// All settings of a node. Immutable once made; shared by all workers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     pub listen: Vec<SocketAddr>,
+    /// Sockets that a service manager passed, in place of those to be made for `listen`. Given by who starts the process,
+    /// not by configuration.
+    pub passed: Vec<Passed>,
     /// Worker threads; `None`: one per core.
     pub workers: Option<usize>,
     pub driver: DriverChoice,
@@ -124,7 +129,10 @@ pub struct SlowReaders {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Drain {
+    /// Goodbyes are spread over so long.
     pub window: Duration,
+    /// New connections are taken for so long after readiness has ended.
+    pub delay: Duration,
 }
 
 /// Browser origins that may use the server besides its own (`scheme://host[:port]`, lower case).

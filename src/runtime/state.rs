@@ -7,7 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Waker;
 use std::time::Instant;
 
@@ -24,7 +24,7 @@ use super::clock::{Clock, ticks};
 use super::entry::{ConnId, Entry, HeldPoll};
 use super::framing::frame;
 use super::holder::Last;
-use super::io::Epoll;
+use super::io::{Epoll, EventFd};
 use super::mail::{Answer, Ask, Mail};
 use super::mailbox::Sender;
 use super::peer::Peer;
@@ -48,9 +48,13 @@ pub struct Node {
     pub mailboxes: Vec<Sender<Mail>>,
     pub stats: Vec<Stats>,
     pub places: Places,
+    pub progress: Progress,
+    /// Workers that take connections.
+    pub listening: AtomicUsize,
     /// Workers that have told all their clients to leave.
     pub drained: AtomicUsize,
-    pub progress: Progress,
+    /// Wakes the main thread.
+    pub main: EventFd,
     /// To the operator's thread.
     pub reports: Reports,
     /// Keeps connection ids unguessable.
@@ -72,6 +76,18 @@ impl Node {
         let mail = Mail::Do(Box::new(errand));
         let bytes = mail.cost_bytes();
         mailbox.send_reserved(mail, bytes);
+    }
+
+    /// Sends a letter that a worker must have.
+    pub fn post(&self, worker: usize, mail: Mail) {
+        let bytes = mail.cost_bytes();
+        self.mailboxes[worker].send_reserved(mail, bytes);
+    }
+
+    /// A worker takes no more connections.
+    pub fn tell_closed_to_connections(&self) {
+        self.listening.fetch_sub(1, Ordering::AcqRel);
+        self.main.write();
     }
 
     /// Has every worker do something with its state, soon. For what an operator asks, seldom: it holds up the worker.

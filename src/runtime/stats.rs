@@ -251,6 +251,10 @@ impl Places {
         false
     }
 
+    pub fn taken(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
     pub fn give(&self) {
         let before = self.0.fetch_sub(1, Ordering::Relaxed);
         debug_assert!(before > 0, "a place was given back that nobody took");

@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -23,6 +23,7 @@ use super::bell::Bell;
 use super::entry::{ConnId, HeldPoll};
 use super::holder::{Last, READ_BYTES};
 use super::io::{EventFd, Events};
+use super::listen::{self, Listener};
 use super::mail::{Answer, Ask, Mail};
 use super::mailbox::Mailbox;
 use super::sendring::BATCH_MAX;
@@ -88,13 +89,15 @@ pub type LocalTask = Pin<Box<dyn Future<Output = ()>>>;
 pub struct Parts {
     pub state: State,
     pub mailbox: Mailbox<Mail>,
-    pub listeners: Vec<OwnedFd>,
+    /// Its listeners: so many, one after the other, to each address.
+    pub listeners: Vec<Listener>,
+    pub listeners_each: usize,
     /// Wrapped sockets are blocking (io_uring) or not (epoll).
     pub nonblocking: bool,
     /// That open files allow.
     pub connections_max: usize,
     pub edge: Rc<dyn Edge>,
-    pub workers: u32,
+    pub workers: usize,
     /// That the process may use.
     pub cpus: usize,
 }
@@ -108,7 +111,7 @@ pub struct Worker {
     pub(super) edge: Rc<dyn Edge>,
     pub(super) nonblocking: bool,
     pub(super) connections_max: usize,
-    pub(super) workers: u32,
+    workers: usize,
     /// There are more workers than CPUs.
     shares_cpu: bool,
     /// Sends in one batch of the fan-out.
@@ -126,9 +129,9 @@ pub struct Worker {
     /// A drain has begun.
     draining: Bell,
     drain_ends: Cell<Option<Instant>>,
-    pub(super) successor: Cell<Option<u32>>,
-    /// How often it was said that the kernel may spread connections again.
-    pub(super) unsteered: Cell<u32>,
+    /// One listener of each address, by which the kernel is told where new connections go.
+    steered: Rc<[RawFd]>,
+    listeners_each: usize,
 }
 
 impl Worker {
@@ -137,7 +140,20 @@ impl Worker {
     /// # Errors
     /// No descriptors for the worker's own needs.
     pub async fn run(parts: Parts) -> io::Result<()> {
-        let Parts { state, mailbox, listeners, nonblocking, connections_max, edge, workers, cpus } = parts;
+        let Parts {
+            state,
+            mailbox,
+            listeners,
+            listeners_each,
+            nonblocking,
+            connections_max,
+            edge,
+            workers,
+            cpus,
+        } = parts;
+        let steered = (listeners.chunks(listeners_each))
+            .filter_map(|of_address| of_address.iter().find(|listener| !listener.is_passed))
+            .map(|listener| listener.fd.as_raw_fd());
         let wake = Awaited::duplicate_of(mailbox.wake_fd())?;
         let epoll = Awaited::duplicate_of(state.epoll.as_raw_fd())?;
         let worker = Rc::new(Self {
@@ -149,8 +165,8 @@ impl Worker {
             nonblocking,
             connections_max,
             workers,
-            shares_cpu: workers as usize > cpus,
-            sends_max: sends_max(workers as usize, cpus),
+            shares_cpu: workers > cpus,
+            sends_max: sends_max(workers, cpus),
             requests: RefCell::default(),
             has_requests: Bell::default(),
             answers: RefCell::default(),
@@ -159,17 +175,21 @@ impl Worker {
             closing: Bell::default(),
             draining: Bell::default(),
             drain_ends: Cell::new(None),
-            successor: Cell::new(None),
-            unsteered: Cell::new(0),
+            steered: steered.collect(),
+            listeners_each,
         });
         let open_listeners = Rc::new(Cell::new(listeners.len()));
         for listener in listeners {
             let spare = EventFd::new()?;
-            let accepting = Rc::clone(&worker).accept(Awaited::new(listener.try_clone()?)?, listener, spare);
-            let open = Rc::clone(&open_listeners);
+            let ready = Awaited::new(listener.fd.try_clone()?)?;
+            let accepting = Rc::clone(&worker).accept(ready, listener, spare);
+            let (open, worker) = (Rc::clone(&open_listeners), Rc::clone(&worker));
             monoio::spawn(async move {
                 accepting.await;
                 open.set(open.get() - 1);
+                if open.get() == 0 {
+                    worker.with(|state| state.node.tell_closed_to_connections());
+                }
             });
         }
         monoio::spawn(Rc::clone(&worker).mail(wake));
@@ -287,8 +307,9 @@ impl Worker {
                 Mail::Drain { successor } => self.on_drain(successor),
                 Mail::CloseListeners => self.closing.ring(),
                 Mail::Unsteer => {
-                    self.unsteered.set(self.unsteered.get() + 1);
-                    self.closing.wake();
+                    for listener in self.steered.iter() {
+                        let _ = listen::unsteer(*listener);
+                    }
                 }
                 letter => self.with(|state| state.on_mail(letter)),
             }
@@ -313,7 +334,6 @@ impl Worker {
     }
 
     fn on_drain(self: &Rc<Self>, successor: Option<u32>) {
-        self.successor.set(successor);
         let window = self.with(|state| {
             state.begin_drain();
             state.node.settings.drain.window
@@ -323,7 +343,11 @@ impl Worker {
         match successor {
             None => self.closing.ring(),
             // The first worker steers the kernel for all, then tells all to close.
-            Some(_) => self.closing.wake(),
+            Some(new) if self.with(|state| state.index) == 0 => {
+                let (worker, old) = (Rc::clone(self), self.workers * self.listeners_each);
+                monoio::spawn(worker.hand_over(Rc::clone(&self.steered), old as u32, new));
+            }
+            Some(_) => {}
         }
     }
 

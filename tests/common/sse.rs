@@ -197,6 +197,11 @@ impl Stream {
         }
     }
 
+    /// The id that a browser would send as `Last-Event-ID` now.
+    pub fn last_id(&self) -> &str {
+        self.parser.last_id()
+    }
+
     /// The next item; `None` at the end of the stream.
     ///
     /// # Panics

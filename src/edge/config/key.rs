@@ -63,6 +63,7 @@ pub const KEYS: &[Key] = &[
     key("slow.kernel_bytes", "131072", Range::Bytes(65 * KIB, 16 * MIB)),
     key("slow.rules", "[]", Range::Other),
     key("drain.window_seconds", "10", Range::Seconds(0.0, 3600.0)),
+    key("drain.delay_seconds", "0", Range::Seconds(0.0, 3600.0)),
     key("origins.allow", "[]", Range::Other),
     key("log.level", r#""info""#, Range::Other),
     key("log.format", r#""text""#, Range::Other),

@@ -51,6 +51,7 @@ fn defaults_are_those_of_the_contract() {
     let seconds = Duration::from_secs;
     let want = Settings {
         listen: vec!["127.0.0.1:8080".parse().unwrap()],
+        passed: Vec::new(),
         workers: None,
         driver: DriverChoice::Auto,
         files: FilesChoice::Auto,
@@ -76,7 +77,7 @@ fn defaults_are_those_of_the_contract() {
         },
         feed: FeedLimits { bytes: 1_048_576 },
         slow: SlowReaders { policy: SlowPolicy::Disconnect, rules: vec![], kernel_bytes: 131_072 },
-        drain: Drain { window: seconds(10) },
+        drain: Drain { window: seconds(10), delay: seconds(0) },
         origins: Origins { allow: vec![] },
         log: Log { level: "info".into(), format: LogFormat::Text },
         admin: Admin { listen: None, token_sha256: None },
