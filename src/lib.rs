@@ -105,13 +105,16 @@ pub mod runtime {
 pub mod edge {
     pub mod admin;
     pub mod answer;
+    pub mod api_key;
     pub mod ask;
     pub mod at_once;
+    pub mod auth;
     pub mod channels;
     pub mod cli;
     pub mod config;
     pub mod conn;
     pub mod doctor;
+    pub mod doorman;
     pub mod frames;
     pub mod identity;
     pub mod lab;
@@ -124,4 +127,5 @@ pub mod edge {
     pub mod site;
     pub mod start;
     pub mod stream;
+    pub mod tickets;
 }

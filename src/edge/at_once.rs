@@ -6,6 +6,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
+use crate::domain::auth::{Act, Bearer};
 use crate::domain::channel::Name;
 use crate::domain::home::{PublishRefusal, Published};
 use crate::proto::http::fields::Accept;
@@ -13,6 +14,7 @@ use crate::proto::http::head::HeadScanner;
 use crate::proto::http::request::{BodyLength, FieldSlots, Method, Request, Upgrade, Version, parse};
 use crate::proto::http::target::{Target, decode_path};
 use crate::runtime::entry::ConnId;
+use crate::runtime::peer::Peer;
 use crate::runtime::publishing::Publishing;
 use crate::runtime::turns::steps_max;
 use crate::runtime::worker::{Done, Worker};
@@ -22,7 +24,7 @@ use super::ask;
 use super::channels::parse_names;
 use super::conn::OUT_BYTES;
 use super::origin::Passed;
-use super::publish::{self, Labels, Refused};
+use super::publish::{self, Labels, Publisher, Refused};
 use super::read::{self, Polled};
 use super::site::Site;
 
@@ -112,8 +114,12 @@ impl Batch<'_> {
         let passed = self.site.gate.pass(&request).ok()?;
         let manner = manner(self.site, request.method, passed);
         match request.method {
-            Method::Post => self.publish(&request, content, &manner)?,
-            Method::Get if self.publishing.is_empty() => match self.poll(&request)? {
+            Method::Post => {
+                let names = names_of(&request)?;
+                let bearer = self.admit(&request, Act::Publish, &names, manner.unix_s)?;
+                self.publish(&request, content, &manner, &names, bearer.as_deref())?;
+            }
+            Method::Get if self.publishing.is_empty() => match self.poll(&request, manner.unix_s)? {
                 Polled::Answer(answer) => self.tell(&answer, &manner),
                 Polled::Hold { places, limit, wait_s } => {
                     self.worker.with(|state| {
@@ -142,9 +148,43 @@ impl Batch<'_> {
         }
     }
 
-    fn publish(&mut self, request: &Request<'_>, content: &[u8], manner: &Manner<'_>) -> Option<()> {
-        let names = names_of(request)?;
-        let [name] = &names[..] else { return None };
+    /// Whom a request is of that does this to channels; `Some(None)`: no authentication is configured. Who may not, or whose
+    /// token is no good, is for a task.
+    #[allow(clippy::option_option)]
+    fn admit(
+        &self,
+        request: &Request<'_>,
+        act: Act,
+        names: &[Name],
+        now_s: u64,
+    ) -> Option<Option<Rc<Bearer>>> {
+        let doorman = &self.site.doorman;
+        if doorman.is_open() {
+            return Some(None);
+        }
+        let Target::Path { query, .. } = request.target else { return None };
+        let peer = self.worker.with(|state| state.conn(self.conn).map(|entry| entry.peer))?;
+        let bearer = doorman.identify(request, query, peer, now_s).ok()?;
+        if !names.iter().all(|name| bearer.may(act, name)) {
+            return None;
+        }
+        self.worker.with(|state| {
+            if let Some(entry) = state.conn_mut(self.conn) {
+                entry.bearer = Some(Rc::clone(&bearer));
+            }
+        });
+        Some(Some(bearer))
+    }
+
+    fn publish(
+        &mut self,
+        request: &Request<'_>,
+        content: &[u8],
+        manner: &Manner<'_>,
+        names: &[Name],
+        bearer: Option<&Bearer>,
+    ) -> Option<()> {
+        let [name] = names else { return None };
         if content.len() > self.site.settings().limits.message_bytes {
             return None;
         }
@@ -155,20 +195,22 @@ impl Batch<'_> {
         }
         let draft = labels.draft(content.to_vec()).ok()?;
         if is_home {
-            let answer = now(publish::publish(self.worker, &names, draft, labels.key()))?;
+            // It was asked already whether they may.
+            let publisher = bearer.map_or(Publisher::ANYONE, |bearer| Publisher::of(bearer, Peer::UNIX));
+            let answer = now(publish::publish(self.worker, names, draft, labels.key(), publisher))?;
             self.tell(&answer, manner);
             return Some(());
         }
         let (conn, publishing) = (self.conn, &mut self.publishing);
         let asked = self.worker.with(|state| state.ask_to_publish(conn, publishing, name.clone(), draft));
         if asked.is_err() {
-            let answer = publish::answer(self.worker, &names, Err(Refused::Overloaded));
+            let answer = publish::answer(self.worker, names, Err(Refused::Overloaded));
             self.tell(&answer, manner);
         }
         Some(())
     }
 
-    fn poll(&self, request: &Request<'_>) -> Option<Polled> {
+    fn poll(&self, request: &Request<'_>, now_s: u64) -> Option<Polled> {
         let accept = Accept::parse(request.fields.all("accept"));
         if accept.event_stream || !accept.json || !request.body.is_empty() {
             return None;
@@ -178,6 +220,7 @@ impl Batch<'_> {
             return None;
         }
         let Target::Path { query, .. } = request.target else { return None };
+        self.admit(request, Act::Subscribe, &names, now_s)?;
         // Answers that are made but not sent go before what a held request is answered with.
         if self.answers > 0 && read::wait_of(query, request).map_or(true, |wait_s| wait_s > 0) {
             return None;

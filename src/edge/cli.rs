@@ -1,4 +1,5 @@
-//! The command line: `pushline [serve]`, `pushline check-config`, `pushline --version`.
+//! The command line: `pushline [serve]`, `pushline check-config`, `pushline doctor`, `pushline api-key`,
+//! `pushline --version`.
 //! Owns flags, their help, exit codes (0, 1: could not serve, or the doctor found why not, 2: wrong command line or
 //! configuration, 128 and more: a second signal) and what is printed before logs exist. Never checks a value: flags go to
 //! `config` as they came, like every other layer.
@@ -10,6 +11,8 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use toml::Value;
 
+use crate::domain::auth::Act;
+use crate::edge::api_key;
 use crate::edge::config::{self, Config, Inputs};
 use crate::edge::doctor::{self, Wanted};
 use crate::edge::machine::Machine;
@@ -49,6 +52,20 @@ enum Command {
     /// Tell what on this machine would stop so many connections, and the remedy; exit code 1 when something would
     #[command(after_help = AFTER_HELP)]
     Doctor(Examination),
+    /// Make an API key for a server-side publisher: prints the key, and the line of pushline.toml that permits it
+    ApiKey {
+        /// Who it is for: stands in logs, and tells its publishes from those of others
+        name: String,
+        /// Channels that it may publish to, as patterns; repeatable [default: **]
+        #[arg(long, value_name = "PATTERN")]
+        publish: Vec<String>,
+        /// Channels that it may read; repeatable [default: none]
+        #[arg(long, value_name = "PATTERN")]
+        subscribe: Vec<String>,
+        /// Channels whose history it may delete; repeatable [default: none]
+        #[arg(long, value_name = "PATTERN")]
+        delete: Vec<String>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -112,17 +129,33 @@ impl Flags {
 /// The whole program: reads the command line, does what it says, and gives the exit code.
 pub fn main() -> ExitCode {
     let Cli { command, flags } = Cli::parse();
-    let (flags, then): (Flags, Box<dyn FnOnce(Config) -> ExitCode>) = match command {
+    let (flags, then): (Flags, Box<dyn FnOnce(Config, Inputs) -> ExitCode>) = match command {
         None => (flags, Box::new(serve)),
         Some(Command::Serve(flags)) => (flags, Box::new(serve)),
-        Some(Command::CheckConfig(flags)) => (flags, Box::new(show)),
+        Some(Command::CheckConfig(flags)) => (flags, Box::new(|config, _| show(config))),
         Some(Command::Doctor(Examination { connections, json, flags })) => {
             let connections = connections.map(|number| number as usize);
-            (flags, Box::new(move |config| examine(&config, connections, json)))
+            (flags, Box::new(move |config, _| examine(&config, connections, json)))
+        }
+        Some(Command::ApiKey { name, publish, subscribe, delete }) => {
+            return match api_key::make(
+                &name,
+                &[(Act::Publish, publish), (Act::Subscribe, subscribe), (Act::Delete, delete)],
+            ) {
+                Ok(text) => {
+                    let _ = write!(std::io::stdout(), "{text}");
+                    ExitCode::SUCCESS
+                }
+                Err(error) => {
+                    eprintln!("pushline: {error}");
+                    ExitCode::from(EXIT_USAGE)
+                }
+            };
         }
     };
-    match config::load(&flags.into_inputs()) {
-        Ok(config) => then(config),
+    let inputs = flags.into_inputs();
+    match config::load(&inputs) {
+        Ok(config) => then(config, inputs),
         Err(refusals) => {
             refusals.iter().for_each(|refusal| eprintln!("pushline: {refusal}"));
             ExitCode::from(EXIT_USAGE)
@@ -130,8 +163,8 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn serve(config: Config) -> ExitCode {
-    match start::run(config) {
+fn serve(config: Config, inputs: Inputs) -> ExitCode {
+    match start::run(config, inputs) {
         Ok(Ended::Drained) => ExitCode::SUCCESS,
         // Workers are in the middle of things: only the end of the process stops them.
         Ok(Ended::AtOnce(signal)) => std::process::exit(EXIT_SIGNALLED + signal.number()),
@@ -186,6 +219,7 @@ mod tests {
             let flags = match cli.command {
                 Some(Command::Serve(flags) | Command::CheckConfig(flags)) => flags,
                 Some(Command::Doctor(examination)) => examination.flags,
+                Some(Command::ApiKey { .. }) => unreachable!("no such word here"),
                 None => cli.flags,
             };
             let listen = vec!["127.0.0.1:1", "[::1]:2", "127.0.0.1:3"];

@@ -5,6 +5,7 @@
 //! "unlimited". All refusals are told at once.
 //! Never logs or exits: `cli` does.
 
+pub mod auth;
 mod key;
 mod layer;
 mod value;
@@ -18,16 +19,19 @@ use self::key::{DRIVERS, FILES, FORMATS, KEYS, Key, POLICIES, Range};
 use self::layer::Layers;
 pub use self::layer::{Inputs, Source, from_text};
 use self::value::Read;
+use super::auth::{KeyError, Policy};
 use crate::proto::client_frame::frame_bytes_max;
 use crate::runtime::settings::{
-    Admin, AdminAddress, Drain, FeedLimits, Heartbeat, HistoryLimits, Limits, Log, Origins, Settings,
-    SlowReaders, Timeouts,
+    Admin, AdminAddress, Authentication, Drain, FeedLimits, Heartbeat, HistoryLimits, Limits, Log, Origins,
+    Settings, SlowReaders, Timeouts,
 };
 
 /// Checked settings, and how they came to be.
 #[derive(Debug)]
 pub struct Config {
     pub settings: Settings,
+    /// The keys and rules that `settings.auth` names, read from their files.
+    pub policy: Policy,
     layers: Layers,
 }
 
@@ -45,7 +49,7 @@ pub enum Refusal {
     Conflict { first: String, relation: String, second: String, why: &'static str },
     #[error(
         "listen = {address} ({from}): is not a loopback address, and without authentication anyone who reaches it could \
-         read and publish; listen on 127.0.0.1, or permit that with --open (open = true)"
+         read and publish; configure [auth], listen on 127.0.0.1, or permit that with --open (open = true)"
     )]
     NotLoopback { address: std::net::SocketAddr, from: Source },
     #[error(
@@ -53,6 +57,12 @@ pub enum Refusal {
          into the node and close connections; set admin.token_sha256, or listen on 127.0.0.1 or unix:/path"
     )]
     AdminWithoutToken { address: std::net::SocketAddr, from: Source },
+    #[error(
+        "open = true ({from}): permits anyone to do anything, and {configured} permits only some; leave one of them out"
+    )]
+    OpenAndStrict { from: Source, configured: &'static str },
+    #[error(transparent)]
+    TokenKeys(#[from] KeyError),
     #[error("--set {given}: must be KEY=VALUE, like --set limits.connections=1000")]
     NotAssigned { given: String },
     #[error("cannot read {}: {error}", path.display())]
@@ -82,7 +92,12 @@ pub fn load(inputs: &Inputs) -> Result<Config, Vec<Refusal>> {
     if check.refusals.is_empty() {
         check.together(&settings);
     }
-    if check.refusals.is_empty() { Ok(Config { settings, layers }) } else { Err(check.refusals) }
+    let policy = check.policy(&settings);
+    let refusals = check.refusals;
+    match policy {
+        Some(policy) if refusals.is_empty() => Ok(Config { settings, policy, layers }),
+        _ => Err(refusals),
+    }
 }
 
 /// A key whose default grows with another key, and what it must be at least for the other's value.
@@ -128,7 +143,7 @@ impl fmt::Display for Config {
                 table = key_table;
             }
             let given = self.layers.get(key);
-            write!(f, "{leaf} = {}", given.value)?;
+            write!(f, "{leaf} = {}", auth::hide_secrets(key.name, given.value))?;
             match given.source {
                 Source::Default => f.write_char('\n')?,
                 source => writeln!(f, "  # {source}")?,
@@ -151,7 +166,7 @@ impl Check<'_> {
         let given = self.layers.get(key);
         read(&given.value, key.range).unwrap_or_else(|right| {
             let Key { name, default, range } = *key;
-            let (given, from) = (given.value, given.source);
+            let (given, from) = (auth::hide_secrets(name, given.value), given.source);
             self.refusals.push(Refusal::BadValue { key: name, given, from, right, default });
             read(&key.default_value(), range).expect("defaults are right; a test reads them all")
         })
@@ -193,6 +208,7 @@ impl Check<'_> {
                 delay: self.read("drain.delay_seconds", value::seconds),
             },
             origins: Origins { allow: self.read("origins.allow", value::origins) },
+            auth: self.auth(),
             log: Log {
                 level: self.read("log.level", value::log_level),
                 format: self.read("log.format", |value, _| value::choice(value, FORMATS)),
@@ -201,6 +217,31 @@ impl Check<'_> {
                 listen: self.read("admin.listen", value::admin_address),
                 token_sha256: self.read("admin.token_sha256", value::sha256),
             },
+        }
+    }
+
+    fn auth(&mut self) -> Authentication {
+        Authentication {
+            keys: self.read("auth.keys", auth::keys),
+            jwks_file: self.read("auth.jwks_file", auth::file),
+            audience: self.read("auth.audience", auth::names),
+            issuer: self.read("auth.issuer", auth::names),
+            cookie: self.read("auth.cookie", auth::cookie),
+            leeway: self.read("auth.leeway_seconds", value::seconds),
+            lifetime_max: self.read("auth.lifetime_seconds_max", value::seconds),
+            api_keys: self.read("auth.api_keys", auth::api_keys),
+            anonymous: self.read("auth.anonymous", auth::anonymous),
+        }
+    }
+
+    /// Reads the files of keys that the settings name.
+    fn policy(&mut self, settings: &Settings) -> Option<Policy> {
+        match Policy::load(&settings.auth) {
+            Ok(policy) => Some(policy),
+            Err(errors) => {
+                self.refusals.extend(errors.into_iter().map(Refusal::TokenKeys));
+                None
+            }
         }
     }
 
@@ -244,7 +285,8 @@ impl Check<'_> {
             }
         }
         let reachable = |address: &&std::net::SocketAddr| !address.ip().to_canonical().is_loopback();
-        if let Some(&address) = settings.listen.iter().find(reachable).filter(|_| !settings.open) {
+        let strict = settings.auth.is_configured();
+        if let Some(&address) = settings.listen.iter().find(reachable).filter(|_| !settings.open && !strict) {
             let from = self.given("listen").source;
             self.refusals.push(Refusal::NotLoopback { address, from });
         }
@@ -253,6 +295,12 @@ impl Check<'_> {
         {
             let from = self.given("admin.listen").source;
             self.refusals.push(Refusal::AdminWithoutToken { address, from });
+        }
+        if settings.open && strict {
+            let keys = ["auth.keys", "auth.jwks_file", "auth.api_keys", "auth.anonymous"];
+            let configured = keys.into_iter().find(|key| self.given(key).source != Source::Default);
+            let configured = configured.unwrap_or("[auth]");
+            self.refusals.push(Refusal::OpenAndStrict { from: self.given("open").source, configured });
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use crate::domain::auth::Act;
 use crate::domain::channel::Name;
 use crate::domain::cursor::Cursor;
 use crate::domain::feed::Encoding;
@@ -21,8 +22,10 @@ use crate::runtime::turns::Pace;
 use crate::runtime::worker::Worker;
 
 use super::ask;
+use super::auth::Denied;
 use super::channels::newest;
-use super::publish::{self, Refused, publish_one, publish_parsed};
+use super::doorman::{bearer_of, permit_conn};
+use super::publish::{self, Publisher, Refused, publish_one, publish_parsed};
 use super::stream::{end_unless, has_channel, subscribed_frame};
 
 /// Ends a connection whose frames were not acted on to the end: that was a fault of ours.
@@ -65,7 +68,7 @@ pub async fn act(
         pace.step(bytes).await;
         match (&raw, frame) {
             (Some(channel), frame) => {
-                if let Err(refused) = publish_raw(&worker, channel, frame).await {
+                if let Err(refused) = publish_raw(&worker, conn, channel, frame).await {
                     unfinished.finished = true;
                     worker.with(|state| {
                         let reconnect_ms = state.reconnect_ms();
@@ -86,7 +89,10 @@ pub async fn act(
     worker.with(|state| state.on_acted(conn, last));
 }
 
-async fn publish_raw(worker: &Rc<Worker>, channel: &Name, frame: Frame) -> Result<(), Reason> {
+async fn publish_raw(worker: &Rc<Worker>, conn: ConnId, channel: &Name, frame: Frame) -> Result<(), Reason> {
+    worker
+        .with(|state| permit_conn(state, conn, Act::Publish, channel))
+        .map_err(|denied| if denied.status() == 403 { Reason::NotAllowed } else { denied.reason() })?;
     let body = match frame {
         Frame::Text(text) => Body::Text(text.into()),
         Frame::Binary(bytes) => Body::Binary(bytes.into()),
@@ -158,6 +164,7 @@ async fn subscribe(
     seq: Option<Seq>,
 ) -> Result<(), Refusal> {
     let name = name_of(channel)?;
+    worker.with(|state| permit_conn(state, conn, Act::Subscribe, &name)).map_err(Denied::refusal)?;
     let from = match start {
         Start::Now => From::Now,
         Start::Cursor(text) => From::After(
@@ -229,8 +236,10 @@ async fn publish_v1(
     seq: Option<Seq>,
     message_bytes_max: usize,
 ) -> Result<(), Refusal> {
-    let (name, published) =
-        publish_parsed(worker, publish, message_bytes_max).await.map_err(|(refusal, _)| refusal)?;
+    let bearer = worker.with(|state| bearer_of(state, conn)).map_err(Denied::refusal)?;
+    let publisher = bearer.as_ref().map_or(Publisher::ANYONE, |(bearer, peer)| Publisher::of(bearer, *peer));
+    let published = publish_parsed(worker, publish, message_bytes_max, publisher).await;
+    let (name, published) = published.map_err(|(refusal, _)| refusal)?;
     say(worker, conn, |json| {
         envelope::write_v1_published(json, name.as_str(), &published.cursor.text(), published.replayed, seq);
     });

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use sha1::{Digest, Sha1};
 
+use crate::domain::auth::{Act, Bearer, Proof};
 use crate::domain::channel::Name;
 use crate::domain::history::{From, PageMax};
 use crate::domain::home::{PublishRefusal, Published};
@@ -17,12 +18,15 @@ use crate::proto::json;
 use crate::proto::publish::{Publish, PublishData, check_event, check_key, parse_batch_line, parse_ttl};
 use crate::proto::refusal::{ErrorCode, Refusal};
 use crate::runtime::mail::{Answer as Told, Ask};
+use crate::runtime::peer::Peer;
 use crate::runtime::stats::Refusal as Counted;
 use crate::runtime::turns::Pace;
 use crate::runtime::worker::Worker;
 
 use super::answer::Answer;
+use super::auth::Denied;
 use super::channels::refused;
+use super::doorman;
 
 /// A publish that waits for the first one with its key asks so often, and so many times.
 const IN_FLIGHT_PAUSE: Duration = Duration::from_millis(5);
@@ -38,6 +42,40 @@ pub struct Labels {
     ttl_seconds: Option<u32>,
     key: Option<Box<[u8]>>,
     kind: ContentKind,
+}
+
+/// Who publishes.
+#[derive(Debug, Clone, Copy)]
+pub struct Publisher<'b>(Option<(&'b Bearer, Peer)>);
+
+impl<'b> Publisher<'b> {
+    /// Anyone: no authentication is configured.
+    pub const ANYONE: Self = Self(None);
+
+    pub const fn of(bearer: &'b Bearer, peer: Peer) -> Self {
+        Self(Some((bearer, peer)))
+    }
+
+    /// Whether they may publish to a channel. That they may not is told of in the log.
+    ///
+    /// # Errors
+    /// [`Denied`]
+    pub fn may_publish(self, name: &Name) -> Result<(), Denied> {
+        match self.0 {
+            Some((bearer, peer)) => doorman::permit(bearer, Act::Publish, std::slice::from_ref(name), peer),
+            None => Ok(()),
+        }
+    }
+
+    /// Whose idempotency keys they are: a token's and an API key's are not of one publisher, though they are called alike.
+    fn key_space(self) -> Box<str> {
+        let Some((Bearer { proof, subject: Some(subject), .. }, _)) = self.0 else { return "".into() };
+        match proof {
+            Proof::None => "".into(),
+            Proof::Token => format!("token:{subject}").into(),
+            Proof::ApiKey => format!("key:{subject}").into(),
+        }
+    }
 }
 
 /// Why a message was not published.
@@ -141,9 +179,15 @@ impl Labels {
     }
 }
 
-/// Publishes to all channels of a URL.
-pub async fn publish(worker: &Rc<Worker>, names: &[Name], draft: Draft, key: Option<&[u8]>) -> Answer {
-    let key = key.map(|key| Box::new(key_of(key, &draft)));
+/// Publishes to all channels of a URL, which `publisher` may.
+pub async fn publish(
+    worker: &Rc<Worker>,
+    names: &[Name],
+    draft: Draft,
+    key: Option<&[u8]>,
+    publisher: Publisher<'_>,
+) -> Answer {
+    let key = key.map(|key| Box::new(key_of(key, &draft, publisher)));
     let result = match names {
         [name] => publish_one(worker, name, draft, key).await.map(|published| vec![published]),
         names => publish_all(worker, names, &draft, key).await,
@@ -213,7 +257,7 @@ pub fn with_retry_after(worker: &Rc<Worker>, answer: Answer) -> Answer {
 }
 
 /// A key with the digest of what it came with.
-fn key_of(key: &[u8], draft: &Draft) -> Key {
+fn key_of(key: &[u8], draft: &Draft, publisher: Publisher<'_>) -> Key {
     let mut digest = Sha1::new();
     digest.update([match draft.body {
         Body::Json(_) => 0,
@@ -226,7 +270,7 @@ fn key_of(key: &[u8], draft: &Draft) -> Key {
     digest.update((event.len() as u64).to_le_bytes());
     digest.update(event.as_bytes());
     digest.update(draft.body.bytes());
-    Key { publisher: "".into(), key: key.into(), digest: digest.finalize().into() }
+    Key { publisher: publisher.key_space(), key: key.into(), digest: digest.finalize().into() }
 }
 
 /// Until the first request with a key may be done. Boxed: seldom needed, and large.
@@ -357,9 +401,14 @@ pub async fn publish_parsed(
     worker: &Rc<Worker>,
     publish: Publish<'_>,
     message_bytes_max: usize,
+    publisher: Publisher<'_>,
 ) -> Result<(Name, Published), (Refusal, u16)> {
     let name = Name::parse(&publish.channel)
         .map_err(|error| (Refusal::new(ErrorCode::BadChannel, error.detail()), 400))?;
+    publisher.may_publish(&name).map_err(|denied| {
+        worker.stats().refuse(denied.counted());
+        (denied.refusal(), denied.status())
+    })?;
     let body = match publish.data {
         PublishData::Json(text) => Body::Json(text.into()),
         PublishData::Text(text) => Body::Text(text.into()),
@@ -369,7 +418,7 @@ pub async fn publish_parsed(
         return Err((Refusal::new(ErrorCode::MessageTooLarge, TOO_LARGE), 413));
     }
     let draft = Draft { event: publish.event.as_deref().map(Into::into), body, ttl_seconds: publish.ttl_s };
-    let key = publish.key.as_deref().map(|key| Box::new(key_of(key.as_bytes(), &draft)));
+    let key = publish.key.as_deref().map(|key| Box::new(key_of(key.as_bytes(), &draft, publisher)));
     let published = publish_one(worker, &name, draft, key).await;
     published.map(|published| (name, published)).map_err(|refused| {
         count(worker, refused);
@@ -388,7 +437,12 @@ pub fn too_large(bytes_max: usize) -> String {
 }
 
 /// Publishes the lines of a batch, in order; each is answered by one line.
-pub async fn batch(worker: &Rc<Worker>, body: &[u8], message_bytes_max: usize) -> Answer {
+pub async fn batch(
+    worker: &Rc<Worker>,
+    body: &[u8],
+    message_bytes_max: usize,
+    publisher: Publisher<'_>,
+) -> Answer {
     if memchr::memchr_iter(b'\n', body).count() > BATCH_LINES_MAX {
         return Answer::problem(413, "a batch has at most 65536 lines; split it");
     }
@@ -400,7 +454,7 @@ pub async fn batch(worker: &Rc<Worker>, body: &[u8], message_bytes_max: usize) -
             continue;
         }
         let result = match parse_batch_line(line) {
-            Ok(publish) => publish_parsed(worker, publish, message_bytes_max).await,
+            Ok(publish) => publish_parsed(worker, publish, message_bytes_max, publisher).await,
             Err(refusal) => Err((refusal, 400)),
         };
         match result {
@@ -435,4 +489,32 @@ pub async fn delete(worker: &Rc<Worker>, names: &[Name]) -> Answer {
         }
     }
     Answer::new(204).field("Cache-Control", "no-store")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::auth::Grants;
+
+    #[test]
+    fn idempotency_keys_are_each_publishers_own() {
+        let bearer = |proof, subject: Option<&str>| Bearer {
+            proof,
+            subject: subject.map(Into::into),
+            token_id: None,
+            issued_s: None,
+            expires_s: None,
+            digest: [0; 32],
+            grants: Grants::default(),
+        };
+        let stranger = bearer(Proof::None, None);
+        let (token, key) = (bearer(Proof::Token, Some("app")), bearer(Proof::ApiKey, Some("app")));
+        let other = bearer(Proof::Token, Some("other"));
+        let spaces =
+            [&stranger, &token, &key, &other].map(|bearer| Publisher::of(bearer, Peer::UNIX).key_space());
+        for (at, space) in spaces.iter().enumerate() {
+            assert!(!spaces[..at].contains(space), "{spaces:?}");
+        }
+        assert_eq!(Publisher::ANYONE.key_space(), spaces[0]);
+    }
 }

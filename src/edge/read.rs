@@ -29,6 +29,7 @@ use crate::runtime::worker::Worker;
 use super::answer::{Answer, Content, Manner, VARY_READ};
 use super::ask;
 use super::channels::{LIMIT_MAX, WAIT_MAX_S, cursor, newest, number};
+use super::doorman::CREDENTIALS;
 use super::publish::with_retry_after;
 
 /// Answers remembered by one worker; beyond it all are forgotten.
@@ -136,7 +137,8 @@ async fn polled(
     let wait_s = wait_of(query, request)?;
     let target = match request.target {
         Target::Path { path, query } if query.is_empty() => Cow::Borrowed(path),
-        Target::Path { path, query } => Cow::Owned(format!("{path}?{}", query.raw())),
+        // Who asks changes no answer, and what they ask with is not remembered.
+        Target::Path { path, query } => Cow::Owned(format!("{path}?{}", query.without(&CREDENTIALS))),
         Target::Asterisk => Cow::Borrowed(""),
     };
     if wait_s == 0

@@ -1,6 +1,9 @@
 //! Which handler a request goes to, by path and method, and what each asks for: one `match` a step.
 //! Owns the URLs. Never reads from the connection itself, nor writes to it.
 
+use std::rc::Rc;
+
+use crate::domain::auth::{Act, Bearer, Proof};
 use crate::domain::channel::Name;
 use crate::proto::http::date::format_imf_date;
 use crate::proto::http::fields::Accept;
@@ -11,13 +14,16 @@ use crate::runtime::close::Reason;
 use crate::runtime::stats::Refusal;
 
 use super::answer::{Answer, Manner, VARY_READ};
+use super::auth::{Denied, TicketUse};
 use super::channels::{parse_names, refused, stream_start, switch};
 use super::conn::{Call, Conn, Next};
+use super::doorman::{self, Admitted};
 use super::lab;
 use super::origin::Passed;
-use super::publish::{self, Labels};
+use super::publish::{self, Labels, Publisher};
 use super::read::{self, Polled};
-use super::stream::{Handshake, open_events, open_websocket};
+use super::stream::{Handshake, open_events, open_websocket, refuse_websocket};
+use super::tickets;
 
 impl Conn {
     pub(super) async fn on_request(self, request: Request<'_>) -> Next {
@@ -66,6 +72,7 @@ impl Conn {
                 self.fixed(call, answer).await
             }
             "/publish" => self.on_batch(call).await,
+            "/tickets" => self.on_tickets(call).await,
             #[cfg(debug_assertions)]
             "/$debug/panic" => panic!("a panic that a test asked for"),
             // Holds its worker up, as a loop without end would.
@@ -124,6 +131,10 @@ impl Conn {
         if call.request.method != Method::Post {
             return self.without_body(call, not_allowed("POST, OPTIONS")).await;
         }
+        let bearer = match self.admit(&call).and_then(|admitted| may_publish_somewhere(admitted.bearer)) {
+            Ok(bearer) => bearer,
+            Err(denied) => return self.denied(call, denied).await,
+        };
         let fields = &call.request.fields;
         let content_type = fields.get("content-type").unwrap_or_default();
         let media_type = content_type.split(|byte| *byte == b';').next().unwrap_or_default();
@@ -154,11 +165,12 @@ impl Conn {
             let answer = publish::refusal(&self.worker, publish::Refused::Draining);
             return self.answered(&answer, &call.manner).await;
         }
-        let answer = publish::batch(&self.worker, &content, message_bytes).await;
+        let publisher = self.publisher(&bearer);
+        let answer = publish::batch(&self.worker, &content, message_bytes, publisher).await;
         self.answered(&answer, &call.manner).await
     }
 
-    async fn on_channels(self, call: Call<'_>, path: Option<&str>) -> Next {
+    async fn on_channels(mut self, call: Call<'_>, path: Option<&str>) -> Next {
         let names = match path.map(parse_names).transpose() {
             Ok(names) => names,
             Err(answer) if is_read(&call.request) => {
@@ -166,33 +178,100 @@ impl Conn {
             }
             Err(answer) => return self.without_body(call, answer).await,
         };
-        match (call.request.method, names) {
+        let (act, names) = match (call.request.method, names) {
             (Method::Get, names) if matches!(call.request.upgrade, Upgrade::WebSocket { .. }) => {
-                self.on_websocket(call, names.unwrap_or_default()).await
+                return self.on_websocket(call, names.unwrap_or_default()).await;
             }
-            (Method::Get | Method::Head, Some(names)) => self.on_read(call, names).await,
-            (Method::Post, Some(names)) => self.on_publish(call, &names).await,
-            (Method::Delete, Some(names)) => {
-                let mut conn = self;
-                if let Err(failed) = conn.discard_body(&call).await {
-                    return failed.tell(conn, &call).await;
-                }
-                let answer = publish::delete(&conn.worker, &names).await;
-                conn.answered(&answer, &call.manner).await
-            }
+            (Method::Get | Method::Head, Some(names)) => (Act::Subscribe, names),
+            (Method::Post, Some(names)) => (Act::Publish, names),
+            (Method::Delete, Some(names)) => (Act::Delete, names),
             (Method::Get | Method::Head, None) => {
                 let answer = Answer::problem(
                     404,
                     "no channel is named; read /channels/NAME, or open a WebSocket here with the subprotocol pushline.v1",
                 );
-                self.without_body(call, answer).await
+                return self.without_body(call, answer).await;
             }
-            (_, None) => self.without_body(call, not_allowed("GET, HEAD, OPTIONS")).await,
-            (_, Some(_)) => self.without_body(call, not_allowed(METHODS)).await,
+            (_, None) => return self.without_body(call, not_allowed("GET, HEAD, OPTIONS")).await,
+            (_, Some(_)) => return self.without_body(call, not_allowed(METHODS)).await,
+        };
+        let admitted = match self.admit(&call).and_then(|admitted| self.permit(admitted, act, &names)) {
+            Ok(admitted) => admitted,
+            Err(denied) => return self.denied(call, denied).await,
+        };
+        match act {
+            Act::Subscribe => self.on_read(call, names, admitted).await,
+            Act::Publish => self.on_publish(call, &names, &admitted.bearer).await,
+            Act::Delete => self.on_delete(call, &names).await,
         }
     }
 
-    async fn on_publish(mut self, call: Call<'_>, names: &[Name]) -> Next {
+    async fn on_delete(mut self, call: Call<'_>, names: &[Name]) -> Next {
+        if let Err(failed) = self.discard_body(&call).await {
+            return failed.tell(self, &call).await;
+        }
+        let answer = publish::delete(&self.worker, names).await;
+        self.answered(&answer, &call.manner).await
+    }
+
+    /// Who a request is of. The connection is theirs from now on.
+    fn admit(&mut self, call: &Call<'_>) -> Result<Admitted, Denied> {
+        let peer = self.stream.socket.peer;
+        let doorman = &self.site.doorman;
+        let admitted = doorman.admit(&call.request, call.query, peer, call.manner.unix_s);
+        if !doorman.is_open() {
+            if let Err(denied) = &admitted {
+                doorman::note(*denied, peer, None, None);
+            }
+            self.stream.socket.bearer = admitted.as_ref().ok().map(|admitted| Rc::clone(&admitted.bearer));
+        }
+        admitted
+    }
+
+    /// Whether they may do this to all of the channels.
+    fn permit(&self, admitted: Admitted, act: Act, names: &[Name]) -> Result<Admitted, Denied> {
+        if !self.site.doorman.is_open() {
+            doorman::permit(&admitted.bearer, act, names, self.stream.socket.peer)?;
+        }
+        Ok(admitted)
+    }
+
+    fn publisher<'b>(&self, bearer: &'b Bearer) -> Publisher<'b> {
+        if self.site.doorman.is_open() {
+            Publisher::ANYONE
+        } else {
+            Publisher::of(bearer, self.stream.socket.peer)
+        }
+    }
+
+    async fn denied(self, call: Call<'_>, denied: Denied) -> Next {
+        self.worker.stats().refuse(denied.counted());
+        let answer = doorman::answer(denied);
+        let answer = if is_read(&call.request) { answer.vary(VARY_READ) } else { answer };
+        self.without_body(call, answer).await
+    }
+
+    async fn on_tickets(self, call: Call<'_>) -> Next {
+        if call.request.method != Method::Post {
+            return self.without_body(call, not_allowed("POST, OPTIONS")).await;
+        }
+        if self.site.doorman.is_open() {
+            return self.without_body(call, tickets::none_needed()).await;
+        }
+        let now_s = call.manner.unix_s;
+        match self.site.doorman.give_ticket(&call.request, call.query, now_s) {
+            Ok(asked) => {
+                let answer = tickets::answer(&self.worker, asked);
+                self.without_body(call, answer).await
+            }
+            Err(denied) => {
+                doorman::note(denied, self.stream.socket.peer, None, None);
+                self.denied(call, denied).await
+            }
+        }
+    }
+
+    async fn on_publish(mut self, call: Call<'_>, names: &[Name], bearer: &Bearer) -> Next {
         let labels = match Labels::of(&call.request.fields) {
             Ok(labels) => labels,
             Err(answer) => return self.without_body(call, answer).await,
@@ -202,13 +281,16 @@ impl Conn {
             Err(failed) => return failed.tell(self, &call).await,
         };
         let answer = match labels.draft(content) {
-            Ok(draft) => publish::publish(&self.worker, names, draft, labels.key()).await,
+            Ok(draft) => {
+                let publisher = self.publisher(bearer);
+                publish::publish(&self.worker, names, draft, labels.key(), publisher).await
+            }
             Err(answer) => answer,
         };
         self.answered(&answer, &call.manner).await
     }
 
-    async fn on_websocket(self, call: Call<'_>, names: Vec<Name>) -> Next {
+    async fn on_websocket(mut self, call: Call<'_>, names: Vec<Name>) -> Next {
         let Upgrade::WebSocket { key } = call.request.upgrade else {
             return Next::End(self, Reason::Internal);
         };
@@ -232,20 +314,39 @@ impl Conn {
         });
         match good {
             Ok((handshake, from)) => {
-                let Conn { worker, mut stream, input, out, site } = self;
+                let admitted = self.admit(&call).and_then(|admitted| self.permit_websocket(admitted, &names));
                 // Answers of pipelined requests go first.
-                let deadline = site.settings().timeouts.body;
-                if !out.is_empty() && stream.write_all(&out, deadline).await.is_err() {
+                if self.flush().await.is_err() {
                     return Next::Gone;
                 }
-                open_websocket(&worker, stream, &handshake, &names, &from, input).await;
+                let Conn { worker, stream, input, site, .. } = self;
+                match admitted {
+                    Ok(Admitted { ticket, .. }) => {
+                        let opened = open_websocket(&worker, stream, &handshake, &names, &from, input).await;
+                        tickets::opened(&site, &worker, ticket, opened);
+                    }
+                    Err(denied) => {
+                        worker.stats().refuse(denied.counted());
+                        refuse_websocket(&worker, stream, &handshake, denied.reason());
+                    }
+                }
                 Next::Gone
             }
             Err(answer) => self.answered(&answer.vary(VARY_READ), &call.manner).await,
         }
     }
 
-    async fn on_read(mut self, call: Call<'_>, names: Vec<Name>) -> Next {
+    /// The same for a WebSocket: its channels, and where it names none, that it may do anything at all.
+    fn permit_websocket(&self, admitted: Admitted, names: &[Name]) -> Result<Admitted, Denied> {
+        if names.is_empty() && !self.site.doorman.is_open() && may_nothing(&admitted.bearer) {
+            let denied = doorman::refusal(&admitted.bearer, Act::Subscribe);
+            doorman::note(denied, self.stream.socket.peer, Some(&admitted.bearer), None);
+            return Err(denied);
+        }
+        self.permit(admitted, Act::Subscribe, names)
+    }
+
+    async fn on_read(mut self, call: Call<'_>, names: Vec<Name>, admitted: Admitted) -> Next {
         if let Err(failed) = self.discard_body(&call).await {
             return failed.tell(self, &call).await;
         }
@@ -253,7 +354,7 @@ impl Conn {
         let fields = call.request.fields;
         let accept = Accept::parse(fields.all("accept"));
         if accept.event_stream {
-            return self.on_events(call, &names, head_only).await;
+            return self.on_events(call, &names, head_only, admitted.ticket).await;
         }
         if !accept.json {
             let answer = Answer::problem(
@@ -283,7 +384,13 @@ impl Conn {
         }
     }
 
-    async fn on_events(mut self, call: Call<'_>, names: &[Name], head_only: bool) -> Next {
+    async fn on_events(
+        mut self,
+        call: Call<'_>,
+        names: &[Name],
+        head_only: bool,
+        ticket: Option<TicketUse>,
+    ) -> Next {
         let fields = call.request.fields;
         let start = stream_start(call.query, fields.get("last-event-id"), names.len());
         let envelope = switch(call.query, "envelope");
@@ -299,10 +406,21 @@ impl Conn {
             super::stream::event_stream_head(&mut self.out, &call.manner);
             return Next::End(self, Reason::Answered);
         }
-        let Conn { worker, stream, .. } = self;
-        open_events(&worker, stream, &call.manner, names, &from, envelope).await;
+        let Conn { worker, stream, site, .. } = self;
+        let opened = open_events(&worker, stream, &call.manner, names, &from, envelope).await;
+        tickets::opened(&site, &worker, ticket, opened);
         Next::Gone
     }
+}
+
+/// Whether someone may publish to any channel: else no line of a batch can be done.
+fn may_publish_somewhere(bearer: Rc<Bearer>) -> Result<Rc<Bearer>, Denied> {
+    if bearer.grants.publish.is_empty() { Err(doorman::refusal(&bearer, Act::Publish)) } else { Ok(bearer) }
+}
+
+/// Whether there is nothing that someone may do.
+fn may_nothing(bearer: &Bearer) -> bool {
+    bearer.proof == Proof::None && bearer.grants == Default::default()
 }
 
 /// Fields that speak of one message, and the members of a batch's line that say the same.
@@ -323,7 +441,7 @@ fn is_read(request: &Request<'_>) -> bool {
 fn methods_of(path: &str) -> Option<&'static str> {
     match path {
         "/" | "/healthz" | "/readyz" | "/channels" => Some("GET, HEAD, OPTIONS"),
-        "/publish" => Some("POST, OPTIONS"),
+        "/publish" | "/tickets" => Some("POST, OPTIONS"),
         path if path.starts_with("/channels/") => Some(METHODS),
         _ => None,
     }

@@ -14,7 +14,9 @@ use crate::runtime::stream::Stream;
 use crate::runtime::worker::{Done, Edge, LocalTask, Worker};
 
 use super::at_once;
+use super::auth::Auth;
 use super::conn::Conn;
+use super::doorman::Doorman;
 use super::frames;
 use super::origin::Gate;
 use super::read::Remembered;
@@ -23,12 +25,18 @@ use super::read::Remembered;
 pub struct Site {
     pub(super) node: Arc<Node>,
     pub(super) gate: Gate,
+    pub(super) doorman: Doorman,
     pub(super) remembered: Remembered,
 }
 
 impl Site {
-    pub fn new(node: &Arc<Node>) -> Self {
-        Self { node: Arc::clone(node), gate: Gate::new(&node.settings), remembered: Remembered::default() }
+    pub fn new(node: &Arc<Node>, auth: &Arc<Auth>) -> Self {
+        Self {
+            node: Arc::clone(node),
+            gate: Gate::new(&node.settings),
+            doorman: Doorman::new(auth, !node.settings.auth.is_configured()),
+            remembered: Remembered::default(),
+        }
     }
 
     pub(super) fn settings(&self) -> &Settings {

@@ -3,9 +3,11 @@
 
 use std::cell::Cell;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use crate::edge::admin::{self, Admin};
-use crate::edge::config::Config;
+use crate::edge::auth::{Auth, Policy};
+use crate::edge::config::{self, Config, Inputs};
 use crate::edge::doctor::{self, Wanted};
 use crate::edge::log;
 use crate::edge::machine::Machine;
@@ -13,25 +15,35 @@ use crate::edge::site::Site;
 use crate::runtime::activation::{self, Passed};
 use crate::runtime::server::{self, Ended, ServeError};
 use crate::runtime::settings::Settings;
+use crate::runtime::state::Node;
 
 /// Serves until told to stop.
 ///
 /// # Errors
 /// [`ServeError`] when the node cannot start; nothing was served then.
-pub fn run(config: Config) -> Result<Ended, ServeError> {
+pub fn run(config: Config, inputs: Inputs) -> Result<Ended, ServeError> {
     log::init(&config.settings.log);
     warn_of_limits(&config);
-    let mut settings = config.settings;
+    let Config { mut settings, policy, .. } = config;
     settings.passed = passed(&settings)?;
-    if !settings.open {
+    let is_strict = settings.auth.is_configured();
+    if is_strict {
+        tell_keys("authentication is configured", &policy);
+    } else if !settings.open {
         tracing::info!(
-            "listening on loopback alone; anyone on this machine may read and publish. --open permits other addresses"
+            "listening on loopback alone; anyone on this machine may read and publish. [auth] says who may do what; \
+             --open permits other addresses without it"
         );
     }
+    let auth = Arc::new(Auth::new(policy));
+    let make_edge = {
+        let auth = Arc::clone(&auth);
+        move |node: &Arc<Node>| Site::new(node, &auth)
+    };
     let (listening, operators) = (Cell::new(None), Cell::new(None));
     let ended = server::serve(
         settings,
-        Site::new,
+        make_edge,
         |settings| {
             listening.set(admin::listen(settings)?);
             Ok(())
@@ -40,7 +52,7 @@ pub fn run(config: Config) -> Result<Ended, ServeError> {
             operators.set(listening.take().map(|listening| Admin::start(node, listening)));
             greet(addresses);
         },
-        |_| {},
+        |_| reload(&inputs, &auth, is_strict),
     );
     // Operators look on until the last client is gone.
     drop(operators);
@@ -50,11 +62,40 @@ pub fn run(config: Config) -> Result<Ended, ServeError> {
 /// The sockets that a service manager passed, if those that they reach may be reached.
 fn passed(settings: &Settings) -> Result<Vec<Passed>, ServeError> {
     let passed = activation::passed()?;
-    match passed.iter().find(|passed| !settings.open && !passed.addr.ip().to_canonical().is_loopback()) {
+    let loopback_alone = !settings.open && !settings.auth.is_configured();
+    match passed.iter().find(|passed| loopback_alone && !passed.addr.ip().to_canonical().is_loopback()) {
         Some(Passed { name, addr, .. }) => {
             Err(ServeError::PassedReachable { name: name.clone(), addr: *addr })
         }
         None => Ok(passed),
+    }
+}
+
+/// Reads the configuration and its files again. What of them is wrong changes nothing.
+fn reload(inputs: &Inputs, auth: &Auth, is_strict: bool) {
+    match config::load(inputs) {
+        Ok(Config { settings, policy, .. }) if settings.auth.is_configured() == is_strict => {
+            if is_strict {
+                tell_keys("keys and rules are loaded anew", &policy);
+                auth.replace(policy);
+            }
+        }
+        Ok(_) => tracing::error!(
+            "reload: authentication is turned on or off by a restart alone; the keys and rules stay as they were"
+        ),
+        Err(refusals) => {
+            for refusal in refusals {
+                tracing::error!(%refusal, "reload: the configuration is wrong; the keys and rules stay as they were");
+            }
+        }
+    }
+}
+
+fn tell_keys(message: &str, policy: &Policy) {
+    let (keys, api_keys) = policy.counts();
+    tracing::info!(keys, api_keys, "{message}");
+    for left_out in policy.left_out() {
+        tracing::info!(left_out, "a key of auth.jwks_file is not used");
     }
 }
 

@@ -41,7 +41,7 @@ pub fn event_stream_head(out: &mut Vec<u8>, manner: &Manner<'_>) {
         .end();
 }
 
-/// Opens an event stream.
+/// Opens an event stream. `None`: it was refused, or the client is gone.
 pub async fn open_events(
     worker: &Rc<Worker>,
     stream: Stream,
@@ -49,7 +49,7 @@ pub async fn open_events(
     names: &[Name],
     from: &[From],
     envelope: bool,
-) {
+) -> Option<ConnId> {
     let mut head = Vec::with_capacity(512);
     event_stream_head(&mut head, manner);
     let places = match places(worker, names, from).await {
@@ -57,10 +57,10 @@ pub async fn open_events(
         refused => {
             let reason = if refused.is_ok() { Reason::Drain } else { Reason::Full };
             refuse_events(worker, stream, head, reason);
-            return;
+            return None;
         }
     };
-    let Some(socket) = stream.into_socket() else { return };
+    let socket = stream.into_socket()?;
     worker.with(|state| {
         let conn = state.adopt(socket, Kind::Sse);
         let mut out = head;
@@ -85,7 +85,8 @@ pub async fn open_events(
         let read = places.iter().all(|place| state.subscribe(conn.slot, *place, encoding, many));
         end_unless(state, conn, read);
         state.bury();
-    });
+        Some(conn)
+    })
 }
 
 /// Chromium never comes back after an error status: a stream refused for a passing reason is a stream that ends.
@@ -128,7 +129,22 @@ pub struct Handshake {
     pub subprotocol: Subprotocol,
 }
 
-/// Opens a WebSocket. `leftover` are the client's first frames, if they came already.
+/// Accepts a handshake only to say why it ends: a browser cannot see one that is refused.
+pub fn refuse_websocket(worker: &Rc<Worker>, stream: Stream, handshake: &Handshake, reason: Reason) {
+    let v1 = handshake.subprotocol == Subprotocol::V1;
+    let mut out = Vec::with_capacity(256);
+    write_switching(&mut out, &handshake.accept, handshake.subprotocol);
+    let Some(socket) = stream.into_socket() else { return };
+    worker.with(|state| {
+        let conn = state.adopt(socket, Kind::Ws { v1, reader: Default::default() });
+        state.say(conn.slot, &out);
+        let reconnect_ms = state.reconnect_ms();
+        state.farewell(conn.slot, reason, reconnect_ms);
+        state.bury();
+    });
+}
+
+/// Opens a WebSocket. `leftover` are the client's first frames, if they came already. `None`: the client is gone.
 pub async fn open_websocket(
     worker: &Rc<Worker>,
     stream: Stream,
@@ -136,12 +152,12 @@ pub async fn open_websocket(
     names: &[Name],
     from: &[From],
     mut leftover: Vec<u8>,
-) {
+) -> Option<ConnId> {
     let v1 = handshake.subprotocol == Subprotocol::V1;
     let mut out = Vec::with_capacity(256);
     write_switching(&mut out, &handshake.accept, handshake.subprotocol);
     let places = places(worker, names, from).await;
-    let Some(socket) = stream.into_socket() else { return };
+    let socket = stream.into_socket()?;
     worker.with(|state| {
         let conn = state.adopt(socket, Kind::Ws { v1, reader: Default::default() });
         state.stats().answer(101);
@@ -152,7 +168,7 @@ pub async fn open_websocket(
             let reconnect_ms = state.reconnect_ms();
             state.farewell(conn.slot, reason, reconnect_ms);
             state.bury();
-            return;
+            return Some(conn);
         }
         let places = places.unwrap_or_default();
         if v1 {
@@ -167,7 +183,7 @@ pub async fn open_websocket(
             // Raw cannot tell a gap.
             state.farewell(conn.slot, Reason::Slow, 0);
             state.bury();
-            return;
+            return Some(conn);
         }
         let encoding = if v1 { Encoding::V1 } else { Encoding::Raw };
         let read = places.iter().all(|place| state.subscribe(conn.slot, *place, encoding, false));
@@ -176,7 +192,8 @@ pub async fn open_websocket(
             state.on_frames(conn, &mut leftover);
         }
         state.bury();
-    });
+        Some(conn)
+    })
 }
 
 /// A node so slow that a channel was let go of between finding it and reading it is too full: the client comes back.

@@ -67,6 +67,8 @@ pub enum Reason {
     Revoked,
     /// Not allowed on the URL's channels.
     Forbidden,
+    /// The ticket that opened it has opened another stream.
+    Replaced,
     /// An operator closed it.
     Kicked,
     /// Fell out of what the server keeps.
@@ -126,6 +128,7 @@ impl Reason {
             Self::Expired => "expired",
             Self::Revoked => "revoked",
             Self::Forbidden => "forbidden",
+            Self::Replaced => "replaced",
             Self::Kicked => "kicked",
             Self::Slow => "slow",
             Self::RateLimited => "rate_limited",
@@ -148,7 +151,7 @@ impl Reason {
             Self::Internal => 1011,
             Self::Drain => 1012,
             Self::Full => 1013,
-            Self::Unauthenticated | Self::Expired | Self::Revoked => 4401,
+            Self::Unauthenticated | Self::Expired | Self::Revoked | Self::Replaced => 4401,
             Self::Forbidden => 4403,
             Self::Slow => 4408,
             Self::RateLimited => 4429,

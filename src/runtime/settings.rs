@@ -2,10 +2,12 @@
 //! Owns plain values with units in their names. Never parses: `edge::config` makes these from
 //! files, environment and flags, and refuses what does not fit.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::domain::auth::Grants;
 use crate::domain::channel::Pattern;
 
 use super::activation::Passed;
@@ -33,6 +35,7 @@ pub struct Settings {
     pub slow: SlowReaders,
     pub drain: Drain,
     pub origins: Origins,
+    pub auth: Authentication,
     pub log: Log,
     pub admin: Admin,
 }
@@ -135,10 +138,83 @@ pub struct Drain {
     pub delay: Duration,
 }
 
-/// Browser origins that may use the server besides its own (`scheme://host[:port]`, lower case).
+/// Browser origins that may use the server besides its own (`scheme://host[:port]`, lower case; the host may begin with
+/// `*.`, which stands for one label or more).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origins {
     pub allow: Vec<String>,
+}
+
+/// Who may do what. Nothing of keys, API keys and rules for strangers given: anyone may do everything.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Authentication {
+    pub keys: Vec<TokenKey>,
+    /// Keys in the form of others (RFC 7517 §5).
+    pub jwks_file: Option<PathBuf>,
+    /// A token must be for one of them; empty: it may be for anyone.
+    pub audience: Vec<String>,
+    /// A token must be of one of them; empty: it may be of anyone.
+    pub issuer: Vec<String>,
+    /// The name of the cookie that holds a token.
+    pub cookie: String,
+    /// How far the clocks of those who make tokens may be off.
+    pub leeway: Duration,
+    /// A token that lives longer is refused.
+    pub lifetime_max: Duration,
+    pub api_keys: Vec<ApiKey>,
+    /// What those may do who do not say who they are.
+    pub anonymous: Option<Grants>,
+}
+
+impl Authentication {
+    /// Whether everything that is not granted is refused.
+    pub fn is_configured(&self) -> bool {
+        !self.keys.is_empty()
+            || self.jwks_file.is_some()
+            || !self.api_keys.is_empty()
+            || self.anonymous.is_some()
+    }
+}
+
+/// A key that tokens are signed with, and the one algorithm that it is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenKey {
+    pub kid: Option<String>,
+    pub algorithm: TokenAlgorithm,
+    pub material: KeyMaterial,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenAlgorithm {
+    Hs256,
+    Rs256,
+    Es256,
+    EdDsa,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeyMaterial {
+    Secret(Secret),
+    SecretFile(PathBuf),
+    PublicKeyFile(PathBuf),
+}
+
+/// What nobody may read in a log.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub Box<str>);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+/// A key of a server-side publisher; kept as its digest alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiKey {
+    pub name: String,
+    pub sha256: [u8; 32],
+    pub grants: Grants,
 }
 
 /// What is logged, to stderr.

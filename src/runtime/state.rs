@@ -95,10 +95,9 @@ impl Node {
         &self,
         mut errand: impl FnMut(WorkerIndex) -> E,
     ) {
-        for (index, mailbox) in self.mailboxes.iter().enumerate() {
-            let mail = Mail::Do(Box::new(errand(index as WorkerIndex)));
-            let bytes = mail.cost_bytes();
-            mailbox.send_reserved(mail, bytes);
+        for index in 0..self.mailboxes.len() {
+            let index = index as WorkerIndex;
+            self.on_worker(index, errand(index));
         }
     }
 

@@ -65,6 +65,40 @@ impl Conn {
         Ok(Self { stream, addr, ahead: Vec::new(), asked: VecDeque::new() })
     }
 
+    /// A connection whose client has the address `127.0.0.LAST`.
+    ///
+    /// # Panics
+    /// When the server does not accept.
+    #[allow(unsafe_code)]
+    pub fn open_as(last: u8, addr: SocketAddr) -> Self {
+        use std::os::fd::FromRawFd;
+        let SocketAddr::V4(to) = addr else { panic!("{addr} is no IPv4 address") };
+        let place = |octets: [u8; 4], port: u16| libc::sockaddr_in {
+            sin_family: libc::AF_INET as libc::sa_family_t,
+            sin_port: port.to_be(),
+            sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(octets) },
+            sin_zero: [0; 8],
+        };
+        let (own, to) = (place([127, 0, 0, last], 0), place(to.ip().octets(), to.port()));
+        let bytes = libc::socklen_t::try_from(size_of::<libc::sockaddr_in>()).expect("small");
+        // SAFETY: no pointers; the descriptor is nobody else's.
+        let stream = unsafe {
+            let fd = libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0);
+            assert!(fd >= 0, "socket: {}", io::Error::last_os_error());
+            TcpStream::from_raw_fd(fd)
+        };
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&stream);
+        // SAFETY: `own` has the size given and lives through the call.
+        let bound = unsafe { libc::bind(fd, (&raw const own).cast(), bytes) };
+        assert_eq!(bound, 0, "bind: {}", io::Error::last_os_error());
+        // SAFETY: the same of `to`.
+        let connected = unsafe { libc::connect(fd, (&raw const to).cast(), bytes) };
+        assert_eq!(connected, 0, "connect: {}", io::Error::last_os_error());
+        stream.set_read_timeout(Some(DEADLINE)).expect("a timeout above zero");
+        stream.set_nodelay(true).expect("a TCP socket");
+        Self { stream, addr, ahead: Vec::new(), asked: VecDeque::new() }
+    }
+
     pub fn stream(&self) -> &TcpStream {
         &self.stream
     }

@@ -11,6 +11,7 @@ pub mod rng;
 pub mod server;
 pub mod sock_diag;
 pub mod sse;
+pub mod token;
 pub mod ws;
 
 use std::time::{Duration, Instant};

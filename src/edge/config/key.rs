@@ -2,7 +2,7 @@
 //! the checks share.
 //! Owns names and how they are found, also when misspelt. Never values: `value` reads those.
 
-use crate::runtime::settings::{DriverChoice, FilesChoice, LogFormat, SlowPolicy};
+use crate::runtime::settings::{DriverChoice, FilesChoice, LogFormat, SlowPolicy, TokenAlgorithm};
 
 /// One key of `pushline.toml`.
 #[derive(Debug, PartialEq)]
@@ -65,6 +65,15 @@ pub const KEYS: &[Key] = &[
     key("drain.window_seconds", "10", Range::Seconds(0.0, 3600.0)),
     key("drain.delay_seconds", "0", Range::Seconds(0.0, 3600.0)),
     key("origins.allow", "[]", Range::Other),
+    key("auth.keys", "[]", Range::Other),
+    key("auth.jwks_file", r#""none""#, Range::Other),
+    key("auth.audience", "[]", Range::Other),
+    key("auth.issuer", "[]", Range::Other),
+    key("auth.cookie", r#""pushline_token""#, Range::Other),
+    key("auth.leeway_seconds", "0", Range::Seconds(0.0, 300.0)),
+    key("auth.lifetime_seconds_max", "2678400", Range::Seconds(1.0, 366.0 * DAY)),
+    key("auth.api_keys", "[]", Range::Other),
+    key("auth.anonymous", r#""none""#, Range::Other),
     key("log.level", r#""info""#, Range::Other),
     key("log.format", r#""text""#, Range::Other),
     key("admin.listen", r#""none""#, Range::Other),
@@ -78,6 +87,12 @@ pub const FILES: &[(&str, FilesChoice)] =
 pub const POLICIES: &[(&str, SlowPolicy)] =
     &[("disconnect", SlowPolicy::Disconnect), ("skip", SlowPolicy::Skip), ("latest", SlowPolicy::Latest)];
 pub const FORMATS: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
+pub const ALGORITHMS: &[(&str, TokenAlgorithm)] = &[
+    ("HS256", TokenAlgorithm::Hs256),
+    ("RS256", TokenAlgorithm::Rs256),
+    ("ES256", TokenAlgorithm::Es256),
+    ("EdDSA", TokenAlgorithm::EdDsa),
+];
 pub const LEVELS: &[&str] = &["off", "error", "warn", "info", "debug", "trace"];
 
 const fn key(name: &'static str, default: &'static str, range: Range) -> Key {

@@ -79,6 +79,17 @@ fn defaults_are_those_of_the_contract() {
         slow: SlowReaders { policy: SlowPolicy::Disconnect, rules: vec![], kernel_bytes: 131_072 },
         drain: Drain { window: seconds(10), delay: seconds(0) },
         origins: Origins { allow: vec![] },
+        auth: Authentication {
+            keys: vec![],
+            jwks_file: None,
+            audience: vec![],
+            issuer: vec![],
+            cookie: "pushline_token".into(),
+            leeway: seconds(0),
+            lifetime_max: seconds(31 * 86_400),
+            api_keys: vec![],
+            anonymous: None,
+        },
         log: Log { level: "info".into(), format: LogFormat::Text },
         admin: Admin { listen: None, token_sha256: None },
     };
@@ -297,6 +308,10 @@ fn values_that_do_not_go_together_are_refused() {
             ["history.node_bytes = \"1GiB\" (--set)", "history.bytes = \"2GiB\" (--set)"],
         ),
         (&["listen=0.0.0.0:8080"], ["listen = 0.0.0.0:8080 (--set)", "--open"]),
+        (
+            &["open=true", "auth.anonymous={ subscribe = ['**'] }"],
+            ["open = true (--set)", "auth.anonymous permits only some"],
+        ),
         (&["listen=127.0.0.1:1,[::]:1"], ["listen = [::]:1 (--set)", "--open"]),
     ] {
         let told = told(set(assignments));
@@ -305,6 +320,54 @@ fn values_that_do_not_go_together_are_refused() {
     }
     assert_eq!(told(set(&["feed.bytes=1024", "limits.message_bytes=32MiB"])), [""; 0], "a feed copes");
     assert_eq!(told(set(&["listen=0.0.0.0:8080", "open=true"])), [""; 0]);
+    assert_eq!(told(set(&["listen=0.0.0.0:8080", "auth.anonymous={}"])), [""; 0], "nobody may anything");
+}
+
+const SECRET: &str = "0123456789abcdef0123456789abcdef";
+
+#[test]
+fn keys_are_read_with_the_configuration() {
+    let good = format!("auth.keys=[{{ algorithm = 'HS256', secret = '{SECRET}' }}]");
+    let config = set(&[&good, "listen=0.0.0.0:8080"]).expect("any address, once only some may read");
+    assert_eq!(config.policy.counts(), (1, 0));
+    for (assignment, words) in [
+        (
+            "auth.keys=[{ kid = 'k', algorithm = 'HS256', secret = 's3cr3t' }]",
+            ["auth.keys[0] (kid k)", "6 bytes"],
+        ),
+        ("auth.keys=[{ algorithm = 'HS256', secret_file = '/no/such' }]", ["auth.keys[0]", "/no/such"]),
+        (
+            "auth.keys=[{ algorithm = 'ES256', public_key_file = '/no/such' }]",
+            ["auth.keys[0]", "cannot read"],
+        ),
+        ("auth.jwks_file=/no/such", ["auth.jwks_file", "/no/such"]),
+        ("auth.jwks_file=Cargo.toml", ["auth.jwks_file", "is no JWKS"]),
+        ("auth.keys=[{ algorithm = 'HS256', secret = 's3cr3t', x = 1 }]", ["(hidden)", "has x"]),
+        ("auth.keys=s3cr3t", ["auth.keys = \"(hidden)\"", "must be a list"]),
+        ("auth.leeway_seconds=301", ["auth.leeway_seconds = 301", "0 to 300"]),
+        ("auth.lifetime_seconds_max=0", ["auth.lifetime_seconds_max = 0", "1 to"]),
+        ("auth.anonymous=all", ["auth.anonymous = \"all\"", "news/**"]),
+        ("auth.api_keys=[{ name = 'a' }]", ["auth.api_keys", "pushline api-key"]),
+    ] {
+        let told = told(set(&[assignment]));
+        assert_eq!(told.len(), 1, "{assignment}: {told:?}");
+        assert!(words.iter().all(|word| told[0].contains(word)), "{assignment}: {told:?}");
+        assert!(!told[0].contains("s3cr3t"), "{told:?}");
+    }
+}
+
+#[test]
+fn secrets_are_not_shown() {
+    let line = format!("keys = [{{ algorithm = 'HS256', secret = '{SECRET}' }}]");
+    let config = file("secret", &format!("[auth]\n{line}")).expect("good configuration");
+    let shown = format!("{config}{:?}", config.settings);
+    assert!(shown.contains("(hidden)") && !shown.contains(SECRET), "{shown}");
+    for text in
+        [format!("[auth]\n{line} x"), format!("[auth]\n{line}\n{line}"), format!("[auth]\n{line}\nkeyz = 1")]
+    {
+        let told = told(file("secret-wrong", &text));
+        assert!(!told.is_empty() && !told.concat().contains(SECRET), "{told:?}");
+    }
 }
 
 #[test]

@@ -168,9 +168,10 @@ fn origin(text: &str) -> Read<()> {
         "null" => {
             return wrong("cannot be allowed: sandboxed and local pages of anybody send it");
         }
-        _ if text.contains('*') => {
+        _ if text.matches('*').count() > usize::from(text.contains("://*.")) => {
             return wrong(
-                "has a `*`, which would let other people's pages act for your users: list each origin",
+                "has a `*` that would let other people's pages act for your users: list each origin, or allow all below a \
+                 domain of yours, like \"https://*.app.example\"",
             );
         }
         _ if text.chars().any(char::is_uppercase) => {
@@ -192,10 +193,20 @@ fn origin(text: &str) -> Read<()> {
         Some((host, port)) if !port.contains(']') => (host, Some(port)),
         _ => (rest, None),
     };
+    // All below a domain: one of the operator's own, so more than a top-level one.
+    let host = match host.strip_prefix("*.") {
+        Some(domain)
+            if !domain.contains('.') || domain.bytes().all(|byte| b"0123456789.".contains(&byte)) =>
+        {
+            return wrong("would allow everyone's pages: name a domain of your own after `*.`");
+        }
+        Some(domain) => domain,
+        None => host,
+    };
     let plain_host = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte);
     let is_host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
         Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok_and(|address| address.to_string() == v6),
-        None => !host.is_empty() && host.bytes().all(plain_host),
+        None => !host.is_empty() && host.bytes().all(plain_host) && !host.starts_with('.'),
     };
     if !is_host {
         return wrong(
@@ -273,7 +284,18 @@ mod tests {
             ("capacitor://localhost", None),
             ("chrome-extension://abcdefghijklmnop", None),
             ("*", Some("list each origin")),
-            ("https://*.app.example", Some("list each origin")),
+            ("https://*.app.example", None),
+            ("https://*.app.example:8443", None),
+            ("https://*.app.example:443", Some("leave it out")),
+            ("https://*.App.example", Some("lower case")),
+            ("https://*app.example", Some("list each origin")),
+            ("https://app.*.example", Some("list each origin")),
+            ("https://*.*.example", Some("list each origin")),
+            ("*://app.example", Some("list each origin")),
+            ("https://*.example", Some("domain of your own")),
+            ("https://*.", Some("domain of your own")),
+            ("https://*.127.0.0.1", Some("domain of your own")),
+            ("https://*..example.com", Some("host")),
             ("null", Some("sandboxed")),
             ("app.example", Some("scheme")),
             ("://app.example", Some("scheme")),
