@@ -26,6 +26,7 @@ pub mod proto {
         pub mod problem;
         pub mod request;
         pub mod response;
+        pub mod shown;
         pub mod target;
     }
     pub mod client_frame;
@@ -58,6 +59,9 @@ pub mod domain {
 
 pub mod runtime {
     pub mod accept;
+    pub mod access;
+    pub mod access_file;
+    pub mod access_line;
     pub mod activation;
     pub mod answers;
     pub mod bell;
@@ -75,9 +79,11 @@ pub mod runtime {
     pub mod identity;
     pub mod io;
     pub mod keeper;
+    pub mod line;
     pub mod listen;
     pub mod mail;
     pub mod mailbox;
+    pub mod noted;
     pub mod notify;
     pub mod peer;
     pub mod phase;
@@ -97,6 +103,8 @@ pub mod runtime {
     pub mod sweep;
     pub mod takeover;
     pub mod tcp;
+    pub mod trace;
+    pub mod trace_line;
     pub mod turns;
     pub mod wheel;
     pub mod worker;
@@ -128,4 +136,5 @@ pub mod edge {
     pub mod start;
     pub mod stream;
     pub mod tickets;
+    pub mod watch;
 }

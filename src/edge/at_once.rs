@@ -5,6 +5,7 @@
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
+use std::time::Instant;
 
 use crate::domain::auth::{Act, Bearer};
 use crate::domain::channel::Name;
@@ -14,6 +15,7 @@ use crate::proto::http::head::HeadScanner;
 use crate::proto::http::request::{BodyLength, FieldSlots, Method, Request, Upgrade, Version, parse};
 use crate::proto::http::target::{Target, decode_path};
 use crate::runtime::entry::ConnId;
+use crate::runtime::noted::Noted;
 use crate::runtime::peer::Peer;
 use crate::runtime::publishing::Publishing;
 use crate::runtime::turns::steps_max;
@@ -32,15 +34,25 @@ use super::site::Site;
 /// yet, and all is for a task, what is wrong with it included.
 pub fn serve(site: &Site, worker: &Rc<Worker>, conn: ConnId, input: &[u8], out: &mut Vec<u8>) -> Done {
     let requests_max = steps_max(site.settings().history.messages);
-    let mut batch =
-        Batch { site, worker, conn, out, start: 0, answers: 0, publishing: Publishing::default() };
+    let mut batch = Batch {
+        site,
+        worker,
+        conn,
+        out,
+        start: 0,
+        answers: 0,
+        publishing: Publishing::default(),
+        begun: None,
+    };
     batch.start = batch.out.len();
+    let is_noted = worker.with(|state| state.notes());
     let mut bytes = 0;
     while batch.len() < requests_max
         && batch.out.len() - batch.start < OUT_BYTES
         && let Some(rest) = input.get(bytes..)
         && !rest.is_empty()
     {
+        batch.begun = is_noted.then(Instant::now);
         match batch.serve(rest) {
             Some(Served::Done { bytes: used }) => bytes += used,
             Some(Served::Held) => bytes = input.len(),
@@ -64,11 +76,12 @@ pub fn write_published(
     name: &Name,
     result: Result<Published, PublishRefusal>,
     out: &mut Vec<u8>,
-) {
+) -> u16 {
     let result = result.map(|published| vec![published]).map_err(Refused::Key);
     let answer = publish::answer(worker, std::slice::from_ref(name), result);
     worker.stats().answer(answer.status);
     answer.write(out, &manner(site, Method::Post, Passed::default()));
+    answer.status
 }
 
 /// How requests that are served here want their answers told.
@@ -88,6 +101,8 @@ struct Batch<'b> {
     answers: u32,
     /// From the first publish on that another worker is asked for.
     publishing: Publishing,
+    /// When the request that is served was looked at, where somebody wants to know of it.
+    begun: Option<Instant>,
 }
 
 enum Served {
@@ -120,10 +135,12 @@ impl Batch<'_> {
                 self.publish(&request, content, &manner, &names, bearer.as_deref())?;
             }
             Method::Get if self.publishing.is_empty() => match self.poll(&request, manner.unix_s)? {
-                Polled::Answer(answer) => self.tell(&answer, &manner),
+                Polled::Answer(answer) => self.tell(&request, &answer, &manner),
                 Polled::Hold { places, limit, wait_s } => {
+                    let noted = self.note(&request);
                     self.worker.with(|state| {
-                        let held = read::held(state, &manner, limit, wait_s, behind.to_vec());
+                        let mut held = read::held(state, &manner, limit, wait_s, behind.to_vec());
+                        held.hold_noted(noted);
                         read::hold_on(state, self.conn, &places, held);
                     });
                     return Some(Served::Held);
@@ -134,17 +151,46 @@ impl Batch<'_> {
         Some(Served::Done { bytes: span.used() + content.len() })
     }
 
-    fn tell(&mut self, answer: &Answer, manner: &Manner<'_>) {
+    /// What is kept of the request, if somebody wants to know of it.
+    fn note(&self, request: &Request<'_>) -> Option<Noted> {
+        let begun = self.begun?;
+        self.worker.with(|state| {
+            let peer = state.conn(self.conn)?.peer;
+            state.note(request, peer, begun)
+        })
+    }
+
+    fn note_answer(&self, request: &Request<'_>, status: u16, bytes: usize) {
+        let Some(noted) = self.note(request) else { return };
+        self.worker.with(|state| {
+            let bearer = state.conn(self.conn).and_then(|entry| entry.bearer.clone());
+            state.on_answered(
+                noted,
+                status,
+                bytes,
+                bearer.as_ref().and_then(|is| is.subject.as_deref()),
+                None,
+            );
+        });
+    }
+
+    fn tell(&mut self, request: &Request<'_>, answer: &Answer, manner: &Manner<'_>) {
         // No handler that was asked closes a connection: it would have to be told so.
         debug_assert!(!answer.close);
         self.worker.stats().answer(answer.status);
+        let before = self.out.len();
+        let mut bytes_own = 0;
         if self.publishing.is_empty() {
             answer.write(self.out, manner);
             self.answers += 1;
         } else {
             let mut bytes = Vec::with_capacity(320);
             answer.write(&mut bytes, manner);
+            bytes_own = bytes.len();
             self.publishing.add(bytes);
+        }
+        if self.begun.is_some() {
+            self.note_answer(request, answer.status, self.out.len() - before + bytes_own);
         }
     }
 
@@ -198,14 +244,16 @@ impl Batch<'_> {
             // It was asked already whether they may.
             let publisher = bearer.map_or(Publisher::ANYONE, |bearer| Publisher::of(bearer, Peer::UNIX));
             let answer = now(publish::publish(self.worker, names, draft, labels.key(), publisher))?;
-            self.tell(&answer, manner);
+            self.tell(request, &answer, manner);
             return Some(());
         }
         let (conn, publishing) = (self.conn, &mut self.publishing);
         let asked = self.worker.with(|state| state.ask_to_publish(conn, publishing, name.clone(), draft));
         if asked.is_err() {
             let answer = publish::answer(self.worker, names, Err(Refused::Overloaded));
-            self.tell(&answer, manner);
+            self.tell(request, &answer, manner);
+        } else if let Some(noted) = self.note(request) {
+            self.publishing.note(noted);
         }
         Some(())
     }

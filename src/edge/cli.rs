@@ -17,6 +17,7 @@ use crate::edge::config::{self, Config, Inputs};
 use crate::edge::doctor::{self, Wanted};
 use crate::edge::machine::Machine;
 use crate::edge::start;
+use crate::edge::watch::{self, Watching};
 use crate::runtime::server::Ended;
 
 /// Stopped by a second signal in the middle of a drain: this and the signal's number, as shells tell of signals.
@@ -66,6 +67,34 @@ enum Command {
         #[arg(long, value_name = "PATTERN")]
         delete: Vec<String>,
     },
+    /// Show, live, what happens to a client or a channel of a node that runs: an event a line, until Ctrl-C
+    Trace(Trace),
+}
+
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("of").required(true).multiple(true)))]
+struct Trace {
+    /// Where the node's admin listener is (admin.listen): http://ADDR:PORT or unix:PATH
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9180")]
+    admin: String,
+    /// A file with the admin listener's token, where it has one
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// A connection, by the id that `$open` or `open` gave it
+    #[arg(long, value_name = "ID", group = "of")]
+    connection: Vec<String>,
+    /// All that one subject (`sub` of tokens) does
+    #[arg(long, value_name = "SUB", group = "of")]
+    subject: Vec<String>,
+    /// A channel: who comes and goes, what is published and sent
+    #[arg(long, value_name = "NAME", group = "of")]
+    channel: Vec<String>,
+    /// Clients at an address, in a network (10.0.0.0/8), or, with `unix`, at unix sockets
+    #[arg(long, value_name = "IP", group = "of")]
+    address: Vec<String>,
+    /// Each event as the JSON object that it is
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -152,6 +181,7 @@ pub fn main() -> ExitCode {
                 }
             };
         }
+        Some(Command::Trace(asked)) => return trace(asked),
     };
     let inputs = flags.into_inputs();
     match config::load(&inputs) {
@@ -168,6 +198,29 @@ fn serve(config: Config, inputs: Inputs) -> ExitCode {
         Ok(Ended::Drained) => ExitCode::SUCCESS,
         // Workers are in the middle of things: only the end of the process stops them.
         Ok(Ended::AtOnce(signal)) => std::process::exit(EXIT_SIGNALLED + signal.number()),
+        Err(error) => {
+            eprintln!("pushline: {error}");
+            ExitCode::from(EXIT_FAILED)
+        }
+    }
+}
+
+fn trace(asked: Trace) -> ExitCode {
+    let Trace { admin, token_file, connection, subject, channel, address, json } = asked;
+    let token = match token_file.as_ref().map(std::fs::read_to_string).transpose() {
+        Ok(token) => token.map(|token| token.trim().to_owned()),
+        Err(error) => {
+            let file = token_file.unwrap_or_default();
+            eprintln!("pushline: --token-file {}: cannot be read ({error})", file.display());
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    let named =
+        [("connection", connection), ("subject", subject), ("channel", channel), ("address", address)];
+    let of =
+        named.into_iter().flat_map(|(name, texts)| texts.into_iter().map(move |text| (name, text))).collect();
+    match watch::run(&Watching { admin, token, of, json }, &mut std::io::stdout()) {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("pushline: {error}");
             ExitCode::from(EXIT_FAILED)
@@ -220,6 +273,7 @@ mod tests {
                 Some(Command::Serve(flags) | Command::CheckConfig(flags)) => flags,
                 Some(Command::Doctor(examination)) => examination.flags,
                 Some(Command::ApiKey { .. }) => unreachable!("no such word here"),
+                Some(Command::Trace(_)) => unreachable!("not among the words"),
                 None => cli.flags,
             };
             let listen = vec!["127.0.0.1:1", "[::1]:2", "127.0.0.1:3"];

@@ -22,8 +22,8 @@ use self::value::Read;
 use super::auth::{KeyError, Policy};
 use crate::proto::client_frame::frame_bytes_max;
 use crate::runtime::settings::{
-    Admin, AdminAddress, Authentication, Drain, FeedLimits, Heartbeat, HistoryLimits, Limits, Log, Origins,
-    Settings, SlowReaders, Timeouts,
+    Access, Admin, AdminAddress, Authentication, Drain, FeedLimits, Heartbeat, HistoryLimits, Limits, Log,
+    Origins, Settings, SlowReaders, Timeouts,
 };
 
 /// Checked settings, and how they came to be.
@@ -216,6 +216,10 @@ impl Check<'_> {
             admin: Admin {
                 listen: self.read("admin.listen", value::admin_address),
                 token_sha256: self.read("admin.token_sha256", value::sha256),
+            },
+            access_log: Access {
+                to: self.read("access_log.to", value::access_to),
+                format: self.read("access_log.format", |value, _| value::choice(value, FORMATS)),
             },
         }
     }

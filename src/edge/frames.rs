@@ -7,6 +7,7 @@ use crate::domain::channel::Name;
 use crate::domain::cursor::Cursor;
 use crate::domain::feed::Encoding;
 use crate::domain::history::From;
+use crate::domain::home::Published;
 use crate::domain::message::{Body, Draft};
 use crate::proto::client_frame::{Operation, Start, parse_v1};
 use crate::proto::envelope::{self, Seq};
@@ -18,6 +19,7 @@ use crate::runtime::framing::text_frame;
 use crate::runtime::holder::Last;
 use crate::runtime::state::Frame;
 use crate::runtime::stats::Refusal as Counted;
+use crate::runtime::trace::What;
 use crate::runtime::turns::Pace;
 use crate::runtime::worker::Worker;
 
@@ -89,6 +91,20 @@ pub async fn act(
     worker.with(|state| state.on_acted(conn, last));
 }
 
+/// A connection has published: whoever watches it hears of it.
+fn trace_published(worker: &Rc<Worker>, conn: ConnId, channel: &Name, bytes: usize, published: &Published) {
+    worker.with(|state| {
+        if state.is_traced() {
+            let Published { cursor, replayed } = *published;
+            state.trace_publisher(conn, channel, || What::Published {
+                cursor,
+                bytes: bytes as u64,
+                replayed,
+            });
+        }
+    });
+}
+
 async fn publish_raw(worker: &Rc<Worker>, conn: ConnId, channel: &Name, frame: Frame) -> Result<(), Reason> {
     worker
         .with(|state| permit_conn(state, conn, Act::Publish, channel))
@@ -97,9 +113,13 @@ async fn publish_raw(worker: &Rc<Worker>, conn: ConnId, channel: &Name, frame: F
         Frame::Text(text) => Body::Text(text.into()),
         Frame::Binary(bytes) => Body::Binary(bytes.into()),
     };
+    let bytes = body.bytes().len();
     let draft = Draft { event: None, body, ttl_seconds: None };
     match publish_one(worker, channel, draft, None).await {
-        Ok(_) => Ok(()),
+        Ok(published) => {
+            trace_published(worker, conn, channel, bytes, &published);
+            Ok(())
+        }
         Err(refused) => {
             publish::count(worker, refused);
             Err(if refused == Refused::Draining { Reason::Drain } else { Reason::Full })
@@ -113,6 +133,11 @@ async fn on_text(worker: &Rc<Worker>, conn: ConnId, text: &str, message_bytes_ma
         Err(refused) => (refused.seq, Err(refused.refusal)),
     };
     if let Err(refusal) = result {
+        worker.with(|state| {
+            if state.is_traced() && state.conn(conn).is_some() {
+                state.trace_conn(conn.slot, || What::Denied { why: refusal.detail.into() });
+            }
+        });
         say(worker, conn, |json| {
             envelope::write_v1_error(json, refusal.code, refusal.detail, None, seq);
         });
@@ -236,10 +261,12 @@ async fn publish_v1(
     seq: Option<Seq>,
     message_bytes_max: usize,
 ) -> Result<(), Refusal> {
+    let bytes = publish.data.bytes();
     let bearer = worker.with(|state| bearer_of(state, conn)).map_err(Denied::refusal)?;
     let publisher = bearer.as_ref().map_or(Publisher::ANYONE, |(bearer, peer)| Publisher::of(bearer, *peer));
     let published = publish_parsed(worker, publish, message_bytes_max, publisher).await;
     let (name, published) = published.map_err(|(refusal, _)| refusal)?;
+    trace_published(worker, conn, &name, bytes, &published);
     say(worker, conn, |json| {
         envelope::write_v1_published(json, name.as_str(), &published.cursor.text(), published.replayed, seq);
     });

@@ -339,7 +339,7 @@ fn held_fields(manner: &Manner<'_>, wait_s: u64) -> Vec<u8> {
 pub fn held(state: &State, manner: &Manner<'_>, limit: u32, wait_s: u64, leftover: Vec<u8>) -> Box<HeldPoll> {
     let until_tick = state.tick() + (wait_s * 1_000 / TICK_MS) as u32;
     let fields = held_fields(manner, wait_s).into();
-    Box::new(HeldPoll { limit, until_tick, fields, keep_alive: manner.keep_alive, leftover })
+    Box::new(HeldPoll { limit, until_tick, fields, keep_alive: manner.keep_alive, leftover, noted: None })
 }
 
 /// Gives a poll to the holder, as a reader of the feeds at `places`.

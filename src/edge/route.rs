@@ -16,7 +16,7 @@ use crate::runtime::stats::Refusal;
 use super::answer::{Answer, Manner, VARY_READ};
 use super::auth::{Denied, TicketUse};
 use super::channels::{parse_names, refused, stream_start, switch};
-use super::conn::{Call, Conn, Next};
+use super::conn::{Call, Conn, Next, why_it_ends};
 use super::doorman::{self, Admitted};
 use super::lab;
 use super::origin::Passed;
@@ -97,6 +97,7 @@ impl Conn {
         let draining = self.worker.with(|state| state.draining.is_some());
         let keep_alive = call.manner.keep_alive && !draining;
         self.worker.stats().answer(204);
+        let before = self.out.len();
         let writer = crate::proto::http::response::ResponseWriter::new(&mut self.out, 204);
         call.manner
             .passed
@@ -105,7 +106,13 @@ impl Conn {
             .field("Vary", "Origin")
             .connection(call.manner.version, keep_alive)
             .end();
-        if keep_alive { Next::Request(self) } else { Next::End(self, Reason::Answered) }
+        let bytes = self.out.len() - before;
+        self.note_answer(204, bytes);
+        if keep_alive {
+            Next::Request(self)
+        } else {
+            Next::End(self, why_it_ends(&call.manner, draining, None))
+        }
     }
 
     /// Whether new clients should come here.
@@ -372,10 +379,12 @@ impl Conn {
         match read::poll(&self.worker, remembered, &call.request, call.query, names).await {
             Polled::Answer(answer) => self.answered(&answer, &call.manner).await,
             Polled::Hold { places, limit, wait_s } => {
-                let Conn { worker, stream, input, .. } = self;
+                let Conn { worker, mut stream, input, .. } = self;
+                let noted = stream.noted.take();
                 if let Some(socket) = stream.into_socket() {
                     worker.with(|state| {
-                        let held = read::held(state, &call.manner, limit, wait_s, input);
+                        let mut held = read::held(state, &call.manner, limit, wait_s, input);
+                        held.hold_noted(noted);
                         read::hold(state, socket, &places, held);
                     });
                 }
@@ -404,6 +413,8 @@ impl Conn {
         self.worker.stats().answer(200);
         if head_only {
             super::stream::event_stream_head(&mut self.out, &call.manner);
+            let bytes = self.out.len();
+            self.note_answer(200, bytes);
             return Next::End(self, Reason::Answered);
         }
         let Conn { worker, stream, site, .. } = self;

@@ -55,8 +55,8 @@ impl Edge for Site {
         name: &Name,
         result: Result<Published, PublishRefusal>,
         out: &mut Vec<u8>,
-    ) {
-        at_once::write_published(self, worker, name, result, out);
+    ) -> u16 {
+        at_once::write_published(self, worker, name, result, out)
     }
 
     fn serve(self: Rc<Self>, worker: Rc<Worker>, socket: Socket, input: Vec<u8>) -> LocalTask {

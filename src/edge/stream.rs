@@ -14,6 +14,7 @@ use crate::proto::{envelope, sse};
 use crate::runtime::close::{Reason, Transport};
 use crate::runtime::entry::{ConnId, Kind};
 use crate::runtime::framing::text_frame;
+use crate::runtime::noted::Noted;
 use crate::runtime::state::{Overloaded, Place, State};
 use crate::runtime::stats::Refusal;
 use crate::runtime::stream::Stream;
@@ -44,7 +45,7 @@ pub fn event_stream_head(out: &mut Vec<u8>, manner: &Manner<'_>) {
 /// Opens an event stream. `None`: it was refused, or the client is gone.
 pub async fn open_events(
     worker: &Rc<Worker>,
-    stream: Stream,
+    mut stream: Stream,
     manner: &Manner<'_>,
     names: &[Name],
     from: &[From],
@@ -60,6 +61,7 @@ pub async fn open_events(
             return None;
         }
     };
+    let noted = stream.noted.take();
     let socket = stream.into_socket()?;
     worker.with(|state| {
         let conn = state.adopt(socket, Kind::Sse);
@@ -80,6 +82,7 @@ pub async fn open_events(
             }
         }
         state.say(conn.slot, &out);
+        on_opened(state, noted, 200, out.len(), conn);
         let many = places.len() > 1;
         let encoding = if many || envelope { Encoding::SseEnvelope } else { Encoding::Sse };
         let read = places.iter().all(|place| state.subscribe(conn.slot, *place, encoding, many));
@@ -90,13 +93,15 @@ pub async fn open_events(
 }
 
 /// Chromium never comes back after an error status: a stream refused for a passing reason is a stream that ends.
-fn refuse_events(worker: &Rc<Worker>, stream: Stream, mut out: Vec<u8>, reason: Reason) {
+fn refuse_events(worker: &Rc<Worker>, mut stream: Stream, mut out: Vec<u8>, reason: Reason) {
+    let noted = stream.noted.take();
     let Some(socket) = stream.into_socket() else { return };
     worker.with(|state| {
         let reconnect_ms = state.reconnect_ms();
         count_refused(state, reason);
         let conn = state.adopt(socket, Kind::Sse);
         sse::write_close(&mut out, reason.as_str(), reconnect_ms);
+        on_opened(state, noted, 200, out.len(), conn);
         state.end(conn.slot, Transport::Sse, reason, &out);
         state.bury();
     });
@@ -105,6 +110,16 @@ fn refuse_events(worker: &Rc<Worker>, stream: Stream, mut out: Vec<u8>, reason: 
 /// A stream that is refused as it opens is full, or the node drains.
 fn count_refused(state: &State, reason: Reason) {
     state.stats().refuse(if reason == Reason::Drain { Refusal::Draining } else { Refusal::Overloaded });
+}
+
+/// The request that a stream began with has its answer.
+fn on_opened(state: &mut State, noted: Option<Noted>, status: u16, bytes: usize, conn: ConnId) {
+    let Some(mut noted) = noted else { return };
+    let Some(entry) = state.conn(conn) else { return };
+    noted.becomes(entry.kind.transport());
+    let bearer = entry.bearer.clone();
+    let subject = bearer.as_ref().and_then(|bearer| bearer.subject.as_deref());
+    state.on_answered(noted, status, bytes, subject, Some(conn));
 }
 
 /// The cursor that a reader came with; nowhere, if it had none.
@@ -147,7 +162,7 @@ pub fn refuse_websocket(worker: &Rc<Worker>, stream: Stream, handshake: &Handsha
 /// Opens a WebSocket. `leftover` are the client's first frames, if they came already. `None`: the client is gone.
 pub async fn open_websocket(
     worker: &Rc<Worker>,
-    stream: Stream,
+    mut stream: Stream,
     handshake: &Handshake,
     names: &[Name],
     from: &[From],
@@ -157,10 +172,12 @@ pub async fn open_websocket(
     let mut out = Vec::with_capacity(256);
     write_switching(&mut out, &handshake.accept, handshake.subprotocol);
     let places = places(worker, names, from).await;
+    let noted = stream.noted.take();
     let socket = stream.into_socket()?;
     worker.with(|state| {
         let conn = state.adopt(socket, Kind::Ws { v1, reader: Default::default() });
         state.stats().answer(101);
+        on_opened(state, noted, 101, out.len(), conn);
         if state.draining.is_some() || places.is_err() {
             state.say(conn.slot, &out);
             let reason = if places.is_ok() { Reason::Drain } else { Reason::Full };

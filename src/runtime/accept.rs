@@ -15,6 +15,7 @@ use super::peer::Peer;
 use super::state::{Socket, Spawn};
 use super::stats::Refusal;
 use super::stream::Awaited;
+use super::trace::{What, Who};
 use super::worker::Worker;
 
 /// Connections accepted in one go.
@@ -98,9 +99,12 @@ impl Worker {
                     // The table of open files is full. One descriptor was kept for this: whoever waits is told by
                     // the close, and does not fill the queue for those who might be served.
                     drop(spare.take());
-                    if let Ok(Some((fd, _peer))) = listen::accept_nonblocking(listener.as_raw_fd(), true) {
+                    if let Ok(Some((fd, peer))) = listen::accept_nonblocking(listener.as_raw_fd(), true) {
                         drop(fd);
-                        self.with(|state| state.stats().refuse(Refusal::Files));
+                        self.with(|state| {
+                            state.stats().refuse(Refusal::Files);
+                            state.tell_refused(peer.into(), Reason::Full);
+                        });
                     }
                     return taken;
                 }
@@ -117,10 +121,14 @@ impl Worker {
             if state.connections >= self.connections_max || !state.node.places.take(max) {
                 state.stats().refuse(Refusal::Connections);
                 close(fd);
+                state.tell_refused(peer, Reason::Full);
                 return;
             }
             state.connections += 1;
             state.stats().accepted.add(1);
+            if state.is_traced() {
+                state.trace(Who::of_peer(peer), || What::Accepted);
+            }
             let socket = Socket {
                 fd,
                 is_in_epoll: false,
@@ -137,8 +145,9 @@ impl Worker {
                     state.spawns.push(Spawn::Serve { socket, input: first[..bytes].to_vec() });
                 }
                 RecvOutcome::Empty => drop(state.adopt(socket, Kind::Idle)),
-                RecvOutcome::Eof | RecvOutcome::Failed(_) => {
-                    state.close(&socket, Transport::Http, Reason::Gone);
+                RecvOutcome::Eof => state.close(&socket, Transport::Http, Reason::Gone),
+                RecvOutcome::Failed(errno) => {
+                    state.close(&socket, Transport::Http, Reason::of_errno(errno));
                 }
             }
         });

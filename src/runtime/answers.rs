@@ -1,6 +1,7 @@
 //! Answers to requests that came on held connections: collected while events are looked at, then sent together.
 
 use super::close::Transport;
+use super::close::Reason;
 use super::entry::ConnId;
 use super::sendring::{BATCH_MAX, Outcome, Send, send_now};
 use super::state::State;
@@ -74,7 +75,7 @@ impl State {
                         self.block(answer.conn.slot, &bytes[answer.start + sent..answer.end])
                     }
                     Outcome::Full => self.block(answer.conn.slot, &bytes[answer.start..answer.end]),
-                    Outcome::Failed(_) => self.doom(answer.conn.slot),
+                    Outcome::Failed(errno) => self.doom(answer.conn.slot, Reason::of_errno(*errno)),
                 }
             }
         }

@@ -14,6 +14,7 @@ use super::framing::text_frame;
 use super::io::{self, Interest};
 use super::sendring::{Outcome, send_now};
 use super::state::{Place, Socket, Spawn, State};
+use super::trace::What;
 
 /// How long an ended connection may take to close after us.
 pub const LINGER_TICKS: u32 = 10;
@@ -101,7 +102,7 @@ impl State {
             Outcome::Whole => {}
             Outcome::Short(sent) => self.block(slot, &bytes[sent..]),
             Outcome::Full => self.block(slot, bytes),
-            Outcome::Failed(_) => self.doom(slot),
+            Outcome::Failed(errno) => self.doom(slot, Reason::of_errno(errno)),
         }
     }
 
@@ -136,6 +137,9 @@ impl State {
             }
         }
         self.set_interest(slot);
+        if self.is_traced() {
+            self.trace_conn(slot, || What::Blocked { owed_bytes: owed.len() as u64 });
+        }
     }
 
     /// The socket takes more again: what is owed goes first, then every channel is visited. True: what was held back until
@@ -160,8 +164,8 @@ impl State {
                     return false;
                 }
                 Outcome::Full => return false,
-                Outcome::Failed(_) => {
-                    self.doom(slot);
+                Outcome::Failed(errno) => {
+                    self.doom(slot, Reason::of_errno(errno));
                     return false;
                 }
             }
@@ -170,6 +174,10 @@ impl State {
         self.blocked.remove(&slot);
         entry.flags.blocked = false;
         entry.flags.input_off = false;
+        if self.is_traced() {
+            self.trace_conn(slot, || What::Unblocked);
+        }
+        let Some(entry) = self.conns.get_mut(slot) else { return false };
         match entry.kind {
             Kind::Ending { .. } => {
                 self.shut(slot);
@@ -199,7 +207,7 @@ impl State {
         let Some(entry) = self.conns.get_mut(slot) else { return };
         let interest = interest(entry);
         if self.epoll.modify(entry.fd, ConnId { slot, generation }.token(), interest).is_err() {
-            self.doom(slot);
+            self.doom(slot, Reason::Internal);
         }
     }
 
@@ -226,7 +234,7 @@ impl State {
             shared,
             joined,
         };
-        let behind = seq < feed.head().seq;
+        let behind = feed.head().seq.saturating_sub(seq);
         let (lane, index) = feed.add_reader(encoding, reader);
         if !blocked && encoding != Encoding::Poll && !feed.lanes[usize::from(lane)].holds(seq) {
             feed.reader_mut(lane, index).standing = Standing::CatchUp;
@@ -238,13 +246,17 @@ impl State {
             feed.reader_mut(first.lane, first.index).shared = true;
         }
         entry.subs.push(Sub { feed: feed_slot, index, lane, fresh: standing == Standing::CatchUp });
+        if self.is_traced() && encoding != Encoding::Poll {
+            let (cursor, gap) = (place.cursor(), place.gap);
+            self.trace_sub(slot, feed_slot, || What::Subscribed { cursor, behind, gap });
+        }
         match standing {
             Standing::CatchUp => {
                 if let Some(conn) = self.conn_id(slot) {
                     self.catchups.push_back((conn, feed_slot));
                 }
             }
-            Standing::Live if behind => self.touch(feed_slot),
+            Standing::Live if behind > 0 => self.touch(feed_slot),
             Standing::Live | Standing::Blocked => {}
         }
         true
@@ -252,6 +264,9 @@ impl State {
 
     /// Takes the connection out of one feed.
     pub fn unsubscribe(&mut self, slot: u32, feed: u32) {
+        if self.is_traced() {
+            self.trace_sub(slot, feed, || What::Unsubscribed { because: None });
+        }
         let Some(entry) = self.conns.get_mut(slot) else { return };
         if let Some(sub) = entry.subs.remove(feed) {
             self.leave(slot, sub);
@@ -297,19 +312,10 @@ impl State {
         let is_in_epoll = entry.flags.once;
         // A socket that cannot be taken out of the set would be told of twice.
         if !is_in_epoll && self.epoll.remove(entry.fd).is_err() {
-            io::close(entry.fd);
-            self.count_closed(entry.kind.transport(), Reason::Internal);
+            self.close(&socket_of(entry, is_in_epoll), Transport::Http, Reason::Internal);
             return None;
         }
-        Some(Socket {
-            fd: entry.fd,
-            is_in_epoll,
-            opened_tick: entry.opened_tick,
-            sent_messages: entry.sent_messages,
-            sent_bytes: entry.sent_bytes,
-            peer: entry.peer,
-            bearer: entry.bearer,
-        })
+        Some(socket_of(entry, is_in_epoll))
     }
 
     /// What was held back is served next; until then nothing is read.
@@ -375,6 +381,9 @@ impl State {
 
     /// Says `last`, then nothing more, and waits a little for the client to close.
     pub fn end(&mut self, slot: u32, transport: Transport, reason: Reason, last: &[u8]) {
+        if self.is_traced() {
+            self.trace_conn(slot, || What::Closing { reason });
+        }
         self.unsubscribe_all(slot);
         let until_tick = self.tick() + NOTICE_TICKS;
         let Some(entry) = self.conns.get_mut(slot) else { return };
@@ -400,7 +409,8 @@ impl State {
         }
         entry.flags.shut = true;
         if io::shutdown_write(entry.fd).is_err() || self.lingering > LINGERING_MAX {
-            self.doom(slot);
+            // What it ends for was told when its ending began.
+            self.doom(slot, Reason::Gone);
             return;
         }
         if let Kind::Ending { until_tick, .. } = &mut entry.kind {
@@ -415,23 +425,27 @@ impl State {
     }
 
     /// The connection is lost; it is taken out when nothing is being walked over.
-    pub fn doom(&mut self, slot: u32) {
+    pub fn doom(&mut self, slot: u32, reason: Reason) {
         if let Some(conn) = self.conn_id(slot) {
-            self.pass.doomed.push(conn);
+            self.pass.doomed.push((conn, reason));
         }
     }
 
     /// Takes out what was found lost.
     pub fn bury(&mut self) {
-        while let Some(conn) = self.pass.doomed.pop() {
+        while let Some((conn, reason)) = self.pass.doomed.pop() {
             if self.conn(conn).is_some() {
-                self.remove(conn.slot, Reason::Gone);
+                self.remove(conn.slot, reason);
             }
         }
     }
 
     /// Closes the socket and forgets the connection.
     pub fn remove(&mut self, slot: u32, reason: Reason) {
+        let conn = self.conn_id(slot);
+        if self.is_traced() {
+            self.trace_leaving(slot, reason);
+        }
         self.unsubscribe_all(slot);
         let Some(entry) = self.conns.remove(slot) else { return };
         self.count_left(slot, &entry);
@@ -442,23 +456,8 @@ impl State {
             }
             ref kind => (kind.transport(), reason),
         };
-        let socket = Socket {
-            fd: entry.fd,
-            is_in_epoll: true,
-            opened_tick: entry.opened_tick,
-            sent_messages: entry.sent_messages,
-            sent_bytes: entry.sent_bytes,
-            peer: entry.peer,
-            bearer: entry.bearer,
-        };
-        self.close(&socket, transport, reason);
-    }
-
-    /// A connection's descriptor is closed.
-    pub fn count_closed(&mut self, transport: Transport, reason: Reason) {
-        self.connections -= 1;
-        self.node.places.give();
-        self.stats().close(transport, reason);
+        io::close(entry.fd);
+        self.on_closed(&socket_of(entry, true), conn, transport, reason);
     }
 
     /// A connection has become a stream, or a poll that waits. What is neither is open all the same.
@@ -481,17 +480,15 @@ impl State {
     /// Closes a socket, and says why in the log.
     pub fn close(&mut self, socket: &Socket, transport: Transport, reason: Reason) {
         io::close(socket.fd);
-        self.count_closed(transport, reason);
-        tracing::debug!(
-            worker = self.index,
-            transport = transport.as_str(),
-            reason = reason.as_str(),
-            peer = %socket.peer,
-            duration_ms = u64::from(self.tick() - socket.opened_tick) * super::clock::TICK_MS,
-            messages = socket.sent_messages,
-            bytes = socket.sent_bytes,
-            "closed"
-        );
+        self.on_closed(socket, None, transport, reason);
+    }
+
+    /// A connection's descriptor is closed: its place is free, and the logs say why. `conn`: its name with the holder.
+    pub fn on_closed(&mut self, socket: &Socket, conn: Option<ConnId>, transport: Transport, reason: Reason) {
+        self.connections -= 1;
+        self.node.places.give();
+        self.stats().close(transport, reason);
+        self.tell_closed(socket, conn, transport, reason);
     }
 
     /// The descriptor of a held connection.
@@ -545,6 +542,19 @@ impl State {
         } else {
             super::framing::gap(lane.encoding, &feed.name, &feed.at(seq).text(), out);
         }
+    }
+}
+
+/// The socket of a connection that is taken out of the holder.
+fn socket_of(entry: Entry, is_in_epoll: bool) -> Socket {
+    Socket {
+        fd: entry.fd,
+        is_in_epoll,
+        opened_tick: entry.opened_tick,
+        sent_messages: entry.sent_messages,
+        sent_bytes: entry.sent_bytes,
+        peer: entry.peer,
+        bearer: entry.bearer,
     }
 }
 

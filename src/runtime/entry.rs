@@ -7,6 +7,7 @@ use crate::domain::auth::Bearer;
 use crate::proto::ws::reader::ReaderState;
 
 use super::close::{Reason, Transport};
+use super::noted::Noted;
 use super::peer::Peer;
 use super::publishing::Publishing;
 
@@ -108,6 +109,18 @@ pub struct HeldPoll {
     pub keep_alive: bool,
     /// What the client sent after the request.
     pub leftover: Vec<u8>,
+    /// Where somebody wants to know of the request.
+    pub noted: Option<Noted>,
+}
+
+impl HeldPoll {
+    /// Somebody wants to know of the request.
+    pub fn hold_noted(&mut self, noted: Option<Noted>) {
+        self.noted = noted.map(|mut noted| {
+            noted.becomes(Transport::LongPoll);
+            noted
+        });
+    }
 }
 
 /// What a held connection is.

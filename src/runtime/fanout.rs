@@ -9,11 +9,12 @@ use std::time::Instant;
 
 use crate::domain::feed::{ENCODINGS, Encoding, Standing};
 
-use super::close::Transport;
+use super::close::{Reason, Transport};
 use super::entry::{ConnId, Kind, Sub};
 use super::sendring::{BATCH_MAX, Outcome, Send, send_now};
 use super::state::State;
 use super::stats::Load;
+use super::trace::Sent;
 
 /// Bytes in one batch, unless a single send has more.
 const BATCH_BYTES_MAX: usize = 1 << 20;
@@ -31,8 +32,8 @@ pub struct Passes {
     /// Feeds whose pass has come to its end in this batch.
     finished: Vec<u32>,
     batch: u32,
-    /// Connections found lost.
-    pub doomed: Vec<ConnId>,
+    /// Connections found lost, and why.
+    pub doomed: Vec<(ConnId, Reason)>,
     /// When this batch began (µs of the node's clock).
     now_us: u64,
     /// What the batch gives to readers, by encoding.
@@ -243,6 +244,26 @@ impl State {
         }
         self.pass.outcomes = outcomes;
         self.count_loads();
+        if self.is_traced() {
+            let sent: Vec<Sent> = jobs.iter().filter_map(|job| self.sent_by(job)).collect();
+            self.trace_batch(&sent);
+        }
+    }
+
+    /// What a send has come to, for traces.
+    fn sent_by(&self, job: &Job) -> Option<Sent> {
+        let lane = self.feeds.get(job.feed)?.lanes.get(usize::from(job.lane))?;
+        let reader = lane.readers.get(job.index as usize)?;
+        let messages = reader.seq.saturating_sub(job.from) as u32;
+        let bytes = lane.bytes_after(job.from).len() - lane.bytes_after(reader.seq).len();
+        let is_lost = self.pass.doomed.iter().any(|(conn, _)| conn.slot == reader.slot);
+        (messages > 0 && !is_lost).then_some(Sent {
+            slot: reader.slot,
+            feed: job.feed,
+            upto: reader.seq,
+            messages,
+            bytes: bytes as u64,
+        })
     }
 
     /// Adds what was given to readers to the worker's counters.
@@ -281,11 +302,11 @@ impl State {
             Outcome::Whole => return,
             Outcome::Short(sent) => (sent, lane.split(job.from, sent)),
             Outcome::Full => (0, (job.from, &[][..])),
-            Outcome::Failed(_) => {
+            Outcome::Failed(errno) => {
                 let load = &mut self.pass.loads[lane.encoding as usize];
                 load.messages = load.messages.saturating_sub(lane.readers[job.index as usize].seq - job.from);
                 load.bytes = load.bytes.saturating_sub(job.bytes);
-                self.doom(slot);
+                self.doom(slot, Reason::of_errno(errno));
                 return;
             }
         };
@@ -310,6 +331,9 @@ impl State {
         } else if !lane.holds(reader.seq) {
             feed.reader_mut(sub.lane, sub.index).standing = Standing::CatchUp;
             self.catchups.push_back((conn, sub.feed));
+            if self.is_traced() {
+                self.trace_lag(conn.slot, sub.feed, reader.seq);
+            }
         } else if reader.joined {
             self.send_joined(conn.slot, sub);
         } else {
@@ -345,6 +369,9 @@ impl State {
         self.stats().sends.add(1);
         self.fall_short(&job, outcome);
         self.count_loads();
+        if self.is_traced() {
+            self.trace_batch(self.sent_by(&job).as_slice());
+        }
     }
 
     /// Sends what the lane holds to a reader of several channels, each event with an id line of its own.
@@ -383,8 +410,8 @@ impl State {
             Outcome::Whole => bytes.len(),
             Outcome::Short(sent) => sent,
             Outcome::Full => 0,
-            Outcome::Failed(_) => {
-                self.doom(slot);
+            Outcome::Failed(errno) => {
+                self.doom(slot, Reason::of_errno(errno));
                 return;
             }
         };
@@ -407,6 +434,11 @@ impl State {
             let stats = &self.node.stats[usize::from(self.index)];
             stats.deliver(transport, load);
             stats.sends.add(u64::from(!bytes.is_empty()));
+            let (upto_seq, messages) = (reader.seq, reached as u32);
+            if self.is_traced() {
+                let sent = Sent { slot, feed: sub.feed, upto: upto_seq, messages, bytes: upto as u64 };
+                self.trace_batch(&[sent]);
+            }
         }
         if sent < bytes.len() {
             self.block(slot, &bytes[sent..upto]);

@@ -10,8 +10,9 @@ use crate::proto::ws::reader::{Control, Event, Fed, ReaderState};
 
 use super::close::Reason;
 use super::entry::{ConnId, Kind};
-use super::io::{Ready, RecvOutcome, recv_nonblocking};
+use super::io::{Ready, RecvOutcome, recv_nonblocking, take_error};
 use super::state::{Frame, Spawn, State};
+use super::trace::What;
 
 /// Bytes read at once.
 pub const READ_BYTES: usize = 64 * 1024;
@@ -51,7 +52,8 @@ impl State {
         if reads {
             self.read(conn, buffer);
         } else if ready.is_dead() {
-            self.remove(conn.slot, Reason::Gone);
+            let errno = self.conn(conn).map_or(0, |entry| take_error(entry.fd));
+            self.remove(conn.slot, Reason::of_errno(errno));
         }
         self.bury();
     }
@@ -79,15 +81,23 @@ impl State {
                     }
                     return;
                 }
-                RecvOutcome::Eof | RecvOutcome::Failed(_) => {
+                RecvOutcome::Eof => {
                     self.remove(conn.slot, Reason::Gone);
+                    return;
+                }
+                RecvOutcome::Failed(errno) => {
+                    self.remove(conn.slot, Reason::of_errno(errno));
                     return;
                 }
             };
             if !matches!(entry.kind, Kind::Ending { .. }) {
                 entry.heard_tick = tick;
             }
-            entry.flags.pinged = false;
+            let ponged = std::mem::take(&mut entry.flags.pinged);
+            if ponged && self.is_traced() {
+                self.trace_conn(conn.slot, || What::Ponged);
+            }
+            let Some(entry) = self.conn_mut(conn) else { return };
             let input = &mut buffer[..bytes];
             match &mut entry.kind {
                 Kind::Idle => {

@@ -243,6 +243,16 @@ pub fn recv_nonblocking(fd: RawFd, buffer: &mut [u8]) -> RecvOutcome {
     }
 }
 
+/// Why a socket is broken, once: the `errno`, 0 if it is not.
+pub fn take_error(fd: RawFd) -> i32 {
+    let (mut errno, mut bytes) = (0_i32, size_of::<i32>() as libc::socklen_t);
+    // SAFETY: an int and its size, which live through the call.
+    let rc = unsafe {
+        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_ERROR, (&raw mut errno).cast(), &raw mut bytes)
+    };
+    if rc < 0 { io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO) } else { errno }
+}
+
 /// Says to the peer that no more will come (`FIN`, after what was sent).
 pub fn shutdown_write(fd: RawFd) -> io::Result<()> {
     // SAFETY: no pointers.

@@ -124,7 +124,12 @@ impl<'n, R: FnMut(&Arc<Node>)> Keeper<'n, R> {
             }
             (Ok(Some(Signal::HangUp)), _) => {
                 let (reload, node) = (&mut self.reload, self.node);
-                self.manager.around_reload(|| reload(node));
+                self.manager.around_reload(|| {
+                    if let Some(access) = &node.access {
+                        access.reopen();
+                    }
+                    reload(node);
+                });
                 None
             }
             (Ok(None) | Err(_), _) => None,

@@ -170,6 +170,7 @@ impl State {
             writer = writer.field("Connection", "close");
         }
         writer.lines(&held.fields).end_with(body);
+        self.on_poll_answered(slot, status, out.len());
         self.unsubscribe_all(slot);
         if !keep_alive {
             let reason = dismissed.map_or(Reason::Answered, |(reason, _)| reason);
@@ -191,6 +192,21 @@ impl State {
             self.reschedule(slot);
         } else if let Some(conn) = self.conn_id(slot) {
             self.serve_rest(conn, held.leftover);
+        }
+    }
+
+    fn on_poll_answered(&mut self, slot: u32, status: u16, bytes: usize) {
+        let Some(entry) = self.conns.get_mut(slot) else { return };
+        let Kind::Poll(held) = &mut entry.kind else { return };
+        if let Some(noted) = held.noted.take() {
+            let bearer = entry.bearer.clone();
+            self.on_answered(
+                noted,
+                status,
+                bytes,
+                bearer.as_ref().and_then(|is| is.subject.as_deref()),
+                None,
+            );
         }
     }
 

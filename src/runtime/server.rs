@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 use monoio::time::TimeDriver;
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 
+use super::access::AccessLog;
+use super::access_file;
 use super::capacity;
 use super::clock::Clock;
 use super::host::{self, Signal, SignalFd};
@@ -28,7 +30,7 @@ use super::phase::{Phase, Progress};
 use super::probe::{self, Refused};
 use super::report::Reports;
 use super::sendring::{BATCH_MAX, SendRing};
-use super::settings::{DriverChoice, FilesChoice, Settings};
+use super::settings::{AccessTo, DriverChoice, FilesChoice, Settings};
 use super::state::{Node, State};
 use super::stats::{Places, Stats};
 use super::takeover::{Controls, Predecessor};
@@ -40,6 +42,9 @@ const RING_ENTRIES: u32 = 1_024;
 const PORT_PATIENCE: Duration = Duration::from_millis(500);
 /// How long a process that has just started, or taken over itself, may need until it can be asked for its place.
 const NAME_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long the end of the process waits for the access log to be written: a pipe that nobody reads never takes it.
+const ACCESS_LOG_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why the node could not start, or ended badly.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +74,10 @@ pub enum ServeError {
         "--files per-worker: the kernel refuses close_range(CLOSE_RANGE_UNSHARE) ({0}); use --files shared"
     )]
     Files(io::Error),
+    #[error(
+        "access_log.to = {path}: cannot be opened ({error}); name a file in a directory that this user may write to"
+    )]
+    AccessLog { path: String, error: io::Error },
     #[error("{what}: {error}")]
     Io { what: &'static str, error: io::Error },
     #[error(transparent)]
@@ -175,8 +184,11 @@ pub fn serve<E: Edge + 'static>(
         what: "cannot get random bytes",
         error: io::Error::other(error.to_string()),
     })?;
+    let clock = Clock::start();
+    let access = open_access_log(&settings, clock, secret)?;
     let node = Arc::new(Node {
-        clock: Clock::start(),
+        clock,
+        access,
         mailboxes: senders,
         listening: AtomicUsize::new(workers),
         drained: AtomicUsize::new(0),
@@ -257,7 +269,23 @@ pub fn serve<E: Edge + 'static>(
         node.progress.reach(Phase::Stopped);
         tell_stopped(&node);
     }
+    if let Some(access) = &node.access {
+        access.finish(ACCESS_LOG_PATIENCE);
+    }
     Ok(ended)
+}
+
+fn open_access_log(
+    settings: &Settings,
+    clock: Clock,
+    secret: [u8; 20],
+) -> Result<Option<AccessLog>, ServeError> {
+    access_file::start(&settings.access_log, clock, secret).map_err(|error| match &settings.access_log.to {
+        AccessTo::File(path) => ServeError::AccessLog { path: path.display().to_string(), error },
+        AccessTo::Off | AccessTo::Stdout | AccessTo::Stderr => {
+            ServeError::Io { what: "cannot start the access log", error }
+        }
+    })
 }
 
 /// A worker's thread that panics takes a part of the channels with it: the node ends, and a restart tells the gaps.

@@ -38,6 +38,7 @@ pub struct Settings {
     pub auth: Authentication,
     pub log: Log,
     pub admin: Admin,
+    pub access_log: Access,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -223,6 +224,22 @@ pub struct Log {
     /// A level (`info`), or directives as tracing-subscriber's `EnvFilter` reads them (`info,pushline::edge=debug`).
     pub level: String,
     pub format: LogFormat,
+}
+
+/// A line for each request and each end of a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Access {
+    pub to: AccessTo,
+    pub format: LogFormat,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AccessTo {
+    Off,
+    Stdout,
+    Stderr,
+    /// Opened again at SIGHUP.
+    File(PathBuf),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -20,6 +20,7 @@ use crate::domain::history::{Bounds, PageMax};
 use crate::domain::home::{Home, HomeBounds, PublishRefusal, Published, WorkerIndex};
 use crate::domain::message::Message;
 
+use super::access::AccessLog;
 use super::clock::{Clock, ticks};
 use super::entry::{ConnId, Entry, HeldPoll};
 use super::framing::frame;
@@ -34,6 +35,7 @@ use super::sendring::SendRing;
 use super::settings::{Settings, SlowPolicy};
 use super::slots::ChunkedSlab;
 use super::stats::{Places, Stats};
+use super::trace::{Watch, What, Who};
 use super::wheel::Wheel;
 
 /// What a worker asks for when it joins a channel, and one page of history.
@@ -51,6 +53,8 @@ pub struct Node {
     pub progress: Progress,
     /// Workers that take connections.
     pub listening: AtomicUsize,
+    /// Where requests and ends of connections are told, if anywhere.
+    pub access: Option<AccessLog>,
     /// Workers that have told all their clients to leave.
     pub drained: AtomicUsize,
     /// Wakes the main thread.
@@ -249,6 +253,10 @@ pub struct State {
     pub sweep_feed_at: u32,
     /// Messages placed here for feeds here.
     arrived: Vec<Arc<Message>>,
+    /// The node's, without its contended count.
+    pub(super) access: Option<Rc<AccessLog>>,
+    /// Traces under way.
+    pub(super) watches: Vec<Watch>,
     random: u64,
 }
 
@@ -267,6 +275,8 @@ impl State {
         Self {
             home: Home::new(bounds, first, workers as u64),
             wheel: Wheel::new(u64::from(node.clock.tick())),
+            access: node.access.clone().map(Rc::new),
+            watches: Vec::new(),
             node,
             index,
             conns: ChunkedSlab::new(),
@@ -314,6 +324,7 @@ impl State {
     /// Does, as their home, what `from` asks of this worker's channels.
     pub fn answer(&mut self, from: WorkerIndex, ask: Ask) -> Answer {
         let now_ms = self.node.clock.now_ms();
+        let traced = if self.is_traced() { traced_of(&ask) } else { None };
         let (index, node, arrived) = (self.index, &self.node, &mut self.arrived);
         // The exact clock is read where somebody reads the channel: once for all its readers.
         let mut placed_us = 0;
@@ -365,12 +376,26 @@ impl State {
                 Answer::Done
             }
         };
+        if let Some((name, bytes)) = traced {
+            self.trace_answer(&name, bytes, &answer);
+        }
         if placed_us > 0 {
             for message in std::mem::take(&mut self.arrived) {
                 self.on_live(message, placed_us);
             }
         }
         answer
+    }
+
+    /// What came of an act on a channel that lives here, for who watches the channel.
+    fn trace_answer(&self, name: &Name, bytes: u64, answer: &Answer) {
+        self.trace_in(Who::default(), name, || match answer {
+            Answer::Published(Ok(published)) => {
+                What::Published { cursor: published.cursor, bytes, replayed: published.replayed }
+            }
+            Answer::Published(Err(refusal)) => What::Denied { why: format!("{refusal:?}").into() },
+            _ => What::Deleted,
+        });
     }
 
     /// Sends a request to another worker.
@@ -565,6 +590,21 @@ fn count_placed(stats: &Stats, result: &Result<Published, PublishRefusal>, bytes
     if result.as_ref().is_ok_and(|published| !published.replayed) {
         stats.placed.add(1);
         stats.placed_bytes.add(bytes as u64);
+    }
+}
+
+/// The channel and the bytes of what traces tell of.
+fn traced_of(ask: &Ask) -> Option<(Name, u64)> {
+    match ask {
+        Ask::Publish { name, draft, .. } | Ask::PublishReserved { name, draft, .. } => {
+            Some((name.clone(), draft.body.bytes().len() as u64))
+        }
+        Ask::Delete { name } => Some((name.clone(), 0)),
+        Ask::Reserve { .. }
+        | Ask::Release { .. }
+        | Ask::Read { .. }
+        | Ask::Join { .. }
+        | Ask::Leave { .. } => None,
     }
 }
 

@@ -13,6 +13,7 @@ use monoio::net::TcpStream;
 
 use super::close::{Reason, Transport};
 use super::io::{RecvOutcome, recv_nonblocking};
+use super::noted::Noted;
 use super::sendring::{Outcome, send_now};
 use super::state::Socket;
 use super::worker::Worker;
@@ -44,9 +45,11 @@ enum Hold {
 pub struct Stream {
     hold: Hold,
     pub socket: Socket,
-    /// What the log says of it if it ends here.
+    /// What the log says of it if it ends here. A task that lets go of it without a reason was at fault.
     pub transport: Transport,
     pub reason: Reason,
+    /// The request that is being answered, where somebody wants to know.
+    pub noted: Option<Noted>,
     /// The last read filled its room: more is there, most likely, and much of it.
     filled: bool,
     worker: Rc<Worker>,
@@ -59,7 +62,8 @@ impl Stream {
             hold: Hold::Ours,
             socket,
             transport: Transport::Http,
-            reason: Reason::Gone,
+            reason: Reason::Internal,
+            noted: None,
             filled: false,
             worker,
         }
@@ -75,8 +79,8 @@ impl Stream {
             match TcpStream::from_std(std) {
                 Ok(tcp) => self.hold = Hold::Monoios(tcp),
                 Err(_) => {
-                    let transport = self.transport;
-                    self.worker.with(|state| state.count_closed(transport, Reason::Internal));
+                    let (transport, reason) = (self.transport, self.reason);
+                    self.worker.with(|state| state.on_closed(&self.socket, None, transport, reason));
                 }
             }
         }
@@ -162,14 +166,23 @@ impl Stream {
         };
         *buffer = slice.into_inner();
         match result {
-            Ok(0) => Err(StreamError::Eof),
+            Ok(0) => {
+                self.reason = Reason::Gone;
+                Err(StreamError::Eof)
+            }
             Ok(got) => {
                 self.filled = got == end - start;
                 Ok(())
             }
             Err(error) if error.raw_os_error() == Some(libc::ECANCELED) => Err(StreamError::Late),
-            Err(_) => Err(StreamError::Broken),
+            Err(error) => Err(self.broken(&error)),
         }
+    }
+
+    /// It broke: that is why it ends.
+    fn broken(&mut self, error: &io::Error) -> StreamError {
+        self.reason = Reason::of_errno(error.raw_os_error().unwrap_or(libc::EIO));
+        StreamError::Broken
     }
 
     /// Sends all of `bytes`; what the socket does not take at once is waited for.
@@ -186,31 +199,36 @@ impl Stream {
             Outcome::Whole => return Ok(()),
             Outcome::Short(sent) => sent,
             Outcome::Full => 0,
-            Outcome::Failed(_) => return Err(StreamError::Broken),
+            Outcome::Failed(errno) => return Err(self.broken(&io::Error::from_raw_os_error(errno))),
         };
         Box::pin(self.write_rest(bytes[sent..].to_vec(), deadline)).await
     }
 
     async fn write_rest(&mut self, mut rest: Vec<u8>, deadline: Duration) -> Result<(), StreamError> {
-        let tcp = self.tcp()?;
         let until = Instant::now() + deadline;
         while !rest.is_empty() {
             let left = until.saturating_duration_since(Instant::now());
             let canceller = Canceller::new();
-            let mut write = std::pin::pin!(tcp.cancelable_write(rest, canceller.handle()));
-            let (result, buffer) = monoio::select! {
-                done = &mut write => done,
-                () = monoio::time::sleep(left) => {
-                    canceller.cancel();
-                    write.await
+            let tcp = self.tcp()?;
+            let (result, buffer) = {
+                let mut write = std::pin::pin!(tcp.cancelable_write(rest, canceller.handle()));
+                monoio::select! {
+                    done = &mut write => done,
+                    () = monoio::time::sleep(left) => {
+                        canceller.cancel();
+                        write.await
+                    }
                 }
             };
             rest = buffer;
             match result {
                 Ok(0) => return Err(StreamError::Broken),
                 Ok(sent) => drop(rest.drain(..sent)),
-                Err(error) if error.raw_os_error() == Some(libc::ECANCELED) => return Err(StreamError::Late),
-                Err(_) => return Err(StreamError::Broken),
+                Err(error) if error.raw_os_error() == Some(libc::ECANCELED) => {
+                    self.reason = Reason::Stalled;
+                    return Err(StreamError::Late);
+                }
+                Err(error) => return Err(self.broken(&error)),
             }
         }
         Ok(())

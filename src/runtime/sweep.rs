@@ -13,6 +13,7 @@ use super::conns::LINGER_TICKS;
 use super::entry::{ConnId, Kind};
 use super::io;
 use super::state::{Draining, State};
+use super::trace::What;
 
 /// Connections looked at in one go.
 const DUE_MAX: usize = 256;
@@ -156,6 +157,7 @@ impl State {
         }
         let Some(entry) = self.conns.get_mut(slot) else { return };
         match entry.kind {
+            Kind::Idle if entry.owed.is_some() => self.remove(slot, Reason::Stalled),
             Kind::Idle => self.remove(slot, Reason::Idle),
             Kind::Publishing(_) => self.expire_publishing(slot),
             Kind::Poll(_) => self.expire_poll(slot),
@@ -163,6 +165,7 @@ impl State {
                 // One that is blocked has bytes on the way: TCP_USER_TIMEOUT tells whether it lives.
                 if !entry.flags.blocked {
                     self.say(slot, sse::COMMENT);
+                    self.trace_ping(slot);
                 } else {
                     entry.said_tick = now;
                 }
@@ -174,9 +177,17 @@ impl State {
                 let mut ping = Vec::with_capacity(2);
                 write_frame(&mut ping, Opcode::Ping, &[]);
                 self.say(slot, &ping);
+                self.trace_ping(slot);
                 self.schedule(conn);
             }
-            Kind::Ending { .. } => self.remove(slot, Reason::Gone),
+            // For the reason that its ending began with.
+            Kind::Ending { reason, .. } => self.remove(slot, reason),
+        }
+    }
+
+    fn trace_ping(&self, slot: u32) {
+        if self.is_traced() {
+            self.trace_conn(slot, || What::Pinged);
         }
     }
 

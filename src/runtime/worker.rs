@@ -46,14 +46,14 @@ pub trait Edge {
     /// Answers those requests at the start of what came on a held connection that need no waiting: appends the answers
     /// to `out`. The rest is for a task. A panic closes that connection.
     fn serve_at_once(&self, worker: &Rc<Worker>, conn: ConnId, input: &[u8], out: &mut Vec<u8>) -> Done;
-    /// Appends the answer to a publish of a held connection that the channel's home has answered.
+    /// Appends the answer to a publish of a held connection that the channel's home has answered; its status.
     fn write_published(
         &self,
         worker: &Rc<Worker>,
         name: &Name,
         result: Result<Published, PublishRefusal>,
         out: &mut Vec<u8>,
-    );
+    ) -> u16;
     /// Reads and answers requests, until the connection ends or is given to the holder.
     fn serve(self: Rc<Self>, worker: Rc<Worker>, socket: Socket, input: Vec<u8>) -> LocalTask;
     /// Answers a held poll with the help of the channels' homes.

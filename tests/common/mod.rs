@@ -4,6 +4,7 @@
 // Each test binary uses its own part of this.
 #![allow(dead_code)]
 
+pub mod access;
 pub mod admin;
 pub mod crowd;
 pub mod http;

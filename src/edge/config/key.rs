@@ -78,6 +78,8 @@ pub const KEYS: &[Key] = &[
     key("log.format", r#""text""#, Range::Other),
     key("admin.listen", r#""none""#, Range::Other),
     key("admin.token_sha256", r#""none""#, Range::Other),
+    key("access_log.to", r#""off""#, Range::Other),
+    key("access_log.format", r#""json""#, Range::Other),
 ];
 
 pub const DRIVERS: &[(&str, DriverChoice)] =

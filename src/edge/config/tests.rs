@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::domain::channel::Pattern;
-use crate::runtime::settings::{DriverChoice, FilesChoice, LogFormat, SlowPolicy};
+use crate::runtime::settings::{AccessTo, DriverChoice, FilesChoice, LogFormat, SlowPolicy};
 
 /// A file of the test's own, removed at the end.
 struct TempFile(PathBuf);
@@ -92,6 +92,7 @@ fn defaults_are_those_of_the_contract() {
         },
         log: Log { level: "info".into(), format: LogFormat::Text },
         admin: Admin { listen: None, token_sha256: None },
+        access_log: Access { to: AccessTo::Off, format: LogFormat::Json },
     };
     assert_eq!(settings(set(&[])), want);
 }

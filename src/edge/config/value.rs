@@ -11,7 +11,7 @@ use toml::Value;
 use super::key::{LEVELS, POLICIES, Range};
 use crate::domain::channel::Pattern;
 use crate::edge::log;
-use crate::runtime::settings::{AdminAddress, SlowPolicy};
+use crate::runtime::settings::{AccessTo, AdminAddress, SlowPolicy};
 
 /// Units of sizes. Only powers of two, so that nobody has to guess what `64K` is.
 const UNITS: [(&str, usize); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
@@ -154,6 +154,20 @@ pub fn log_level(value: &Value, _: Range) -> Read<String> {
     }
     log::filter(text).map_err(|error| format!("{}: {error}", right()))?;
     Ok(text.to_owned())
+}
+
+/// `"off"`, `"stdout"`, `"stderr"`, or the name of a file.
+pub fn access_to(value: &Value, _: Range) -> Read<AccessTo> {
+    match value.as_str() {
+        Some("off") => Ok(AccessTo::Off),
+        Some("stdout") => Ok(AccessTo::Stdout),
+        Some("stderr") => Ok(AccessTo::Stderr),
+        // A slip in one of the words above must not become a file of that name.
+        Some(path) if path.contains('/') => Ok(AccessTo::File(path.into())),
+        _ => Err("must be \"off\", \"stdout\", \"stderr\", or a file with its directory, like \
+                  \"/var/log/pushline/access.log\" or \"./access.log\""
+            .into()),
+    }
 }
 
 pub fn origins(value: &Value, _: Range) -> Read<Vec<String>> {
