@@ -18,6 +18,7 @@ mod metrics;
 mod own;
 mod portrait;
 mod problem;
+mod trace;
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -111,6 +112,7 @@ fn router(desk: Desk) -> Router {
         .merge(metrics::routes())
         .merge(channels::routes())
         .merge(connections::routes())
+        .merge(trace::routes())
         .fallback(problem::nothing_here)
         .method_not_allowed_fallback(problem::not_allowed)
         .layer(middleware::from_fn_with_state(gate, gate::check))

@@ -82,7 +82,6 @@ impl Conn {
                             self.on_request(request).await
                         }
                         Err(error) => {
-                            self.worker.with(|state| state.stats().requests.add(1));
                             self.refuse(error, &head);
                             Next::End(self, Reason::BadRequest)
                         }
@@ -113,10 +112,9 @@ impl Conn {
     /// A request came: somebody may want to know of it.
     fn note(&mut self, request: &Request<'_>) {
         let peer = self.stream.socket.peer;
-        self.stream.noted = self.worker.with(|state| {
-            state.stats().requests.add(1);
-            if state.notes() { state.note(request, peer, Instant::now()) } else { None }
-        });
+        self.stream.noted = self
+            .worker
+            .with(|state| if state.notes() { state.note(request, peer, Instant::now()) } else { None });
     }
 
     /// The same for what could not be read as a request, of which the first byte came at `begun`.

@@ -1,7 +1,7 @@
 //! Answers to requests that came on held connections: collected while events are looked at, then sent together.
 
-use super::close::Transport;
 use super::close::Reason;
+use super::close::Transport;
 use super::entry::ConnId;
 use super::sendring::{BATCH_MAX, Outcome, Send, send_now};
 use super::state::State;

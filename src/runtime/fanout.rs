@@ -429,12 +429,12 @@ impl State {
             reader.messages = reader.messages.wrapping_add(reached as u32);
             reader.bytes += upto as u64;
             reader.sent_tick = tick;
+            let (upto_seq, messages) = (reader.seq, reached as u32);
             let transport = ENCODING_TRANSPORTS[feed.lanes[usize::from(sub.lane)].encoding as usize];
             let load = Load { messages: reached as u64, bytes: upto as u64 };
             let stats = &self.node.stats[usize::from(self.index)];
             stats.deliver(transport, load);
             stats.sends.add(u64::from(!bytes.is_empty()));
-            let (upto_seq, messages) = (reader.seq, reached as u32);
             if self.is_traced() {
                 let sent = Sent { slot, feed: sub.feed, upto: upto_seq, messages, bytes: upto as u64 };
                 self.trace_batch(&[sent]);

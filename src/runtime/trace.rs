@@ -391,7 +391,7 @@ impl State {
             of_feed.iter().for_each(|sent| self.trace_sent(sent));
             let Some(feed) = self.feeds.get(first.feed) else { continue };
             let what = || What::SentToReaders {
-                cursor: feed.head(),
+                cursor: feed.at(of_feed.iter().map(|sent| sent.upto).max().unwrap_or_default()),
                 readers: count as u32,
                 messages: of_feed.iter().map(|sent| sent.messages).sum(),
                 bytes: of_feed.iter().map(|sent| sent.bytes).sum(),

@@ -48,7 +48,8 @@ pub async fn nothing_here(uri: Uri) -> Refused {
     Refused::new(
         StatusCode::NOT_FOUND,
         format!(
-            "nothing is at {path}; there are /healthz, /readyz, /metrics, /channels, /connections (docs/admin.md)"
+            "nothing is at {path}; there are /healthz, /readyz, /metrics, /channels, /connections, /trace \
+             (docs/admin.md)"
         ),
     )
 }
