@@ -478,11 +478,15 @@ impl State {
                 continue;
             }
             reader.standing = Standing::Live;
-            if reader.seq >= head {
-                continue;
-            }
-            if let Some(conn) = self.conn_id(slot) {
+            let is_behind = reader.seq < head;
+            if is_behind && let Some(conn) = self.conn_id(slot) {
                 self.send_alone(conn, sub);
+            }
+            if self.is_traced() {
+                self.trace_if_level(slot, sub.feed);
+            }
+            if !is_behind {
+                continue;
             }
             // It may have been the last that the lane was kept for: a pass lets go of it.
             self.touch(sub.feed);

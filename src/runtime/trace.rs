@@ -15,6 +15,7 @@ use ipnet::IpNet;
 
 use crate::domain::channel::Name;
 use crate::domain::cursor::Cursor;
+use crate::domain::feed::Standing;
 use crate::domain::home::WorkerIndex;
 
 use super::close::{Reason, Transport};
@@ -348,6 +349,18 @@ impl State {
         let event = self.event(&who, channel, what());
         first.tell(&event);
         wanted.for_each(|watch| watch.tell(&event));
+    }
+
+    /// A reader that goes on after a pause may be level with its feed now.
+    pub fn trace_if_level(&self, slot: u32, feed_slot: u32) {
+        let Some(sub) = self.conns.get(slot).and_then(|entry| entry.subs.of_feed(feed_slot)) else { return };
+        let Some(feed) = self.feeds.get(feed_slot) else { return };
+        let reader =
+            feed.lanes.get(usize::from(sub.lane)).and_then(|lane| lane.readers.get(sub.index as usize));
+        let cursor = feed.head();
+        if reader.is_some_and(|reader| reader.standing == Standing::Live && reader.seq >= cursor.seq) {
+            self.trace_sub(slot, feed_slot, || What::CaughtUp { cursor });
+        }
     }
 
     /// A held connection ends: whoever watches a channel that it reads hears why.
