@@ -134,17 +134,16 @@ fn is_end(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
 }
 
-/// Reads a stream to its `$close`: its messages.
-fn read_until_told(stream: &mut Stream) -> Vec<String> {
-    let mut texts = Vec::new();
+/// Reads a stream to its `$close`, and puts its messages into `texts`.
+fn read_until_told(stream: &mut Stream, texts: &Mutex<Vec<String>>) {
     loop {
         match stream.item().expect("`$close` comes before the end") {
             Item::Event(event) if event.name == "$close" => {
                 assert_eq!(event.json()["reason"], "drain");
                 stream.ended();
-                return texts;
+                return;
             }
-            Item::Event(event) => texts.push(event.expect_message().data),
+            Item::Event(event) => texts.lock().expect("no panic").push(event.expect_message().data),
             Item::Retry(_) | Item::Comment(_) => {}
         }
     }
@@ -182,14 +181,22 @@ fn hand_on(workers: &[&str]) {
                 let mut streams: Vec<Stream> =
                     (0..READERS).map(|_| Stream::open(addr, "/channels/busy?history=1000000")).collect();
                 let mut v1s: Vec<V1> = (0..READERS).map(|_| V1::subscribed(addr, "calm").0).collect();
-                let (new, lists): (Server, Vec<Vec<String>>) = std::thread::scope(|scope| {
-                    let readers: Vec<_> =
-                        streams.iter_mut().map(|stream| scope.spawn(|| read_until_told(stream))).collect();
-                    load.goes_further(50, 20);
-                    let new = start(&addr.to_string(), count, true);
-                    let lists = readers.into_iter().map(|reader| reader.join().expect("it was told"));
-                    (new, lists.collect())
+                let lists: Vec<Mutex<Vec<String>>> = streams.iter().map(|_| Mutex::default()).collect();
+                let new = std::thread::scope(|scope| {
+                    for (stream, texts) in streams.iter_mut().zip(&lists) {
+                        scope.spawn(|| read_until_told(stream, texts));
+                    }
+                    // A reader that is far behind cannot have all within the window.
+                    let mark = load.accepted.lock().expect("no panic").last().cloned().expect("some");
+                    for texts in &lists {
+                        let has_read =
+                            || texts.lock().expect("no panic").iter().rev().any(|text| *text == mark);
+                        until("readers are level", || has_read().then_some(()));
+                    }
+                    start(&addr.to_string(), count, true)
                 });
+                let lists: Vec<Vec<String>> =
+                    lists.into_iter().map(|texts| texts.into_inner().expect("no panic")).collect();
                 for list in &lists[1..] {
                     assert!(
                         *list == lists[0],
@@ -349,7 +356,7 @@ fn a_node_that_waits_to_be_noticed_is_taken_over() {
     old.signal(libc::SIGTERM);
     until("readiness ends", || (get(addr, "/readyz").status == 503).then_some(()));
     let _new = start(&addr.to_string(), "1", true);
-    read_until_told(&mut stream);
+    read_until_told(&mut stream, &Mutex::default());
     assert_eq!(old.wait_exit(), 0);
     get(addr, "/readyz").expect(200);
 }
