@@ -25,7 +25,9 @@ impl Clock {
 
     /// Microseconds from the node's start to `now`, at least 1: what took how long.
     pub fn us(&self, now: Instant) -> u64 {
-        (now.saturating_duration_since(self.started).as_micros() as u64).max(1)
+        let since = now.saturating_duration_since(self.started);
+        // `as_micros` divides 128 bits.
+        (since.as_secs() * 1_000_000 + u64::from(since.subsec_micros())).max(1)
     }
 
     /// Ticks since the node started.
