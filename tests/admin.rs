@@ -16,6 +16,7 @@ use common::admin::{addr_of, json, json_with, listen_of};
 use common::http::{Conn, ask, get, head_cursor, post, publish};
 use common::server::Server;
 use common::sse::Stream;
+use common::token;
 use common::until;
 use common::ws::{Socket, V1};
 
@@ -439,6 +440,37 @@ fn all_that_is_known_of_one() {
     for age in ["age_seconds", "heard_seconds_ago", "said_seconds_ago"] {
         assert!(one[age].as_f64().is_some_and(|seconds| (0.0..60.0).contains(&seconds)), "{age}: {one}");
     }
+}
+
+/// Who somebody is, but never by what they showed it.
+#[test]
+fn connections_of_a_subject_and_their_tokens() {
+    let (server, admin) = start(&["--set", token::KEYS]);
+    let addr = server.addr();
+    let until_s = token::now_s() + 600;
+    let token_of = |subject: &str, id: &str| token::of(subject).until(until_s).with("jti", id).sign();
+    let (anna, bert) = (token_of("anna", "t-1"), token_of("bert", "t-2"));
+    let open =
+        |token: &str| Stream::open_with(addr, "/channels/a", &[("Authorization", &token::bearer(token))]);
+    let streams = [open(&anna), open(&anna), open(&bert)];
+    assert_eq!(ids(&json(admin, "/connections?subject=anna")).len(), 2);
+    let list = json(admin, "/connections?subject=bert");
+    assert_eq!(ids(&list), [streams[2].connection.as_str()]);
+    assert_eq!(list["connections"][0]["subject"], "bert");
+    let one = get(admin, &format!("/connections/{}", streams[0].connection)).expect(200);
+    assert_eq!((&one.json()["token_id"], &one.json()["expires_at"]), (&json!("t-1"), &json!(until_s)));
+    let signature = anna.rsplit('.').next().expect("three parts");
+    assert!(!one.text().contains(signature), "{one}");
+
+    // Refusals are counted, by whether anybody was known.
+    get(addr, "/channels/a").problem(401);
+    let reads_b = token::of("anna").subscribe(&["b"]).sign();
+    ask(addr, "GET", "/channels/a", &[("Authorization", &token::bearer(&reads_b))], "").problem(403);
+    let metrics = common::admin::Metrics::scrape(admin);
+    for reason in ["unauthenticated", "forbidden"] {
+        assert_eq!(metrics.sum("pushline_refusals_total", &[("reason", reason)]), 1.0, "{reason}");
+    }
+    assert!(!metrics.text.contains(signature));
 }
 
 #[test]
