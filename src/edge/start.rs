@@ -76,8 +76,8 @@ fn reload(inputs: &Inputs, auth: &Auth, is_strict: bool) {
     match config::load(inputs) {
         Ok(Config { settings, policy, .. }) if settings.auth.is_configured() == is_strict => {
             if is_strict {
-                tell_keys("keys and rules are loaded anew", &policy);
                 auth.replace(policy);
+                tell_keys("keys and rules are loaded anew", &auth.policy());
             }
         }
         Ok(_) => tracing::error!(

@@ -43,7 +43,8 @@ pub fn none_needed() -> Answer {
     )
 }
 
-/// A stream was opened with a ticket: the one that it opened before ends, on whatever worker that is.
+/// A stream was opened with a ticket: the one that it opened before ends, on whatever worker that is; or this one, if the
+/// client has come again meanwhile.
 pub fn opened(site: &Site, worker: &Rc<Worker>, ticket: Option<TicketUse>, stream: Option<ConnId>) {
     let (Some(ticket), Some(conn)) = (ticket, stream) else { return };
     let here = worker.with(|state| state.index);

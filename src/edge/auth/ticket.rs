@@ -43,9 +43,13 @@ pub enum Asked {
     Full,
 }
 
-/// A ticket that was used: names it without being it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct TicketUse([u8; 32]);
+/// One use of a ticket: names the ticket without being it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TicketUse {
+    digest: [u8; 32],
+    /// The how manieth: streams are opened on several workers at once, and noted in any order.
+    number: u64,
+}
 
 /// A stream that was opened with a ticket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,7 +78,9 @@ struct Ticket {
     at_s: u64,
     /// The client that used it first.
     client: Option<Client>,
-    stream: Option<Opened>,
+    uses: u64,
+    /// The stream of the latest use that opened one, and that use's number.
+    stream: Option<(u64, Opened)>,
 }
 
 /// What counts as one client address: that of its network, for IPv6 clients change theirs within it.
@@ -105,7 +111,8 @@ impl Tickets {
         let ticket = URL_SAFE_NO_PAD.encode(bytes);
         let Verified { bearer, key } = verified;
         let expires_in_s = bearer.expires_s.unwrap_or(now_s).saturating_sub(now_s);
-        let entry = Ticket { bearer: Arc::new(bearer), key, at_s: now_s, client: None, stream: None };
+        let entry =
+            Ticket { bearer: Arc::new(bearer), key, at_s: now_s, client: None, uses: 0, stream: None };
         if self.table().insert(digest_of(&ticket), entry, now_s) {
             Ok(Asked::Given { ticket, expires_in_s })
         } else {
@@ -136,12 +143,22 @@ impl Tickets {
             Some(_) => {}
         }
         entry.at_s = now_s;
-        Ok((Arc::clone(&entry.bearer), TicketUse(digest)))
+        entry.uses += 1;
+        Ok((Arc::clone(&entry.bearer), TicketUse { digest, number: entry.uses }))
     }
 
-    /// Notes the stream that a ticket has opened; the one that it opened before is to be ended.
+    /// Notes the stream that a use of a ticket has opened. Given back is the one that is to be ended: of an earlier use; or
+    /// this one, when a later use has opened another already.
     pub fn opened(&self, ticket: TicketUse, stream: Opened) -> Option<Opened> {
-        self.table().tickets.get_mut(&ticket.0)?.stream.replace(stream).filter(|before| *before != stream)
+        let mut table = self.table();
+        let latest = &mut table.tickets.get_mut(&ticket.digest)?.stream;
+        match *latest {
+            Some((number, _)) if number > ticket.number => Some(stream),
+            before => {
+                *latest = Some((ticket.number, stream));
+                before.map(|(_, stream)| stream)
+            }
+        }
     }
 
     /// Forgets the tickets of tokens whose key is no longer good.
@@ -279,12 +296,15 @@ mod tests {
     fn a_new_stream_tells_of_the_one_before() {
         let tickets = Tickets::default();
         let ticket = given(&tickets, 1);
-        let (_, used) = tickets.use_by(&ticket, peer("10.0.0.1"), NOW_S).expect("used");
+        let used = || tickets.use_by(&ticket, peer("10.0.0.1"), NOW_S).expect("used").1;
         let stream = |slot| Opened { worker: 0, conn: ConnId { slot, generation: 1 } };
-        assert_eq!(tickets.opened(used, stream(1)), None);
-        assert_eq!(tickets.opened(used, stream(2)), Some(stream(1)));
+        let (first, second, third) = (used(), used(), used());
+        assert_eq!(tickets.opened(first, stream(1)), None);
+        assert_eq!(tickets.opened(third, stream(3)), Some(stream(1)));
+        assert_eq!(tickets.opened(second, stream(2)), Some(stream(2)), "noted late, and not the latest");
+        assert_eq!(tickets.opened(used(), stream(4)), Some(stream(3)));
         tickets.keep(|_| false);
-        assert_eq!(tickets.opened(used, stream(3)), None, "forgotten");
+        assert_eq!(tickets.opened(third, stream(5)), None, "forgotten");
     }
 
     #[test]
@@ -302,7 +322,8 @@ mod tests {
             digest[..8].copy_from_slice(&(at as u64).to_le_bytes());
             let Verified { mut bearer, key } = verified(9, NOW_S + 100);
             bearer.digest = digest;
-            let ticket = Ticket { bearer: Arc::new(bearer), key, at_s: NOW_S, client: None, stream: None };
+            let ticket =
+                Ticket { bearer: Arc::new(bearer), key, at_s: NOW_S, client: None, uses: 0, stream: None };
             assert!(table.insert(digest, ticket, NOW_S));
         }
         drop(table);
