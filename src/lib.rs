@@ -9,7 +9,8 @@
 //! `runtime::fanout` -> `runtime::sendring`. A connection: `runtime::server` -> `runtime::accept` -> `edge::site` ->
 //! `edge::conn` (a task reads requests with `proto::http`) -> `edge::route` (which handler) -> `edge::stream` or
 //! `edge::read` -> `runtime::conns` (held: an entry without a task) -> `runtime::holder` (its input), `runtime::sweep`
-//! (its time) -> `runtime::close` (why it ended).
+//! (its time) -> `runtime::close` (why it ended). By TLS it begins with `runtime::handshakes`, and its bytes go through
+//! `runtime::tls` on their way in and out.
 //!
 //! Absent by design: a task, timer or buffer for a connection that waits; mutable state that workers share; a queue for
 //! each reader; persistence.
@@ -37,6 +38,7 @@ pub mod proto {
     pub mod publish;
     pub mod refusal;
     pub mod sse;
+    pub mod x509;
     pub mod ws {
         pub mod close;
         pub mod frame;
@@ -74,6 +76,7 @@ pub mod runtime {
     pub mod fanout;
     pub mod files;
     pub mod framing;
+    pub mod handshakes;
     pub mod holder;
     pub mod host;
     pub mod identity;
@@ -103,10 +106,13 @@ pub mod runtime {
     pub mod sweep;
     pub mod takeover;
     pub mod tcp;
+    pub mod tls;
+    pub mod tls_keys;
     pub mod trace;
     pub mod trace_line;
     pub mod turns;
     pub mod wheel;
+    pub mod wire;
     pub mod worker;
 }
 
@@ -117,6 +123,7 @@ pub mod edge {
     pub mod ask;
     pub mod at_once;
     pub mod auth;
+    pub mod certificates;
     pub mod channels;
     pub mod cli;
     pub mod config;

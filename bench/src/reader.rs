@@ -1,6 +1,6 @@
 //! One reader of one channel: bytes in; counts, and the bytes that it answers. Never touches its socket.
 //!
-//! Nothing is allocated for a message that arrives whole, and a waiting reader is 40 bytes.
+//! Nothing is allocated for a message that arrives whole, and a waiting reader is 48 bytes.
 
 use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
@@ -11,6 +11,7 @@ use crate::board::Tally;
 use crate::count::{Count, Seen};
 use crate::message;
 use crate::script::Script;
+use crate::tls::Tls;
 use crate::transport::{self, Item, Transport};
 use crate::{http, net, ws};
 
@@ -18,6 +19,8 @@ use crate::{http, net, ws};
 pub enum State {
     /// Nothing sent yet.
     Connecting,
+    /// TLS is being agreed on.
+    Shaking,
     /// The request is sent, its head not yet answered.
     Head,
     /// The head has come, the subscription not yet.
@@ -45,6 +48,7 @@ pub struct Reader {
     /// What a short poller asks again.
     #[expect(clippy::box_collection, reason = "as above")]
     again: Option<Box<Vec<u8>>>,
+    pub tls: Option<Box<Tls>>,
 }
 
 /// What all readers of a thread use while they look at what came.
@@ -74,7 +78,13 @@ impl Reader {
             away_ms: None,
             cut: None,
             again: None,
+            tls: None,
         }
+    }
+
+    /// Makes of what is to be said what goes out.
+    pub fn seal(&mut self, out: &mut Vec<u8>) -> Result<(), Over> {
+        self.tls.as_mut().map_or(Ok(()), |tls| tls.seal(out).map_err(|_| Over))
     }
 
     /// Goes on as another connection of the same reader.
@@ -352,6 +362,6 @@ mod tests {
 
     #[test]
     fn a_waiting_reader_is_small() {
-        assert!(size_of::<Option<Reader>>() <= 40);
+        assert!(size_of::<Option<Reader>>() <= 48);
     }
 }

@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use rustls::ClientConfig;
 
 use crate::api::channel_name;
 use crate::board::{Board, Command, Cursor, Tally, count_tenth};
@@ -19,6 +20,7 @@ use crate::message::{self, Stamp};
 use crate::net::{self, Connect, Epoll, Events};
 use crate::reader::{Desk, Reader, State};
 use crate::script::Script;
+use crate::tls::Tls;
 use crate::ws;
 
 /// Readers that one thread can hold: 20,000 descriptors less a reserve.
@@ -32,12 +34,15 @@ const HANDSHAKES_AT_ONCE: usize = 256;
 /// Refused or reset handshakes that are tried again, for each reader on average.
 const TRIES_MAX: usize = 3;
 const SCRATCH_BYTES: usize = 256 * 1024;
+/// Read at once of a connection by TLS.
+const WIRE_BYTES: usize = 64 * 1024;
 /// The token of a thread's own waker.
 const WAKER: u64 = u64::MAX;
 
 /// What all readers of a load do.
 pub struct Plan {
     pub dest: SocketAddrV4,
+    pub tls: Option<Arc<ClientConfig>>,
     pub script: Script,
     /// Where readers come after a move, and what they say there.
     pub second: Option<(SocketAddrV4, Script)>,
@@ -122,6 +127,9 @@ struct Swarm<'a> {
     waiting: usize,
     retries: usize,
     scratch: Box<[u8]>,
+    /// What was read by TLS, and what it comes to.
+    wire: Box<[u8]>,
+    plain: Vec<u8>,
     out: Vec<u8>,
 }
 
@@ -146,6 +154,8 @@ impl<'a> Swarm<'a> {
             waiting: 0,
             retries: 0,
             scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
+            wire: vec![0; if plan.tls.is_some() { WIRE_BYTES } else { 0 }].into_boxed_slice(),
+            plain: Vec::new(),
             out: Vec::with_capacity(1024),
         })
     }
@@ -255,6 +265,9 @@ impl<'a> Swarm<'a> {
         if let Some(began) = began {
             reader.set_began(began);
         }
+        if let Some(config) = &self.plan.tls {
+            reader.tls = Some(Box::new(Tls::new(config)?));
+        }
         let fd = reader.socket.as_raw_fd();
         self.epoll.add(fd, if connected { net::IN | net::EDGE } else { net::OUT }, slot as u64)?;
         self.waiting += 1;
@@ -270,6 +283,13 @@ impl<'a> Swarm<'a> {
         let channel = self.channel(slot);
         self.write_first(&channel);
         let Some(reader) = self.readers[slot].as_mut() else { return Ok(()) };
+        if reader.tls.is_some() {
+            self.out.clear();
+            let _ = reader.seal(&mut self.out);
+            reader.state = State::Shaking;
+            net::send(reader.socket.as_raw_fd(), &self.out).context("sending a handshake")?;
+            return Ok(());
+        }
         let sent = net::send(reader.socket.as_raw_fd(), &self.out).context("sending a request")?;
         if sent < self.out.len() {
             bail!("a fresh socket took {sent} of {} bytes", self.out.len());
@@ -303,6 +323,15 @@ impl<'a> Swarm<'a> {
                 return self.on_end(slot, tally).map(|()| 0);
             }
             self.epoll.change(reader.socket.as_raw_fd(), net::IN | net::EDGE, slot as u64)?;
+            if reader.tls.is_some() {
+                self.out.clear();
+                let sealed = reader.seal(&mut self.out);
+                reader.state = State::Shaking;
+                if sealed.is_err() || net::send(reader.socket.as_raw_fd(), &self.out).is_err() {
+                    return self.on_end(slot, tally).map(|()| 0);
+                }
+                return Ok(0);
+            }
             self.write_first(&channel);
             let Some(reader) = self.readers[slot].as_mut() else { return Ok(0) };
             if !net::send(reader.socket.as_raw_fd(), &self.out).is_ok_and(|sent| sent == self.out.len()) {
@@ -325,7 +354,10 @@ impl<'a> Swarm<'a> {
         loop {
             let before = reader.take_cut(&mut self.scratch);
             let fd = reader.socket.as_raw_fd();
-            let got = match net::recv(fd, &mut self.scratch[before..]) {
+            let is_tls = reader.tls.is_some();
+            let room = if is_tls { &mut self.wire[..] } else { &mut self.scratch[before..] };
+            let emptied = room.len();
+            let mut got = match net::recv(fd, room) {
                 Ok(0) => return self.on_end(slot, tally).map(|()| delivered),
                 Ok(got) => got,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -334,9 +366,36 @@ impl<'a> Swarm<'a> {
                 }
                 Err(_) => return self.on_end(slot, tally).map(|()| delivered),
             };
+            let is_short = got < emptied;
+            if let Some(tls) = &mut reader.tls {
+                self.plain.clear();
+                if tls.feed(&self.wire[..got], &mut self.plain).is_err() {
+                    return self.on_end(slot, tally).map(|()| delivered);
+                }
+                got = self.plain.len();
+                self.scratch[before..before + got].copy_from_slice(&self.plain);
+            }
             let filled = before + got;
             let was_open = matches!(reader.state, State::Live | State::Resting);
             self.out.clear();
+            if reader.state == State::Shaking {
+                if reader.tls.as_ref().is_some_and(|tls| tls.is_open()) {
+                    script.write_first(&mut self.out, &channel);
+                    reader.state = State::Head;
+                    if script.opens_by_asking() {
+                        reader.state = State::Live;
+                        self.waiting -= 1;
+                        self.board.note_open();
+                    }
+                }
+                if reader.seal(&mut self.out).is_err() || net::send(fd, &self.out).is_err() {
+                    return self.on_end(slot, tally).map(|()| delivered);
+                }
+                if is_short {
+                    return Ok(delivered);
+                }
+                continue;
+            }
             let mut desk = Desk { script, polling: self.board.polling(), channel, out: &mut self.out, tally };
             match reader.on_bytes(&self.scratch[..filled], &mut desk) {
                 Ok(more) => delivered += more,
@@ -350,12 +409,15 @@ impl<'a> Swarm<'a> {
                     count_tenth(&mut tally.back, began_ns, net::now_ns());
                 }
             }
+            if is_tls && reader.seal(&mut self.out).is_err() {
+                return self.on_end(slot, tally).map(|()| delivered);
+            }
             // A socket that takes no answer is one whose server has stopped to read.
             if !self.out.is_empty() && !net::send(fd, &self.out).is_ok_and(|sent| sent == self.out.len()) {
                 return self.on_end(slot, tally).map(|()| delivered);
             }
             // A short read has emptied the socket; what comes later raises an edge of its own.
-            if filled < self.scratch.len() {
+            if is_short {
                 return Ok(delivered);
             }
         }
@@ -391,7 +453,7 @@ impl<'a> Swarm<'a> {
 
     fn speak(&mut self, member: usize, number: u32) -> Result<()> {
         let mut message = Vec::new();
-        for (slot, reader) in self.readers.iter().enumerate() {
+        for (slot, reader) in self.readers.iter_mut().enumerate() {
             let Some(reader) = reader else { continue };
             if (self.first + slot) % self.plan.members == member {
                 message.clear();
@@ -399,6 +461,7 @@ impl<'a> Swarm<'a> {
                 message::write(&mut message, stamp, self.plan.message_bytes);
                 self.out.clear();
                 ws::write_client_frame(&mut self.out, ws::TEXT, &message);
+                let _ = reader.seal(&mut self.out);
                 net::send(reader.socket.as_raw_fd(), &self.out).context("speaking")?;
             }
         }
@@ -439,6 +502,7 @@ impl<'a> Swarm<'a> {
                 for reader in self.readers.iter_mut().flatten() {
                     self.out.clear();
                     reader.ask_again(&mut self.out);
+                    let _ = reader.seal(&mut self.out);
                     if !self.out.is_empty() {
                         net::send(reader.socket.as_raw_fd(), &self.out).context("sending a poll")?;
                     }

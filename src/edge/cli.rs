@@ -13,6 +13,7 @@ use toml::Value;
 
 use crate::domain::auth::Act;
 use crate::edge::api_key;
+use crate::edge::certificates;
 use crate::edge::config::{self, Config, Inputs};
 use crate::edge::doctor::{self, Wanted};
 use crate::edge::machine::Machine;
@@ -194,7 +195,11 @@ pub fn main() -> ExitCode {
 }
 
 fn serve(config: Config, inputs: Inputs) -> ExitCode {
-    match start::run(config, inputs) {
+    let tls = match certificates::load(&config.settings.tls, None) {
+        Ok(tls) => tls,
+        Err(error) => return refuse(&error),
+    };
+    match start::run(config, inputs, tls) {
         Ok(Ended::Drained) => ExitCode::SUCCESS,
         // Workers are in the middle of things: only the end of the process stops them.
         Ok(Ended::AtOnce(signal)) => std::process::exit(EXIT_SIGNALLED + signal.number()),
@@ -228,8 +233,16 @@ fn trace(asked: Trace) -> ExitCode {
     }
 }
 
+fn refuse(refusal: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("pushline: {refusal}");
+    ExitCode::from(EXIT_USAGE)
+}
+
 /// All of it is TOML, so that it can be kept as a file.
 fn show(config: Config) -> ExitCode {
+    if let Err(error) = certificates::load(&config.settings.tls, None) {
+        return refuse(&error);
+    }
     // Whoever closes the pipe (`| head`) has seen enough: no failure.
     let _ = writeln!(std::io::stdout(), "# configuration ok\n\n{config}");
     ExitCode::SUCCESS

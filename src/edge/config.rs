@@ -23,7 +23,7 @@ use super::auth::{KeyError, Policy};
 use crate::proto::client_frame::frame_bytes_max;
 use crate::runtime::settings::{
     Access, Admin, AdminAddress, Authentication, Drain, FeedLimits, Heartbeat, HistoryLimits, Limits, Log,
-    Origins, Settings, SlowReaders, Timeouts,
+    Origins, Settings, SlowReaders, Timeouts, TlsListeners,
 };
 
 /// Checked settings, and how they came to be.
@@ -48,10 +48,12 @@ pub enum Refusal {
     #[error("{first} must be {relation} {second}: {why}")]
     Conflict { first: String, relation: String, second: String, why: &'static str },
     #[error(
-        "listen = {address} ({from}): is not a loopback address, and without authentication anyone who reaches it could \
+        "{key} = {address} ({from}): is not a loopback address, and without authentication anyone who reaches it could \
          read and publish; configure [auth], listen on 127.0.0.1, or permit that with --open (open = true)"
     )]
-    NotLoopback { address: std::net::SocketAddr, from: Source },
+    NotLoopback { key: &'static str, address: std::net::SocketAddr, from: Source },
+    #[error("tls.listen = {address} ({from}): stands in listen too; an address speaks TLS or does not")]
+    BothWays { address: std::net::SocketAddr, from: Source },
     #[error(
         "admin.listen = {address} ({from}): is not a loopback address, and without a token anyone who reaches it could look \
          into the node and close connections; set admin.token_sha256, or listen on 127.0.0.1 or unix:/path"
@@ -176,6 +178,10 @@ impl Check<'_> {
         Settings {
             listen: self.read("listen", value::addresses),
             passed: Vec::new(),
+            tls: TlsListeners {
+                listen: self.read("tls.listen", value::addresses_or_none),
+                certificates: self.read("tls.certificates", value::certificates),
+            },
             workers: self.read("workers", value::workers),
             driver: self.read("driver", |value, _| value::choice(value, DRIVERS)),
             files: self.read("files", |value, _| value::choice(value, FILES)),
@@ -281,6 +287,16 @@ impl Check<'_> {
                 ("history.node_bytes", "at least", "history.bytes"),
                 "one channel cannot keep more than all channels together",
             ),
+            (
+                settings.tls.listen.is_empty() || !settings.tls.certificates.is_empty(),
+                ("tls.certificates", "given with", "tls.listen"),
+                "a client that comes by TLS must be shown a certificate",
+            ),
+            (
+                settings.tls.certificates.is_empty() || !settings.tls.listen.is_empty(),
+                ("tls.listen", "given with", "tls.certificates"),
+                "without an address for TLS, nobody is shown a certificate",
+            ),
         ];
         for (holds, (first, relation, second), why) in rules {
             if !holds {
@@ -290,9 +306,17 @@ impl Check<'_> {
         }
         let reachable = |address: &&std::net::SocketAddr| !address.ip().to_canonical().is_loopback();
         let strict = settings.auth.is_configured();
-        if let Some(&address) = settings.listen.iter().find(reachable).filter(|_| !settings.open && !strict) {
-            let from = self.given("listen").source;
-            self.refusals.push(Refusal::NotLoopback { address, from });
+        let permitted = settings.open || strict;
+        for (key, addresses) in [("listen", &settings.listen), ("tls.listen", &settings.tls.listen)] {
+            if let Some(&address) = addresses.iter().find(reachable).filter(|_| !permitted) {
+                let from = self.given(key).source;
+                self.refusals.push(Refusal::NotLoopback { key, address, from });
+            }
+        }
+        let plain =
+            |address: &&std::net::SocketAddr| address.port() != 0 && settings.listen.contains(address);
+        if let Some(&address) = settings.tls.listen.iter().find(plain) {
+            self.refusals.push(Refusal::BothWays { address, from: self.given("tls.listen").source });
         }
         if let Admin { listen: Some(AdminAddress::Tcp(address)), token_sha256: None } = settings.admin
             && reachable(&&address)

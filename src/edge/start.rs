@@ -5,8 +5,11 @@ use std::cell::Cell;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use rustls::ServerConfig;
+
 use crate::edge::admin::{self, Admin};
 use crate::edge::auth::{Auth, Policy};
+use crate::edge::certificates;
 use crate::edge::config::{self, Config, Inputs};
 use crate::edge::doctor::{self, Wanted};
 use crate::edge::log;
@@ -21,7 +24,7 @@ use crate::runtime::state::Node;
 ///
 /// # Errors
 /// [`ServeError`] when the node cannot start; nothing was served then.
-pub fn run(config: Config, inputs: Inputs) -> Result<Ended, ServeError> {
+pub fn run(config: Config, inputs: Inputs, tls: Option<Arc<ServerConfig>>) -> Result<Ended, ServeError> {
     log::init(&config.settings.log);
     warn_of_limits(&config);
     let Config { mut settings, policy, .. } = config;
@@ -40,9 +43,12 @@ pub fn run(config: Config, inputs: Inputs) -> Result<Ended, ServeError> {
         let auth = Arc::clone(&auth);
         move |node: &Arc<Node>| Site::new(node, &auth)
     };
+    certificates::tell(&settings.tls);
+    let (plain_count, listeners) = (settings.listen.len(), settings.tls.clone());
     let (listening, operators) = (Cell::new(None), Cell::new(None));
     let ended = server::serve(
         settings,
+        tls,
         make_edge,
         |settings| {
             listening.set(admin::listen(settings)?);
@@ -50,9 +56,12 @@ pub fn run(config: Config, inputs: Inputs) -> Result<Ended, ServeError> {
         },
         |node, addresses| {
             operators.set(listening.take().map(|listening| Admin::start(node, listening)));
-            greet(addresses);
+            greet(addresses, plain_count);
         },
-        |_| reload(&inputs, &auth, is_strict),
+        |node| {
+            reload(&inputs, &auth, is_strict);
+            certificates::reload(&listeners, node);
+        },
     );
     // Operators look on until the last client is gone.
     drop(operators);
@@ -124,8 +133,11 @@ fn warn_of_limits(config: &Config) {
 }
 
 /// A line to try, for whoever started this in a terminal.
-fn greet(addresses: &[SocketAddr]) {
+fn greet(addresses: &[SocketAddr], plain_count: usize) {
     use std::io::Write;
+    for addr in addresses.iter().skip(plain_count) {
+        let _ = writeln!(std::io::stdout(), "Pushline serves https://{addr}/");
+    }
     let Some(addr) = addresses.first() else { return };
     // A closed stdout is no reason not to serve.
     let _ = writeln!(

@@ -31,7 +31,7 @@ const HANDSHAKES_END: Duration = Duration::from_millis(1_500);
 impl Worker {
     pub(super) async fn accept(self: Rc<Self>, ready: Awaited, listener: Listener, spare: EventFd) {
         let mut spare = Some(spare);
-        let Listener { fd: listener, is_passed } = listener;
+        let Listener { fd: listener, is_passed, is_tls } = listener;
         loop {
             {
                 let mut readable = std::pin::pin!(ready.readable());
@@ -48,7 +48,7 @@ impl Worker {
                 return;
             }
             loop {
-                let taken = self.accept_some(&listener, &mut spare);
+                let taken = self.accept_some(&listener, is_tls, &mut spare);
                 if taken < ACCEPTS_MAX {
                     break;
                 }
@@ -90,10 +90,10 @@ impl Worker {
         });
     }
 
-    fn accept_some(self: &Rc<Self>, listener: &OwnedFd, spare: &mut Option<EventFd>) -> usize {
+    fn accept_some(self: &Rc<Self>, listener: &OwnedFd, is_tls: bool, spare: &mut Option<EventFd>) -> usize {
         for taken in 0..ACCEPTS_MAX {
             match listen::accept_nonblocking(listener.as_raw_fd(), self.nonblocking) {
-                Ok(Some((fd, peer))) => self.take_in(fd, peer.into()),
+                Ok(Some((fd, peer))) => self.take_in(fd, peer.into(), is_tls),
                 Ok(None) => return taken,
                 Err(_) => {
                     // The table of open files is full. One descriptor was kept for this: whoever waits is told by
@@ -113,7 +113,7 @@ impl Worker {
         ACCEPTS_MAX
     }
 
-    fn take_in(self: &Rc<Self>, fd: OwnedFd, peer: Peer) {
+    fn take_in(self: &Rc<Self>, fd: OwnedFd, peer: Peer, is_tls: bool) {
         use std::os::fd::IntoRawFd;
         let fd = fd.into_raw_fd();
         self.with(|state| {
@@ -137,7 +137,13 @@ impl Worker {
                 sent_bytes: 0,
                 peer,
                 bearer: None,
+                tls: None,
             };
+            if is_tls {
+                // Its handshake has its turn when its first bytes are there.
+                state.adopt(socket, Kind::Handshake);
+                return;
+            }
             // The request came while the connection waited to be accepted, or it is held until it comes: no task waits.
             let mut first = [0; FIRST_BYTES];
             match recv_nonblocking(fd, &mut first) {

@@ -45,6 +45,7 @@ impl State {
             sent_bytes: socket.sent_bytes,
             peer: socket.peer,
             bearer: socket.bearer,
+            tls: socket.tls,
         };
         self.count_began(entry.kind.transport());
         let (slot, generation) = self.conns.insert(entry);
@@ -89,6 +90,16 @@ impl State {
         entry.sent_bytes += bytes.len() as u64;
         let transport = entry.kind.transport() as usize;
         self.node.stats[usize::from(self.index)].sent_bytes.add(transport, bytes.len() as u64);
+        if entry.tls.is_some() {
+            self.send_sealed(slot, bytes);
+        } else {
+            self.put_wire(slot, bytes);
+        }
+    }
+
+    /// Sends bytes as they are, after what is owed.
+    pub(super) fn put_wire(&mut self, slot: u32, bytes: &[u8]) {
+        let Some(entry) = self.conns.get_mut(slot) else { return };
         if entry.flags.blocked || entry.owed.is_some() {
             let owed = entry.owed.get_or_insert_default();
             owed.bytes.extend_from_slice(bytes);
@@ -151,7 +162,13 @@ impl State {
         while let Some(owed) = &mut entry.owed {
             match send_now(entry.fd, &owed.bytes[owed.sent..]) {
                 Outcome::Whole => match owed.pong.take() {
-                    Some(pong) => (owed.bytes, owed.sent) = (pong, 0),
+                    Some(pong) => {
+                        owed.sent = 0;
+                        if !super::wire::to_wire(entry.tls.as_deref_mut(), pong, &mut owed.bytes) {
+                            self.doom(slot, Reason::TlsFailed);
+                            return false;
+                        }
+                    }
                     None => {
                         held_back = std::mem::take(&mut owed.held_back);
                         entry.owed = None;
@@ -231,6 +248,7 @@ impl State {
             messages: 0,
             sent_tick: tick,
             standing: if blocked { Standing::Blocked } else { Standing::Live },
+            sealed: entry.tls.is_some(),
             shared,
             joined,
         };
@@ -356,6 +374,10 @@ impl State {
         let mut notice = Vec::new();
         match entry.kind {
             Kind::Ending { .. } => return,
+            Kind::Handshake => {
+                self.remove(slot, reason);
+                return;
+            }
             Kind::Publishing(_) if reason == Reason::Drain => {
                 // The homes answer within a moment.
                 self.reschedule(slot);
@@ -407,6 +429,11 @@ impl State {
         if entry.flags.shut {
             return;
         }
+        if !self.close_sealed(slot) {
+            self.reschedule(slot);
+            return;
+        }
+        let Some(entry) = self.conns.get_mut(slot) else { return };
         entry.flags.shut = true;
         if io::shutdown_write(entry.fd).is_err() || self.lingering > LINGERING_MAX {
             // What it ends for was told when its ending began.
@@ -447,8 +474,9 @@ impl State {
             self.trace_leaving(slot, reason);
         }
         self.unsubscribe_all(slot);
-        let Some(entry) = self.conns.remove(slot) else { return };
+        let Some(mut entry) = self.conns.remove(slot) else { return };
         self.count_left(slot, &entry);
+        super::wire::close_at_once(&mut entry);
         let (transport, reason) = match entry.kind {
             Kind::Ending { transport, reason, .. } => {
                 self.lingering -= 1;
@@ -555,6 +583,7 @@ fn socket_of(entry: Entry, is_in_epoll: bool) -> Socket {
         sent_bytes: entry.sent_bytes,
         peer: entry.peer,
         bearer: entry.bearer,
+        tls: entry.tls,
     }
 }
 
@@ -563,6 +592,8 @@ fn interest(entry: &mut Entry) -> Interest {
     let reads = !entry.flags.busy && !entry.flags.input_off;
     let interest = match (reads, entry.flags.blocked) {
         (true, true) => Interest::ReadWrite,
+        // Its turn is awaited before it is read from.
+        (true, false) if matches!(entry.kind, Kind::Handshake) => Interest::ReadOnce,
         // Its first request makes a task of it, most likely: one that opens a stream.
         (true, false) if matches!(entry.kind, Kind::Idle) && entry.sent_messages == 0 => Interest::ReadOnce,
         (true, false) => Interest::Read,

@@ -10,6 +10,7 @@ use super::close::{Reason, Transport};
 use super::noted::Noted;
 use super::peer::Peer;
 use super::publishing::Publishing;
+use super::tls::Tls;
 
 /// A connection's slot and its generation: names it, and no later one in the same slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -126,6 +127,8 @@ impl HeldPoll {
 /// What a held connection is.
 #[derive(Debug)]
 pub enum Kind {
+    /// Came to an address for TLS, and its handshake has not ended.
+    Handshake,
     /// A kept-alive connection between requests.
     Idle,
     /// Its publishes are at their channels' homes.
@@ -147,7 +150,7 @@ pub enum Kind {
 impl Kind {
     pub fn transport(&self) -> Transport {
         match self {
-            Self::Idle | Self::Publishing(_) => Transport::Http,
+            Self::Handshake | Self::Idle | Self::Publishing(_) => Transport::Http,
             Self::Poll(_) => Transport::LongPoll,
             Self::Sse => Transport::Sse,
             Self::Ws { v1: false, .. } => Transport::Raw,
@@ -157,13 +160,13 @@ impl Kind {
     }
 }
 
-/// Bytes that a socket would not take yet. Nothing else goes to it before them.
+/// Bytes that a socket would not take yet, as they stand on the wire. Nothing else goes to it before them.
 #[derive(Debug, Default)]
 pub struct Owed {
     pub bytes: Vec<u8>,
     /// So many of `bytes` are sent.
     pub sent: usize,
-    /// Only the latest pong is kept (RFC 6455 §5.5.3).
+    /// Only the latest pong is kept (RFC 6455 §5.5.3). Not encrypted yet.
     pub pong: Option<Vec<u8>>,
     /// What came after the requests that these answer: served when they are sent.
     pub held_back: Vec<u8>,
@@ -219,6 +222,8 @@ pub struct Entry {
     pub peer: Peer,
     /// Who it was found to be of. `None`: nobody's word was asked for yet.
     pub bearer: Option<Rc<Bearer>>,
+    /// `None`: it speaks plainly, or has not spoken yet.
+    pub tls: Option<Box<Tls>>,
 }
 
 impl Entry {
@@ -227,10 +232,10 @@ impl Entry {
         matches!(self.kind, Kind::Idle) && self.owed.is_none()
     }
 
-    /// The tick until which a first request may be expected, `ticks` after the connection was opened; 0 once one was
+    /// The tick until which a first request may be expected, `ticks` after its opening or its TLS handshake; 0 once one was
     /// answered.
     pub const fn first_request_due(&self, ticks: u32) -> u32 {
-        if self.sent_messages == 0 { self.opened_tick.saturating_add(ticks) } else { 0 }
+        if self.sent_messages == 0 { self.heard_tick.saturating_add(ticks) } else { 0 }
     }
 }
 

@@ -5,6 +5,7 @@
 //! worker slices it in time.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::time::Instant;
 
 use crate::domain::feed::{ENCODINGS, Encoding, Standing};
@@ -15,9 +16,12 @@ use super::sendring::{BATCH_MAX, Outcome, Send, send_now};
 use super::state::State;
 use super::stats::Load;
 use super::trace::Sent;
+use super::wire::SEALED_BYTES_MAX;
 
 /// Bytes in one batch, unless a single send has more.
 const BATCH_BYTES_MAX: usize = 1 << 20;
+/// Room for encrypted bytes that is kept for the next batch.
+const SEALED_ROOM_BYTES: usize = 256 * 1024;
 
 /// Where the fan-out is.
 #[derive(Default)]
@@ -29,6 +33,8 @@ pub struct Passes {
     resumes: bool,
     jobs: Vec<Job>,
     outcomes: Vec<(u32, Outcome)>,
+    /// What is encrypted for readers of this batch.
+    sealed: Vec<u8>,
     /// Feeds whose pass has come to its end in this batch.
     finished: Vec<u32>,
     batch: u32,
@@ -69,13 +75,14 @@ impl Pass {
     }
 }
 
-/// One send: everything after `from` in the lane.
+/// One send: everything after `from` in the lane; or, where it is encrypted, so much of it as one pass may.
 struct Job {
     feed: u32,
     index: u32,
     lane: u8,
     from: u64,
     bytes: u64,
+    sealed: Option<Range<usize>>,
 }
 
 /// As what each encoding's readers came, in the encodings' order.
@@ -143,6 +150,8 @@ impl State {
         if !jobs.is_empty() {
             self.send(&jobs);
             jobs.clear();
+            self.pass.sealed.clear();
+            self.pass.sealed.shrink_to(SEALED_ROOM_BYTES);
         }
         self.pass.jobs = jobs;
         self.finish_passes();
@@ -200,9 +209,21 @@ impl State {
             entry.batch = self.pass.batch;
         }
         pass.index += 1;
-        let job_bytes = lane.bytes_after(reader.seq).len();
+        let (mut upto, mut job_bytes, mut sealed) = (head, lane.bytes_after(reader.seq).len(), None);
+        if reader.sealed && job_bytes > 0 {
+            let plain;
+            (upto, plain) = lane.some_after(reader.seq, SEALED_BYTES_MAX);
+            job_bytes = plain.len();
+            let start = self.pass.sealed.len();
+            let tls = self.conns.get_mut(reader.slot).and_then(|entry| entry.tls.as_deref_mut());
+            if tls.is_none_or(|tls| tls.seal(plain, &mut self.pass.sealed).is_err()) {
+                self.doom(reader.slot, Reason::TlsFailed);
+                return Step::Taken;
+            }
+            sealed = Some(start..self.pass.sealed.len());
+        }
         let mover = &mut lane.readers[index];
-        mover.seq = head;
+        mover.seq = upto;
         if job_bytes == 0 {
             // Only numbers that ended by their own TTL.
             return Step::Taken;
@@ -210,9 +231,9 @@ impl State {
         *bytes += job_bytes;
         pass.sends(&mut self.pass.opened);
         let load = &mut self.pass.loads[lane.encoding as usize];
-        load.messages += head - reader.seq;
+        load.messages += upto - reader.seq;
         load.bytes += job_bytes as u64;
-        mover.messages = mover.messages.wrapping_add((head - reader.seq) as u32);
+        mover.messages = mover.messages.wrapping_add((upto - reader.seq) as u32);
         mover.bytes += job_bytes as u64;
         mover.sent_tick = self.node.clock.tick();
         jobs.push(Job {
@@ -221,6 +242,7 @@ impl State {
             lane: pass.lane as u8,
             from: reader.seq,
             bytes: job_bytes as u64,
+            sealed,
         });
         Step::Taken
     }
@@ -233,7 +255,11 @@ impl State {
             for (send, job) in sends.iter_mut().zip(jobs) {
                 let Some(feed) = self.feeds.get(job.feed) else { continue };
                 let lane = &feed.lanes[usize::from(job.lane)];
-                *send = Send { fd: lane.readers[job.index as usize].fd, bytes: lane.bytes_after(job.from) };
+                let bytes = match &job.sealed {
+                    None => lane.bytes_after(job.from),
+                    Some(range) => &self.pass.sealed[range.clone()],
+                };
+                *send = Send { fd: lane.readers[job.index as usize].fd, bytes };
             }
             self.ring.send_batch(&sends[..jobs.len()], &mut outcomes);
         }
@@ -298,6 +324,10 @@ impl State {
         let Some(feed) = self.feeds.get_mut(job.feed) else { return };
         let lane = &feed.lanes[usize::from(job.lane)];
         let slot = lane.readers[job.index as usize].slot;
+        if let Some(range) = &job.sealed {
+            self.owe_sealed(slot, range.clone(), outcome);
+            return;
+        }
         let (sent, (seq, owed)) = match outcome {
             Outcome::Whole => return,
             Outcome::Short(sent) => (sent, lane.split(job.from, sent)),
@@ -319,6 +349,22 @@ impl State {
         reader.bytes = reader.bytes + sent as u64 + owed.len() as u64 - job.bytes;
         reader.seq = seq;
         self.block(slot, &owed);
+    }
+
+    /// What is encrypted cannot be taken back: the position stays where it is, and all that did not go out is owed.
+    fn owe_sealed(&mut self, slot: u32, sealed: Range<usize>, outcome: Outcome) {
+        let sent = match outcome {
+            Outcome::Whole => return,
+            Outcome::Short(sent) => sent,
+            Outcome::Full => 0,
+            Outcome::Failed(errno) => {
+                self.doom(slot, Reason::of_errno(errno));
+                return;
+            }
+        };
+        let all = std::mem::take(&mut self.pass.sealed);
+        self.block(slot, &all[sealed.start + sent..sealed.end]);
+        self.pass.sealed = all;
     }
 
     /// Sends to one reader that the batch cannot hold: its bytes are its own, or it must catch up, or it is a poll.
@@ -348,6 +394,10 @@ impl State {
         let head = feed.head().seq;
         let lane = &feed.lanes[usize::from(sub.lane)];
         let reader = lane.readers[sub.index as usize];
+        if reader.sealed {
+            self.send_one_sealed(sub);
+            return;
+        }
         let encoding = lane.encoding;
         let bytes = lane.bytes_after(reader.seq);
         let outcome = if bytes.is_empty() { Outcome::Whole } else { send_now(reader.fd, bytes) };
@@ -357,6 +407,7 @@ impl State {
             lane: sub.lane,
             from: reader.seq,
             bytes: bytes.len() as u64,
+            sealed: None,
         };
         let mover = feed.reader_mut(sub.lane, sub.index);
         mover.seq = head;
@@ -371,6 +422,34 @@ impl State {
         self.count_loads();
         if self.is_traced() {
             self.trace_batch(self.sent_by(&job).as_slice());
+        }
+    }
+
+    /// The same for one whose connection encrypts: so much as one pass may.
+    fn send_one_sealed(&mut self, sub: Sub) {
+        let Some(feed) = self.feeds.get(sub.feed) else { return };
+        let lane = &feed.lanes[usize::from(sub.lane)];
+        let Some(reader) = lane.readers.get(sub.index as usize).copied() else { return };
+        let (upto, plain) = lane.some_after(reader.seq, SEALED_BYTES_MAX);
+        let (bytes, plain, encoding) = (plain.len() as u64, plain.to_vec(), lane.encoding);
+        self.stats().sends.add(1);
+        if !plain.is_empty() && !self.send_sealed(reader.slot, &plain) {
+            return;
+        }
+        let tick = self.tick();
+        let Some(feed) = self.feeds.get_mut(sub.feed) else { return };
+        let mover = feed.reader_mut(sub.lane, sub.index);
+        mover.seq = upto;
+        mover.messages = mover.messages.wrapping_add((upto - reader.seq) as u32);
+        mover.bytes += bytes;
+        mover.sent_tick = tick;
+        let load = &mut self.pass.loads[encoding as usize];
+        load.messages += upto - reader.seq;
+        load.bytes += bytes;
+        self.count_loads();
+        if self.is_traced() {
+            let messages = (upto - reader.seq) as u32;
+            self.trace_batch(&[Sent { slot: reader.slot, feed: sub.feed, upto, messages, bytes }]);
         }
     }
 
@@ -403,8 +482,13 @@ impl State {
     /// Sends bytes that were framed for one reader. `ends`: where each message ends, and its number.
     pub fn send_own(&mut self, slot: u32, sub: Sub, bytes: &[u8], ends: &[(usize, u64)]) {
         let tick = self.tick();
-        let Some(fd) = self.conns.get(slot).map(|entry| entry.fd) else { return };
+        let Some(entry) = self.conns.get(slot) else { return };
+        let fd = entry.fd;
         let Some(&(_, last)) = ends.last() else { return };
+        if entry.tls.is_some() {
+            self.send_own_sealed(slot, sub, bytes, ends);
+            return;
+        }
         let outcome = if bytes.is_empty() { Outcome::Whole } else { send_now(fd, bytes) };
         let sent = match outcome {
             Outcome::Whole => bytes.len(),
@@ -445,6 +529,31 @@ impl State {
         }
     }
 
+    /// The same to a connection that encrypts: whole messages alone, and no more of them than one pass may take.
+    fn send_own_sealed(&mut self, slot: u32, sub: Sub, bytes: &[u8], ends: &[(usize, u64)]) {
+        let fit = ends.partition_point(|(end, _)| *end <= SEALED_BYTES_MAX).max(1);
+        let (end, seq) = ends[fit - 1];
+        if end > 0 && !self.send_sealed(slot, &bytes[..end]) {
+            return;
+        }
+        let tick = self.tick();
+        if let Some(feed) = self.feeds.get_mut(sub.feed) {
+            let reader = feed.reader_mut(sub.lane, sub.index);
+            reader.seq = seq;
+            reader.messages = reader.messages.wrapping_add(fit as u32);
+            reader.bytes += end as u64;
+            reader.sent_tick = tick;
+            let transport = ENCODING_TRANSPORTS[feed.lanes[usize::from(sub.lane)].encoding as usize];
+            let stats = &self.node.stats[usize::from(self.index)];
+            stats.deliver(transport, Load { messages: fit as u64, bytes: end as u64 });
+            stats.sends.add(u64::from(end > 0));
+            if self.is_traced() {
+                let (messages, bytes) = (fit as u32, end as u64);
+                self.trace_batch(&[Sent { slot, feed: sub.feed, upto: seq, messages, bytes }]);
+            }
+        }
+    }
+
     /// Sends a stream what its feeds hold for it, without waiting for the next pass.
     pub fn send_pending(&mut self, slot: u32) {
         let Some(entry) = self.conns.get(slot) else { return };
@@ -479,8 +588,8 @@ impl State {
             }
             reader.standing = Standing::Live;
             let is_behind = reader.seq < head;
-            if is_behind && let Some(conn) = self.conn_id(slot) {
-                self.send_alone(conn, sub);
+            if is_behind {
+                self.send_alone_while_it_takes(slot, sub);
             }
             if self.is_traced() {
                 self.trace_if_level(slot, sub.feed);
@@ -492,6 +601,33 @@ impl State {
             self.touch(sub.feed);
         }
         // Those that were not reached are still marked as blocked, and wait for the next time.
+    }
+
+    /// One whose connection encrypts gets what it is behind in several goes.
+    fn send_alone_while_it_takes(&mut self, slot: u32, sub: Sub) {
+        let Some(conn) = self.conn_id(slot) else { return };
+        loop {
+            let before = self.behind(slot, sub);
+            self.send_alone(conn, sub);
+            let after = self.behind(slot, sub);
+            // Nothing went, nothing is left, or it is not for this to go on.
+            if after.is_none() || after == before {
+                return;
+            }
+        }
+    }
+
+    /// The position of a live reader whose connection encrypts and takes bytes, if it is behind.
+    fn behind(&self, slot: u32, sub: Sub) -> Option<u64> {
+        let entry = self.conns.get(slot)?;
+        let feed = self.feeds.get(sub.feed)?;
+        let reader = feed.lanes.get(usize::from(sub.lane))?.readers.get(sub.index as usize)?;
+        let goes_on = reader.slot == slot
+            && reader.sealed
+            && reader.standing == Standing::Live
+            && !entry.flags.blocked
+            && reader.seq < feed.head().seq;
+        goes_on.then_some(reader.seq)
     }
 
     /// After a batch: lanes that all have read are emptied, feeds with more to send queue up again.

@@ -29,6 +29,8 @@ pub struct Listener {
     pub fd: OwnedFd,
     /// A service manager made it (`activation`), and keeps it when we go.
     pub is_passed: bool,
+    /// Clients begin with a TLS handshake.
+    pub is_tls: bool,
 }
 
 /// How many listeners to an address each of `workers` makes, beside `old` ones of a process whose place is taken: as many

@@ -12,8 +12,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
 use monoio::time::TimeDriver;
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
+use rustls::ServerConfig;
 
 use super::access::AccessLog;
 use super::access_file;
@@ -96,6 +98,9 @@ fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> ServeError {
     move |error| ServeError::Io { what, error }
 }
 
+/// What a service manager calls a socket where clients speak TLS (`FileDescriptorName=`).
+const TLS_SOCKET: &str = "tls";
+
 /// How a node ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
@@ -122,14 +127,16 @@ struct Seed {
     random: u64,
 }
 
-/// Serves until told to stop. `make_edge` makes each worker's policy, on its thread; `prepare` takes, on the main thread and
-/// before any worker starts, what is not the workers': what it opens is in no worker's table of files; `ready` hears the
-/// addresses; `reload` is called, on the main thread, for each SIGHUP.
+/// Serves until told to stop. `tls` is what connections to addresses for TLS are served with; `make_edge` makes each
+/// worker's policy, on its thread; `prepare` takes, on the main thread and before any worker starts, what is not the
+/// workers': what it opens is in no worker's table of files; `ready` hears the addresses; `reload` is called, on the main
+/// thread, for each SIGHUP.
 ///
 /// # Errors
 /// [`ServeError`], before anything was served.
 pub fn serve<E: Edge + 'static>(
     settings: Settings,
+    tls: Option<Arc<ServerConfig>>,
     make_edge: impl Fn(&Arc<Node>) -> E + Send + Sync + Clone + 'static,
     prepare: impl FnOnce(&Settings) -> Result<(), ServeError>,
     ready: impl FnOnce(&Arc<Node>, &[SocketAddr]),
@@ -199,6 +206,7 @@ pub fn serve<E: Edge + 'static>(
         stats: (0..workers).map(|_| Stats::default()).collect(),
         secret,
         home_seed: Default::default(),
+        tls: ArcSwapOption::new(tls),
         settings,
     });
 
@@ -316,8 +324,9 @@ fn choose_driver(choice: DriverChoice) -> Result<bool, ServeError> {
 /// Those that serve the addresses already, to be asked for them once all is ready here.
 fn find_predecessors(settings: &Settings) -> Result<Vec<(SocketAddr, Predecessor)>, ServeError> {
     let mut found = Vec::new();
-    let listen: &[SocketAddr] = if settings.passed.is_empty() { &settings.listen } else { &[] };
-    for &addr in listen.iter().filter(|addr| settings.takeover && addr.port() != 0) {
+    let asks = settings.takeover && settings.passed.is_empty();
+    let listen = settings.listen.iter().chain(&settings.tls.listen);
+    for &addr in listen.filter(|addr| asks && addr.port() != 0) {
         match find_predecessor(addr)? {
             Some(predecessor) => found.push((addr, predecessor)),
             // A port that nobody holds yet is simply ours.
@@ -351,7 +360,7 @@ fn reserve(settings: &Settings) -> Result<Vec<(OwnedFd, SocketAddr)>, ServeError
     if !settings.passed.is_empty() {
         return Ok(reserved);
     }
-    for &addr in &settings.listen {
+    for &addr in settings.listen.iter().chain(&settings.tls.listen) {
         let failed = |error| ServeError::Listen { addr, error };
         if addr.port() != 0 && !settings.takeover {
             let until = Instant::now() + PORT_PATIENCE;
@@ -402,6 +411,8 @@ fn tell_stopped(node: &Node) {
         closed = sum(|stats| stats.closed.get()),
         refused = sum(Stats::refused_in_all),
         published = sum(|stats| stats.placed.get()),
+        handshakes = sum(|stats| stats.handshakes.get()),
+        handshakes_failed = sum(|stats| stats.handshakes_failed.get()),
         panics = sum(|stats| stats.panics.get()),
         "stopped"
     );
@@ -488,11 +499,18 @@ fn prepare_listeners(
         unacked_ms_max: settings.heartbeat.timeout.as_millis() as u32,
     };
     if !settings.passed.is_empty() {
-        let listeners = settings.passed.iter().map(|passed| passed.listener(options));
-        return listeners.map(|fd| Ok(Listener { fd: fd?, is_passed: true })).collect();
+        let listeners = settings.passed.iter().map(|passed| {
+            let is_tls = passed.name == TLS_SOCKET && !settings.tls.certificates.is_empty();
+            Ok(Listener { fd: passed.listener(options)?, is_passed: true, is_tls })
+        });
+        return listeners.collect();
     }
-    let addresses = addresses.iter().flat_map(|addr| std::iter::repeat_n(*addr, each));
-    addresses.map(|addr| Ok(Listener { fd: listen::prepare(addr, options)?, is_passed: false })).collect()
+    // Those for TLS come last.
+    let addresses = addresses.iter().enumerate().map(|(at, addr)| (*addr, at >= settings.listen.len()));
+    let addresses = addresses.flat_map(|address| std::iter::repeat_n(address, each));
+    addresses
+        .map(|(addr, is_tls)| Ok(Listener { fd: listen::prepare(addr, options)?, is_passed: false, is_tls }))
+        .collect()
 }
 
 fn files_limit() -> usize {

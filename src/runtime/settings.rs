@@ -19,6 +19,7 @@ pub struct Settings {
     /// Sockets that a service manager passed, in place of those to be made for `listen`. Given by who starts the process,
     /// not by configuration.
     pub passed: Vec<Passed>,
+    pub tls: TlsListeners,
     /// Worker threads; `None`: one per core.
     pub workers: Option<usize>,
     pub driver: DriverChoice,
@@ -39,6 +40,21 @@ pub struct Settings {
     pub log: Log,
     pub admin: Admin,
     pub access_log: Access,
+}
+
+/// Where clients come by TLS, and what the node shows them then.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TlsListeners {
+    pub listen: Vec<SocketAddr>,
+    /// At least one, where there is an address.
+    pub certificates: Vec<CertificateFiles>,
+}
+
+/// A certificate, with its chain, and its key: PEM files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateFiles {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,7 +11,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Waker;
 use std::time::Instant;
 
+use arc_swap::ArcSwapOption;
 use foldhash::fast::RandomState;
+use rustls::ServerConfig;
 
 use crate::domain::auth::Bearer;
 use crate::domain::channel::Name;
@@ -35,6 +37,7 @@ use super::sendring::SendRing;
 use super::settings::{Settings, SlowPolicy};
 use super::slots::ChunkedSlab;
 use super::stats::{Places, Stats};
+use super::tls::Tls;
 use super::trace::{Watch, What, Who};
 use super::wheel::Wheel;
 
@@ -43,9 +46,11 @@ pub const PAGE: PageMax = PageMax { messages: 64, bytes: 64 * 1024 };
 /// A feed stays this long for polls and for readers that come back.
 pub const LEASE_MS: u64 = 5_000;
 
-/// What all workers share; nothing of it changes but counts.
+/// What all workers share; nothing of it changes but counts, and what is loaded anew.
 pub struct Node {
     pub settings: Settings,
+    /// What TLS connections are served with, from their handshake on.
+    pub tls: ArcSwapOption<ServerConfig>,
     pub clock: Clock,
     pub mailboxes: Vec<Sender<Mail>>,
     pub stats: Vec<Stats>,
@@ -175,14 +180,15 @@ pub struct Socket {
     pub peer: Peer,
     /// Who the connection's last request, or the stream that it is, was found to be of.
     pub bearer: Option<Rc<Bearer>>,
+    pub tls: Option<Box<Tls>>,
 }
 
 impl Socket {
     /// The same, out of the hands of something that may not be taken apart.
     pub fn take(&mut self) -> Self {
         let Self { fd, is_in_epoll, opened_tick, sent_messages, sent_bytes, peer, .. } = *self;
-        let bearer = self.bearer.take();
-        Self { fd, is_in_epoll, opened_tick, sent_messages, sent_bytes, peer, bearer }
+        let (bearer, tls) = (self.bearer.take(), self.tls.take());
+        Self { fd, is_in_epoll, opened_tick, sent_messages, sent_bytes, peer, bearer, tls }
     }
 }
 
@@ -242,6 +248,11 @@ pub struct State {
     pub ring: SendRing,
     pub pass: super::fanout::Passes,
     pub scratch: Vec<u8>,
+    /// Handshakes that can go on.
+    pub handshakes: VecDeque<ConnId>,
+    /// Room for bytes that are encrypted for one connection, and for what one sent, decrypted.
+    pub sealed: Vec<u8>,
+    pub opened: Vec<u8>,
     pub draining: Option<Draining>,
     /// Open connections, held or in tasks.
     pub connections: usize,
@@ -294,6 +305,9 @@ impl State {
             ring,
             pass: super::fanout::Passes::default(),
             scratch: Vec::new(),
+            handshakes: VecDeque::new(),
+            sealed: Vec::new(),
+            opened: Vec::new(),
             draining: None,
             connections: 0,
             lingering: 0,

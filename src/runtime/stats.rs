@@ -175,6 +175,10 @@ pub struct Stats {
     /// Pages of history that readers behind were given.
     pub pages: Counter,
     pub panics: Counter,
+    /// TLS handshakes that ended well; those of them that resumed a session; those that failed.
+    pub handshakes: Counter,
+    pub handshakes_resumed: Counter,
+    pub handshakes_failed: Counter,
     /// From the beginning of a pass over a feed's readers to its end.
     pub pass: Histogram,
     /// From the placing of the oldest message of a pass to the first send of the pass, and to the last.

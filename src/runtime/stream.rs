@@ -20,6 +20,8 @@ use super::worker::Worker;
 
 /// Read at once of a client that sends much.
 const FLOW_BYTES: usize = 64 * 1024;
+/// Encrypted at once of what is sent.
+const SEALED_BYTES: usize = 64 * 1024;
 
 /// Why a read or write came to nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +54,8 @@ pub struct Stream {
     pub noted: Option<Noted>,
     /// The last read filled its room: more is there, most likely, and much of it.
     filled: bool,
+    /// What was sent last did not go out whole.
+    torn: bool,
     worker: Rc<Worker>,
 }
 
@@ -65,6 +69,7 @@ impl Stream {
             reason: Reason::Internal,
             noted: None,
             filled: false,
+            torn: false,
             worker,
         }
     }
@@ -104,6 +109,14 @@ impl Stream {
     /// # Errors
     /// [`StreamError`]; nothing that came is lost but for a broken connection.
     pub async fn read(&mut self, buffer: &mut Vec<u8>, deadline: Duration) -> Result<(), StreamError> {
+        if self.socket.tls.is_some() {
+            return Box::pin(self.read_sealed(buffer, deadline)).await;
+        }
+        self.read_wire(buffer, deadline).await
+    }
+
+    /// The same of bytes as they stand on the wire.
+    async fn read_wire(&mut self, buffer: &mut Vec<u8>, deadline: Duration) -> Result<(), StreamError> {
         if self.filled && self.read_at_once(buffer) {
             return Ok(());
         }
@@ -116,6 +129,37 @@ impl Stream {
                 // The drain began meanwhile: its end is nearer.
                 Err(StreamError::Late) if draining.is_none() && self.worker.drain_ends().is_some() => {}
                 done => return done,
+            }
+        }
+    }
+
+    /// Reads, and decrypts, until a byte has come of it.
+    async fn read_sealed(&mut self, buffer: &mut Vec<u8>, deadline: Duration) -> Result<(), StreamError> {
+        let (until, before) = (Instant::now() + deadline, buffer.len());
+        loop {
+            let mut wire = self.socket.tls.as_mut().map(|tls| tls.lend_partial()).unwrap_or_default();
+            let left = until.saturating_duration_since(Instant::now());
+            let read = self.read_wire(&mut wire, left).await;
+            let Some(tls) = &mut self.socket.tls else { return Err(StreamError::Broken) };
+            if let Err(error) = read {
+                tls.keep_partial(wire);
+                return Err(error);
+            }
+            let mut out = Vec::new();
+            let received = tls.receive(&mut wire, buffer, &mut out);
+            if !out.is_empty() {
+                let left = until.saturating_duration_since(Instant::now());
+                self.write_wire(&out, left).await?;
+            }
+            match received {
+                Ok(_) if buffer.len() > before => return Ok(()),
+                Ok(received) if received.closed => return Err(StreamError::Eof),
+                Ok(_) => {}
+                Err(error) => {
+                    self.reason = Reason::TlsFailed;
+                    tracing::debug!(peer = %self.socket.peer, %error, "TLS failed");
+                    return Err(StreamError::Broken);
+                }
             }
         }
     }
@@ -190,18 +234,39 @@ impl Stream {
     /// # Errors
     /// [`StreamError`]
     pub async fn write_all(&mut self, bytes: &[u8], deadline: Duration) -> Result<(), StreamError> {
+        self.socket.sent_bytes += bytes.len() as u64;
+        self.worker.stats().sent_bytes.add(self.transport as usize, bytes.len() as u64);
+        if self.socket.tls.is_none() {
+            return self.write_wire(bytes, deadline).await;
+        }
+        let until = Instant::now() + deadline;
+        for part in bytes.chunks(SEALED_BYTES) {
+            let mut sealed = Vec::new();
+            let done = self.socket.tls.as_mut().map(|tls| tls.seal(part, &mut sealed));
+            if !matches!(done, Some(Ok(()))) {
+                return Err(StreamError::Broken);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            self.write_wire(&sealed, left).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends bytes as they stand on the wire.
+    async fn write_wire(&mut self, bytes: &[u8], deadline: Duration) -> Result<(), StreamError> {
         if let Hold::GivenAway = self.hold {
             return Err(StreamError::Broken);
         }
-        self.socket.sent_bytes += bytes.len() as u64;
-        self.worker.stats().sent_bytes.add(self.transport as usize, bytes.len() as u64);
         let sent = match send_now(self.socket.fd, bytes) {
             Outcome::Whole => return Ok(()),
             Outcome::Short(sent) => sent,
             Outcome::Full => 0,
             Outcome::Failed(errno) => return Err(self.broken(&io::Error::from_raw_os_error(errno))),
         };
-        Box::pin(self.write_rest(bytes[sent..].to_vec(), deadline)).await
+        let rest = Box::pin(self.write_rest(bytes[sent..].to_vec(), deadline)).await;
+        // Half of a record may be out: nothing that follows could be read.
+        self.torn = rest.is_err();
+        rest
     }
 
     async fn write_rest(&mut self, mut rest: Vec<u8>, deadline: Duration) -> Result<(), StreamError> {
@@ -250,6 +315,14 @@ impl Drop for Stream {
     fn drop(&mut self) {
         let Some(fd) = self.take_fd() else { return };
         debug_assert_eq!(fd, self.socket.fd);
+        let mut last = Vec::new();
+        if let (Some(tls), false) = (&mut self.socket.tls, self.torn) {
+            tls.close(&mut last);
+        }
+        if !last.is_empty() {
+            // Whether the client hears it or not.
+            send_now(fd, &last);
+        }
         self.worker.with(|state| state.close(&self.socket, self.transport, self.reason));
     }
 }

@@ -85,6 +85,7 @@ impl State {
         let Some(entry) = self.conns.get(slot) else { return now };
         let (interval, timeout) = self.heartbeat_ticks();
         match &entry.kind {
+            Kind::Handshake => entry.opened_tick + ticks(self.node.settings.timeouts.head),
             // Its answer is on the way, and has as long as one that a task sends.
             Kind::Idle if entry.owed.is_some() => {
                 entry.heard_tick.max(entry.said_tick) + ticks(self.node.settings.timeouts.body)
@@ -157,6 +158,10 @@ impl State {
         }
         let Some(entry) = self.conns.get_mut(slot) else { return };
         match entry.kind {
+            Kind::Handshake => {
+                self.stats().handshakes_failed.add(1);
+                self.remove(slot, Reason::TlsFailed);
+            }
             Kind::Idle if entry.owed.is_some() => self.remove(slot, Reason::Stalled),
             Kind::Idle => self.remove(slot, Reason::Idle),
             Kind::Publishing(_) => self.expire_publishing(slot),

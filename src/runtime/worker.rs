@@ -122,6 +122,8 @@ pub struct Worker {
     /// To held connections, not sent yet.
     pub(super) answers: RefCell<Answers>,
     fan_out: Bell,
+    /// Handshakes can go on.
+    pub(super) has_handshakes: Bell,
     /// Something is due before the clock's task would wake.
     calls_clock: Bell,
     /// Listeners are to be closed.
@@ -171,6 +173,7 @@ impl Worker {
             has_requests: Bell::default(),
             answers: RefCell::default(),
             fan_out: Bell::default(),
+            has_handshakes: Bell::default(),
             calls_clock: Bell::default(),
             closing: Bell::default(),
             draining: Bell::default(),
@@ -179,6 +182,9 @@ impl Worker {
             listeners_each,
         });
         let open_listeners = Rc::new(Cell::new(listeners.len()));
+        if listeners.iter().any(|listener| listener.is_tls) {
+            monoio::spawn(Rc::clone(&worker).shake_hands(Breather::new()?));
+        }
         for listener in listeners {
             let spare = EventFd::new()?;
             let ready = Awaited::new(listener.fd.try_clone()?)?;
@@ -206,17 +212,21 @@ impl Worker {
 
     /// Looks at or changes the state. A panic inside aborts the process: a half-changed order would lie.
     pub fn with<T>(self: &Rc<Self>, change: impl FnOnce(&mut State) -> T) -> T {
-        let (result, spawns, rings, calls_clock) = {
+        let (result, spawns, rings, shakes_hands, calls_clock) = {
             let guard = AbortOnUnwind;
             let mut state = self.state.borrow_mut();
             let result = change(&mut state);
             let spawns = std::mem::take(&mut state.spawns);
             let rings = state.has_fan_out() || !state.catchups.is_empty();
+            let shakes_hands = !state.handshakes.is_empty();
             let calls_clock = std::mem::take(&mut state.calls_clock);
             drop(state);
             std::mem::forget(guard);
-            (result, spawns, rings, calls_clock)
+            (result, spawns, rings, shakes_hands, calls_clock)
         };
+        if shakes_hands {
+            self.has_handshakes.ring();
+        }
         if calls_clock {
             self.calls_clock.ring();
         }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::DEADLINE;
+use super::tls::ClientTls;
 
 /// What "at once" is at most, on a machine under load; far below the waits that tests ask for.
 pub const AT_ONCE: Duration = Duration::from_secs(10);
@@ -19,6 +20,8 @@ pub type Headers<'a> = &'a [(&'a str, &'a str)];
 /// One connection.
 pub struct Conn {
     stream: TcpStream,
+    /// Of a connection to an address where TLS is spoken.
+    tls: Option<Box<ClientTls>>,
     addr: SocketAddr,
     /// Read, but not taken yet.
     ahead: Vec<u8>,
@@ -62,7 +65,18 @@ impl Conn {
         stream.set_read_timeout(Some(DEADLINE))?;
         stream.set_write_timeout(Some(DEADLINE))?;
         stream.set_nodelay(true)?;
-        Ok(Self { stream, addr, ahead: Vec::new(), asked: VecDeque::new() })
+        let tls = ClientTls::of(addr).map(Box::new);
+        Ok(Self { stream, tls, addr, ahead: Vec::new(), asked: VecDeque::new() })
+    }
+
+    /// The client's half of its TLS.
+    pub fn tls(&mut self) -> &mut ClientTls {
+        self.tls.as_mut().expect("a connection to an address where TLS is spoken")
+    }
+
+    /// Says by TLS that nothing more comes.
+    pub fn close_notify(&mut self) {
+        self.tls.as_mut().expect("TLS").close(&mut self.stream);
     }
 
     /// A connection whose client has the address `127.0.0.LAST`.
@@ -96,7 +110,7 @@ impl Conn {
         assert_eq!(connected, 0, "connect: {}", io::Error::last_os_error());
         stream.set_read_timeout(Some(DEADLINE)).expect("a timeout above zero");
         stream.set_nodelay(true).expect("a TCP socket");
-        Self { stream, addr, ahead: Vec::new(), asked: VecDeque::new() }
+        Self { stream, tls: None, addr, ahead: Vec::new(), asked: VecDeque::new() }
     }
 
     pub fn stream(&self) -> &TcpStream {
@@ -117,7 +131,10 @@ impl Conn {
     /// # Errors
     /// Those of write.
     pub fn try_send_raw(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
-        self.stream.write_all(bytes.as_ref())
+        match &mut self.tls {
+            Some(tls) => tls.write_all(&mut self.stream, bytes.as_ref()),
+            None => self.stream.write_all(bytes.as_ref()),
+        }
     }
 
     /// Sends a request; its answer is read by [`Conn::read_response`]. Adds `Host`, and `Content-Length` to a body or
@@ -228,7 +245,11 @@ impl Conn {
     pub fn fill(&mut self) -> io::Result<usize> {
         let mut part = [0; 16 * 1024];
         let count = loop {
-            match self.stream.read(&mut part) {
+            let read = match &mut self.tls {
+                Some(tls) => tls.read(&mut self.stream, &mut part),
+                None => self.stream.read(&mut part),
+            };
+            match read {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 other => break other?,
             }

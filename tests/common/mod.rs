@@ -12,6 +12,7 @@ pub mod rng;
 pub mod server;
 pub mod sock_diag;
 pub mod sse;
+pub mod tls;
 pub mod token;
 pub mod ws;
 

@@ -25,7 +25,7 @@ use pushline_bench::script::Script;
 use pushline_bench::session::Session;
 use pushline_bench::swarm::{self, HANDSHAKES_WAITING_MAX, Plan, READERS_PER_THREAD_MAX};
 use pushline_bench::transport::Transport;
-use pushline_bench::{net, proc};
+use pushline_bench::{net, proc, tls};
 
 #[derive(Parser)]
 #[command(about = "N readers and those who publish, against any server; counts every message")]
@@ -36,6 +36,9 @@ struct Args {
     /// Address of a second server, that readers move to
     #[arg(long)]
     second: Option<SocketAddrV4>,
+    /// Readers come by TLS, to this address
+    #[arg(long)]
+    tls: Option<SocketAddrV4>,
     /// How to talk to it: a peer.json (default: Pushline)
     #[arg(long)]
     api: Option<PathBuf>,
@@ -127,7 +130,8 @@ fn main() -> Result<()> {
         Ok((dest, Script::new(&api.clone().resuming(), args.transport, &dest.to_string())?))
     };
     let plan = Arc::new(Plan {
-        dest: args.target,
+        dest: args.tls.unwrap_or(args.target),
+        tls: args.tls.map(|_| tls::client()).transpose()?,
         script: Script::new(&api, args.transport, &args.target.to_string())?,
         second: args.second.map(second).transpose()?,
         readers: args.readers,

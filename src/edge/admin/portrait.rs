@@ -164,6 +164,7 @@ fn reading(state: &State, sub: Sub) -> Option<Reading> {
 
 fn state_of(entry: &Entry) -> &'static str {
     match entry.kind {
+        Kind::Handshake => "handshake",
         Kind::Idle => "idle",
         Kind::Publishing(_) => "publishing",
         Kind::Poll(_) => "waiting",

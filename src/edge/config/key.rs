@@ -41,6 +41,8 @@ pub const KEYS: &[Key] = &[
     key("files", r#""auto""#, Range::Other),
     key("open", "false", Range::Other),
     key("takeover", "false", Range::Other),
+    key("tls.listen", "[]", Range::Other),
+    key("tls.certificates", "[]", Range::Other),
     key("limits.connections", "1000000", Range::Count(1, MANY)),
     key("limits.message_bytes", "65536", Range::Bytes(1, 64 * MIB)),
     key("limits.head_bytes", "16384", Range::Bytes(KIB, MIB)),

@@ -52,6 +52,7 @@ fn defaults_are_those_of_the_contract() {
     let want = Settings {
         listen: vec!["127.0.0.1:8080".parse().unwrap()],
         passed: Vec::new(),
+        tls: TlsListeners::default(),
         workers: None,
         driver: DriverChoice::Auto,
         files: FilesChoice::Auto,

@@ -11,7 +11,7 @@ use toml::Value;
 use super::key::{LEVELS, POLICIES, Range};
 use crate::domain::channel::Pattern;
 use crate::edge::log;
-use crate::runtime::settings::{AccessTo, AdminAddress, SlowPolicy};
+use crate::runtime::settings::{AccessTo, AdminAddress, CertificateFiles, SlowPolicy};
 
 /// Units of sizes. Only powers of two, so that nobody has to guess what `64K` is.
 const UNITS: [(&str, usize); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
@@ -65,9 +65,17 @@ pub fn seconds(value: &Value, range: Range) -> Read<Duration> {
     })
 }
 
-/// One or more addresses, each once; port 0 (any free one) as often as wanted.
-pub fn addresses(value: &Value, _: Range) -> Read<Vec<SocketAddr>> {
-    const RIGHT: &str = "an address with a port, like \"127.0.0.1:8080\" or \"[::1]:8080\"";
+const ADDRESS: &str = "an address with a port, like \"127.0.0.1:8080\" or \"[::1]:8080\"";
+
+/// One or more addresses.
+pub fn addresses(value: &Value, range: Range) -> Read<Vec<SocketAddr>> {
+    let addresses = addresses_or_none(value, range)?;
+    if addresses.is_empty() { Err(format!("must have at least {ADDRESS}")) } else { Ok(addresses) }
+}
+
+/// Addresses, each once; port 0 (any free one) as often as wanted.
+pub fn addresses_or_none(value: &Value, _: Range) -> Read<Vec<SocketAddr>> {
+    const RIGHT: &str = ADDRESS;
     let mut addresses: Vec<SocketAddr> = Vec::new();
     for text in texts(value).ok_or_else(|| format!("must be a list of which each is {RIGHT}"))? {
         let address = text.parse().map_err(|_| format!("{text:?} must be {RIGHT} (no host names)"))?;
@@ -76,7 +84,28 @@ pub fn addresses(value: &Value, _: Range) -> Read<Vec<SocketAddr>> {
         }
         addresses.push(address);
     }
-    if addresses.is_empty() { Err(format!("must have at least {RIGHT}")) } else { Ok(addresses) }
+    Ok(addresses)
+}
+
+/// Certificates as the file has them.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawCertificate {
+    certificate_file: PathBuf,
+    key_file: PathBuf,
+}
+
+pub fn certificates(value: &Value, _: Range) -> Read<Vec<CertificateFiles>> {
+    const RIGHT: &str = "each is { certificate_file = \"/etc/pushline/example.pem\", key_file = \"/etc/pushline/example.key\" }";
+    let raw: Vec<RawCertificate> =
+        value.clone().try_into().map_err(|error: toml::de::Error| format!("{}; {RIGHT}", error.message()))?;
+    let checked = raw.into_iter().map(|RawCertificate { certificate_file, key_file }| {
+        if certificate_file.as_os_str().is_empty() || key_file.as_os_str().is_empty() {
+            return Err(format!("must name both files; {RIGHT}"));
+        }
+        Ok(CertificateFiles { certificate: certificate_file, key: key_file })
+    });
+    checked.collect()
 }
 
 /// The longest path of a unix socket: the kernel's field less its end (unix(7)), and less what a name of its own beside it
