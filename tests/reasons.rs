@@ -11,8 +11,10 @@ use common::http::{Conn, get, head_cursor, publish};
 use common::receive_buffer;
 use common::server::{Server, field, message_of};
 use common::sse::{Item, Stream};
+use common::token::{self, KEYS};
 use common::until;
 use common::ws::{BINARY, Message, PONG, Socket, TEXT, V1, V1_NAME, wire};
+use serde_json::Value;
 
 struct Logged {
     server: Server,
@@ -388,6 +390,50 @@ fn full_at_the_limit_of_connections() {
         conn.send("GET", "/healthz", &[], "");
         conn.try_read_response().ok()
     });
+}
+
+/// Browsers cannot see a refused handshake: it is accepted, and the close frame says why.
+#[test]
+fn who_may_not() {
+    let logged = Logged::start(&["--set", KEYS]);
+    let addr = logged.addr();
+    let reader = token::of("anna").subscribe(&["a"]).publish(&["b"]).sign();
+    let v1 = [("Sec-WebSocket-Protocol", V1_NAME)];
+    for (query, channel, code, reason) in [
+        (String::new(), "a", 4401, "unauthenticated"),
+        ("?token=nonsense".to_owned(), "a", 4401, "unauthenticated"),
+        (format!("?token={reader}"), "b", 4403, "forbidden"),
+    ] {
+        for (headers, transport) in [(&v1[..0], "websocket"), (&v1[..], "pushline.v1")] {
+            let mut socket = Socket::open_with(addr, &format!("/channels/{channel}{query}"), headers);
+            let client = local(socket.conn());
+            while !matches!(socket.message(), Message::Close(is) if is == code) {}
+            drop(socket);
+            logged.ends(client, transport, reason);
+        }
+    }
+    let mut raw = Socket::open(addr, &format!("/channels/a?token={reader}"));
+    let client = local(raw.conn());
+    raw.text("x");
+    raw.expect_close(1008);
+    drop(raw);
+    logged.ends(client, "websocket", "not_allowed");
+    let end = logged.log.end_of(client);
+    assert_eq!(end["subject"], "anna", "{end}");
+    let opened = logged
+        .log
+        .wait("the handshake", |line| line["peer"] == client.to_string() && line["type"] == "request");
+    assert_eq!(
+        (&opened["status"], &opened["path"]),
+        (&101.into(), &"/channels/a?token=-".into()),
+        "{opened}"
+    );
+    // Each refused handshake has its answer too.
+    let answered = |line: &Value| line["type"] == "request" && line["status"] == 101;
+    until("seven handshakes", || {
+        (logged.log.lines().iter().filter(|line| answered(line)).count() == 7).then_some(())
+    });
+    assert!(!logged.log.text().contains(&reader));
 }
 
 /// A client that answers no ping, but sends something, is alive.

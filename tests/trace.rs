@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use common::http::{Conn, ask, get, post, publish};
 use common::server::{Server, field, message_of};
 use common::sse::Stream;
+use common::token::{self, KEYS};
 use common::ws::{PING, PONG, V1};
 use common::{DEADLINE, receive_buffer, until};
 use serde_json::{Value, json};
@@ -263,6 +264,28 @@ fn a_reader_that_falls_behind() {
     assert!(lagged["behind"].as_u64().is_some_and(|behind| behind > 1), "{lagged}");
     trace.expect("caught_up");
     drop(reading.join().expect("a reader"));
+}
+
+/// Who somebody is, or exactly why not; the client is told less.
+#[test]
+fn who_somebody_is() {
+    let node = Node::start(&["--set", KEYS]);
+    let mut trace = node.trace(&["--address", "127.0.0.1"]);
+    let mut of_anna = node.trace(&["--subject", "anna"]);
+    let good = token::of("anna").subscribe(&["a"]).publish(&["b"]).sign();
+    let bad = format!("{good}x");
+    ask(node.addr(), "GET", "/channels/a", &[("Authorization", &token::bearer(&bad))], "").expect(401);
+    assert!(trace.expect("denied")["why"].as_str().is_some_and(|why| !why.is_empty()));
+    assert_eq!(trace.expect("answered")["status"], 401);
+    ask(node.addr(), "GET", "/channels/a", &[("Authorization", &token::bearer(&good))], "").expect(200);
+    let known = trace.expect("authenticated");
+    assert_eq!((&known["subject"], &known["proof"]), (&json!("anna"), &json!("token")));
+    assert_eq!(of_anna.expect("answered")["status"], 200);
+    ask(node.addr(), "POST", "/channels/a", &[("Authorization", &token::bearer(&good))], "x").expect(403);
+    assert_eq!(trace.expect("denied")["subject"], "anna");
+    assert_eq!(of_anna.expect_that("answered", |event| event["status"] == 403)["subject"], "anna");
+    let all: Vec<String> = trace.seen.iter().map(Value::to_string).collect();
+    assert!(!all.concat().contains(&good), "{}", all.join("\n"));
 }
 
 /// More than anybody can be shown: what is missing is said, to the last one.

@@ -30,6 +30,16 @@ pub enum Proof {
     ApiKey,
 }
 
+impl Proof {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Token => "token",
+            Self::ApiKey => "api_key",
+        }
+    }
+}
+
 /// Channels that one may do something to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Grants {

@@ -10,8 +10,9 @@ use crate::proto::http::fields::Accept;
 use crate::proto::http::request::{Method, Request, Upgrade};
 use crate::proto::http::target::{Query, Target, decode_path};
 use crate::proto::ws::handshake::{self, Subprotocol};
-use crate::runtime::close::Reason;
+use crate::runtime::close::{Reason, Transport};
 use crate::runtime::stats::Refusal;
+use crate::runtime::trace::{What, Who};
 
 use super::answer::{Answer, Manner, VARY_READ};
 use super::auth::{Denied, TicketUse};
@@ -231,6 +232,9 @@ impl Conn {
                 doorman::note(*denied, peer, None, None);
             }
             self.stream.socket.bearer = admitted.as_ref().ok().map(|admitted| Rc::clone(&admitted.bearer));
+            self.trace_admitted(
+                admitted.as_ref().map(|admitted| admitted.bearer.proof).map_err(|denied| *denied),
+            );
         }
         admitted
     }
@@ -238,9 +242,28 @@ impl Conn {
     /// Whether they may do this to all of the channels.
     fn permit(&self, admitted: Admitted, act: Act, names: &[Name]) -> Result<Admitted, Denied> {
         if !self.site.doorman.is_open() {
-            doorman::permit(&admitted.bearer, act, names, self.stream.socket.peer)?;
+            doorman::permit(&admitted.bearer, act, names, self.stream.socket.peer)
+                .inspect_err(|denied| self.trace_admitted(Err(*denied)))?;
         }
         Ok(admitted)
+    }
+
+    /// Who it is of, or exactly why not: for whoever watches.
+    fn trace_admitted(&self, admitted: Result<Proof, Denied>) {
+        // Where nobody wants to know of requests, nobody watches.
+        if self.stream.noted.is_none() {
+            return;
+        }
+        self.worker.with(|state| {
+            if state.is_traced() {
+                let who = Who::of_socket(&self.stream.socket, Transport::Http);
+                match admitted {
+                    Ok(Proof::None) => {}
+                    Ok(proof) => state.trace(who, || What::Authenticated { proof }),
+                    Err(denied) => state.trace(who, || What::Denied { why: denied.to_string().into() }),
+                }
+            }
+        });
     }
 
     fn publisher<'b>(&self, bearer: &'b Bearer) -> Publisher<'b> {

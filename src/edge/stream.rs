@@ -145,13 +145,15 @@ pub struct Handshake {
 }
 
 /// Accepts a handshake only to say why it ends: a browser cannot see one that is refused.
-pub fn refuse_websocket(worker: &Rc<Worker>, stream: Stream, handshake: &Handshake, reason: Reason) {
+pub fn refuse_websocket(worker: &Rc<Worker>, mut stream: Stream, handshake: &Handshake, reason: Reason) {
+    let noted = stream.noted.take();
     let v1 = handshake.subprotocol == Subprotocol::V1;
     let mut out = Vec::with_capacity(256);
     write_switching(&mut out, &handshake.accept, handshake.subprotocol);
     let Some(socket) = stream.into_socket() else { return };
     worker.with(|state| {
         let conn = state.adopt(socket, Kind::Ws { v1, reader: Default::default() });
+        on_opened(state, noted, 101, out.len(), conn);
         state.say(conn.slot, &out);
         let reconnect_ms = state.reconnect_ms();
         state.farewell(conn.slot, reason, reconnect_ms);

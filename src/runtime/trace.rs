@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use ipnet::IpNet;
 
+use crate::domain::auth::Proof;
 use crate::domain::channel::Name;
 use crate::domain::cursor::Cursor;
 use crate::domain::feed::Standing;
@@ -82,7 +83,7 @@ pub enum What {
         target: Option<Box<str>>,
     },
     Authenticated {
-        proof: &'static str,
+        proof: Proof,
     },
     /// Why somebody may not, exactly.
     Denied {

@@ -83,7 +83,7 @@ fn write_what(fields: &mut Fields<'_>, what: &What) {
             fields.maybe("method", method.as_deref());
             fields.maybe("path", target.as_deref());
         }
-        What::Authenticated { proof } => fields.text("proof", proof),
+        What::Authenticated { proof } => fields.text("proof", proof.as_str()),
         What::Denied { why } => fields.text("why", why),
         What::Answered { status, bytes, duration_us } => {
             fields.number("status", u64::from(*status));
