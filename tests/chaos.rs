@@ -1,6 +1,6 @@
-//! Chaos: clients that stall, cut, flood and lie, while publishers go at full speed, honest readers read, the configuration
-//! is loaded anew and connections' code panics. Afterwards: each honest reader has had the whole, in order; no
-//! descriptor, no place for a connection is lost; memory is back where it was.
+//! Chaos: clients that stall, cut, flood and lie, while publishers go at full speed, honest readers read, tokens end and are
+//! taken back, the configuration is loaded anew and connections' code panics. Afterwards: each honest reader has had the
+//! whole, in order; no descriptor, no place for a connection, no byte of a feed is lost; memory is back where it was.
 //!
 //! `PUSHLINE_SEED` runs the choices of a failed run again; how threads meet is the machine's choice. `CHAOS_SECONDS`: how
 //! long (default 12; minutes find more).
@@ -16,11 +16,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use common::admin::{Metrics, addr_of};
 use common::crowd::own_memory;
 use common::http::{ask, get, head_cursor, publish};
 use common::rng::{Rng, seed};
 use common::server::{Server, descriptors, field, message_of, settled};
 use common::sse::Stream;
+use common::{token, until};
 use honest::Transport;
 
 /// What honest readers read: a publisher each.
@@ -46,11 +48,17 @@ const SETTINGS: &[&str] = &[
     "timeouts.idle_seconds=3",
     "heartbeat.interval_seconds=1",
     "heartbeat.timeout_seconds=3",
+    "admin.listen=127.0.0.1:0",
+    // Honest clients are nobody in particular; liars show tokens too.
+    token::KEYS,
+    r#"auth.anonymous={ subscribe = ["**"], publish = ["**"], delete = ["**"] }"#,
 ];
 
 /// What all threads of a run share.
 pub struct World {
     pub addr: SocketAddr,
+    /// The operators' listener.
+    pub admin: SocketAddr,
     pub stop: AtomicBool,
     /// Cursors of the channels, before their first messages.
     pub starts: Vec<String>,
@@ -88,12 +96,13 @@ fn run(workers: &str) {
     args.extend(SETTINGS.iter().flat_map(|setting| ["--set", setting]));
     let mut server = Server::start(&args);
     server.expect_panics();
-    let before = descriptors(server.pid());
     let mut panics = chaos(&server, seed, WARM_UP);
-    forget(&server, before);
-    let memory = own_memory(server.pid());
+    forget(&server);
+    // Whatever connections leave behind, the longer run leaves more of.
+    let (memory, before) = (own_memory(server.pid()), descriptors(server.pid()));
     panics += chaos(&server, seed + 1, Duration::from_secs(seconds));
-    forget(&server, before);
+    forget(&server);
+    settled(&server, before);
     let grown = until_small(&server, memory + GROWTH_BYTES_MAX);
     eprintln!("memory: {} KiB before, {} KiB after", memory >> 10, grown >> 10);
     assert!(grown <= memory + GROWTH_BYTES_MAX, "{memory} bytes before, {grown} after");
@@ -118,6 +127,7 @@ fn chaos(server: &Server, seed: u64, time: Duration) -> u64 {
     });
     let world = World {
         addr,
+        admin: addr_of(server),
         stop: AtomicBool::new(false),
         starts: starts.collect(),
         published: Default::default(),
@@ -142,6 +152,7 @@ fn chaos(server: &Server, seed: u64, time: Duration) -> u64 {
         }
         let pid = server.pid();
         threads.push(scope.spawn(move || hang_up(world, pid, Rng::new(seed, 99))));
+        threads.push(scope.spawn(move || take_back(world, Rng::new(seed, 98))));
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             let end = Instant::now() + time;
             while Instant::now() < end && !threads.iter().any(std::thread::ScopedJoinHandle::is_finished) {
@@ -170,8 +181,21 @@ fn hang_up(world: &World, pid: u32, mut rng: Rng) {
     }
 }
 
+/// Takes the tokens of liars back, now and then.
+fn take_back(world: &World, mut rng: Rng) {
+    const JSON: &[(&str, &str)] = &[("Content-Type", "application/json")];
+    while world.goes_on() {
+        let what = format!("{{\"subject\":\"{}\"}}", liar::subject(&mut rng));
+        let answer = ask(world.admin, "POST", "/revocations", JSON, what);
+        assert!(answer.status < 500, "{answer}");
+        // What operators look at while all this goes on.
+        get(world.admin, "/metrics").expect(200);
+        std::thread::sleep(Duration::from_millis(rng.within(100..=600) as u64));
+    }
+}
+
 /// Nobody is there any more, and history is forgotten.
-fn forget(server: &Server, descriptors: usize) {
+fn forget(server: &Server) {
     let addr = server.addr();
     for channel in 0..CHANNELS {
         ask(addr, "DELETE", &format!("/channels/{}", honest::name(channel)), &[], "").expect(204);
@@ -179,8 +203,18 @@ fn forget(server: &Server, descriptors: usize) {
     for channel in 0..liar::CHANNELS {
         ask(addr, "DELETE", &format!("/channels/{}", liar::name(channel)), &[], "").expect(204);
     }
-    settled(server, descriptors);
+    let admin = addr_of(server);
+    // Feeds are kept for some seconds for readers that come back.
+    until("nothing is left of readers", || {
+        let metrics = Metrics::scrape(admin);
+        let left = LEFT.map(|name| metrics.sum(name, &[]));
+        left.iter().all(|count| *count == 0.0).then_some(())
+    });
 }
+
+/// What there is of readers, and must not be when they are gone.
+const LEFT: [&str; 4] =
+    ["pushline_connections", "pushline_readers", "pushline_feed_bytes", "pushline_owed_bytes"];
 
 /// Waits until memory is small enough: feeds are kept for some seconds for readers that come back.
 fn until_small(server: &Server, bytes: usize) -> usize {

@@ -11,6 +11,7 @@ use crate::World;
 use crate::common::http::{Conn, wire};
 use crate::common::receive_buffer;
 use crate::common::rng::Rng;
+use crate::common::token;
 use crate::common::ws::{self, masked};
 
 /// Channels that liars publish to, and read.
@@ -18,6 +19,11 @@ pub const CHANNELS: usize = 4;
 
 pub fn name(channel: usize) -> String {
     format!("liar/{channel}")
+}
+
+/// One of those who liars say they are.
+pub fn subject(rng: &mut Rng) -> String {
+    format!("liar-{}", rng.below(5))
 }
 
 /// One connection of a liar's.
@@ -29,7 +35,7 @@ struct Liar<'r> {
 
 type Trick = fn(&mut Liar<'_>);
 
-const TRICKS: [Trick; 17] = [
+const TRICKS: [Trick; 20] = [
     |liar| liar.says_nothing(),
     |liar| liar.cuts_a_request(),
     |liar| liar.drips(),
@@ -47,6 +53,9 @@ const TRICKS: [Trick; 17] = [
     |liar| liar.floods_fragments(),
     |liar| liar.floods_subscriptions(),
     |liar| liar.asks_for_a_panic(),
+    |liar| liar.outstays_its_token(),
+    |liar| liar.shows_a_bad_token(),
+    |liar| liar.hoards_tickets(),
 ];
 
 pub fn lie(world: &World, mut rng: Rng) {
@@ -310,6 +319,57 @@ impl Liar<'_> {
             }
         }
         self.listen(Duration::from_millis(200));
+    }
+
+    /// A token that ends, or is taken back, while it is used.
+    fn outstays_its_token(&mut self) {
+        let subject = subject(self.rng);
+        let until = token::now_s() + self.rng.within(1..=3) as u64;
+        let token = token::of(&subject).until(until).sign();
+        let target = self.target();
+        if self.rng.once_in(2) {
+            let headers = [("Accept", "text/event-stream"), ("Authorization", &*token::bearer(&token))];
+            let request = wire(self.world.addr, "GET", &target, &headers, b"");
+            self.say(&request);
+        } else {
+            let request = ws::request(self.world.addr, &format!("{target}?token={token}"), &[]);
+            self.say(&request);
+        }
+        for _ in 0..self.rng.within(1..=30) {
+            if !self.listen(Duration::from_millis(100)) || !self.world.goes_on() {
+                return;
+            }
+        }
+    }
+
+    fn shows_a_bad_token(&mut self) {
+        let good = token::of("liar-0").sign();
+        let ended = token::of("liar-0").until(token::now_s() - 10).sign();
+        let (head, signature) = good.rsplit_once('.').unwrap_or_default();
+        let forged = format!("{head}.{}", signature.chars().rev().collect::<String>());
+        let none = format!("eyJhbGciOiJub25lIn0.{}.", head.split('.').nth(1).unwrap_or_default());
+        let long = "x".repeat(self.rng.by_scale(15));
+        let tokens = [ended, forged, none, long, String::new(), ".".into(), "..".into(), "\u{1}".into()];
+        let token = self.rng.pick(&tokens).clone();
+        let request = if self.rng.once_in(2) {
+            let bearer = token::bearer(&token);
+            wire(self.world.addr, "GET", &self.target(), &[("Authorization", &bearer)], b"")
+        } else {
+            ws::request(self.world.addr, &format!("{}?token={token}", self.target()), &[])
+        };
+        self.say(&request);
+        self.listen(Duration::from_millis(50));
+    }
+
+    fn hoards_tickets(&mut self) {
+        let bearer = token::bearer(&token::of(&subject(self.rng)).sign());
+        let request = wire(self.world.addr, "POST", "/tickets", &[("Authorization", &bearer)], b"");
+        for _ in 0..self.rng.within(1..=100) {
+            if !self.say(&request) {
+                return;
+            }
+        }
+        self.listen(Duration::from_millis(100));
     }
 
     fn asks_for_a_panic(&mut self) {
