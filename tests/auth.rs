@@ -664,12 +664,21 @@ fn keys_of_others_come_as_a_jwks_file() {
     }
 }
 
-/// The log at its loudest, with tokens by every carrier, good and bad, and tickets: none of them stands in it.
+/// The log at its loudest, the access log, a trace, metrics and what operators see of connections, with tokens by every
+/// carrier, good and bad, and tickets: none of them stands in any of it.
 #[test]
-fn no_token_or_ticket_is_ever_logged() {
+fn no_token_or_ticket_is_ever_told() {
     let (key, line) = made(&["shop"]);
     let api_keys = format!("auth.api_keys=[{line}]");
-    let mut server = strict(&["--set", "log.level=trace", "--set", &api_keys]);
+    let loud =
+        ["--set", "log.level=trace", "--set", "access_log.to=stderr", "--set", "admin.listen=127.0.0.1:0"];
+    let mut server = strict(&[&loud[..], &["--set", &api_keys]].concat());
+    let operators = server.wait_log(|line| message_of(line).as_deref() == Some("admin"));
+    let operators =
+        field(&operators, "listen").expect("where operators look in").parse().expect("an address");
+    let mut trace = Conn::open(operators);
+    trace.send("GET", "/trace?channel=private/a", &[EVENTS], "");
+    trace.read_head().expect(200);
     let good = token::of("anna").sign();
     let expired = token::of("anna").until(token::now_s() - 5).sign();
     let forbidden = token::of("anna").subscribe(&[]).publish(&[]).sign();
@@ -717,17 +726,28 @@ fn no_token_or_ticket_is_ever_logged() {
             asked(&mut Conn::open(server.addr()), method, &target, &headers, &body);
         }
     }
+    let open = Stream::open_with(server.addr(), "/channels/private/a", &[("Authorization", &bearer(&good))]);
+    let mut told: Vec<String> = ["/metrics", "/connections", "/channels"]
+        .map(|target| get(operators, target).expect(200).text())
+        .into();
+    assert!(told[1].contains("anna"), "{}", told[1]);
+    drop(open);
     server.signal(libc::SIGHUP);
     server.wait_log(is_loaded);
     server.signal(libc::SIGTERM);
     server.wait_exit();
+    while trace.fill().is_ok_and(|bytes| bytes > 0) {}
+    told.push(String::from_utf8_lossy(trace.ahead()).into_owned());
+    assert!(told[3].contains("private/a"), "{}", told[3]);
     let log = server.log();
-    assert!(log.len() > 50 && log.iter().any(|line| line.contains("signature")), "the log is at its loudest");
+    assert!(log.iter().any(|line| line.contains("signature")), "why tokens were refused");
+    assert!(log.iter().any(|line| line.contains("token=-")), "the access log");
+    told.extend(log);
     secrets.push(token::SECRET.to_owned());
     for secret in &secrets {
         // Of a token each part: a header or claims in the log would be as bad.
         for part in secret.split('.').filter(|part| part.len() > 12) {
-            let line = log.iter().find(|line| line.contains(part));
+            let line = told.iter().find(|line| line.contains(part));
             assert_eq!(line, None, "{part}");
         }
     }
