@@ -103,6 +103,7 @@ pub mod runtime {
     pub mod sweep;
     pub mod takeover;
     pub mod tcp;
+    pub mod tokens;
     pub mod trace;
     pub mod trace_line;
     pub mod turns;
@@ -131,6 +132,8 @@ pub mod edge {
     pub mod origin;
     pub mod publish;
     pub mod read;
+    pub mod renewal;
+    pub mod revoked;
     pub mod route;
     pub mod site;
     pub mod start;

@@ -35,7 +35,7 @@ pub fn run(config: Config, inputs: Inputs) -> Result<Ended, ServeError> {
              --open permits other addresses without it"
         );
     }
-    let auth = Arc::new(Auth::new(policy));
+    let auth = Arc::new(Auth::new(policy, settings.auth.revocations_max));
     let make_edge = {
         let auth = Arc::clone(&auth);
         move |node: &Arc<Node>| Site::new(node, &auth)
@@ -49,7 +49,7 @@ pub fn run(config: Config, inputs: Inputs) -> Result<Ended, ServeError> {
             Ok(())
         },
         |node, addresses| {
-            operators.set(listening.take().map(|listening| Admin::start(node, listening)));
+            operators.set(listening.take().map(|listening| Admin::start(node, &auth.revocations, listening)));
             greet(addresses);
         },
         |_| reload(&inputs, &auth, is_strict),
