@@ -108,6 +108,7 @@ pub mod runtime {
     pub mod tcp;
     pub mod tls;
     pub mod tls_keys;
+    pub mod tokens;
     pub mod trace;
     pub mod trace_line;
     pub mod turns;
@@ -138,6 +139,8 @@ pub mod edge {
     pub mod origin;
     pub mod publish;
     pub mod read;
+    pub mod renewal;
+    pub mod revoked;
     pub mod route;
     pub mod site;
     pub mod start;

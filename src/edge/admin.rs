@@ -18,6 +18,7 @@ mod metrics;
 mod own;
 mod portrait;
 mod problem;
+mod revocations;
 mod trace;
 
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use std::thread::JoinHandle;
 
 use axum::{Router, middleware};
 
+use crate::edge::revoked::Revocations;
 use crate::runtime::report::Report;
 use crate::runtime::server::ServeError;
 use crate::runtime::settings::Settings;
@@ -51,11 +53,10 @@ pub struct Admin {
 
 impl Admin {
     /// Starts it. Call it on the main thread, when the workers have their own tables of files.
-    pub fn start(node: &Arc<Node>, listening: Listening) -> Self {
+    pub fn start(node: &Arc<Node>, revocations: &Arc<Revocations>, listening: Listening) -> Self {
         let address = listening.to_string();
-        let of_thread = Arc::clone(node);
-        let thread =
-            std::thread::Builder::new().name("admin".into()).spawn(move || run(of_thread, listening));
+        let desk = Desk::new(Arc::clone(node), Arc::clone(revocations));
+        let thread = std::thread::Builder::new().name("admin".into()).spawn(move || run(desk, listening));
         match &thread {
             Ok(_) => tracing::info!(listen = address, "admin"),
             Err(error) => tracing::error!(%error, "the admin thread could not start; serving without it"),
@@ -83,13 +84,12 @@ fn limit_of(asked: Option<usize>, usual: usize, max: usize) -> Result<usize, Ref
     }
 }
 
-fn run(node: Arc<Node>, listening: Listening) {
-    let Some(mailbox) = node.reports.take_mailbox() else { return };
+fn run(desk: Desk, listening: Listening) {
+    let Some(mailbox) = desk.node().reports.take_mailbox() else { return };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return tracing::error!(%error, "the admin listener cannot be served"),
     };
-    let desk = Desk::new(node);
     let served = runtime.block_on(async {
         let door = listening.open(desk.handed_over())?;
         let serving = axum::serve(door, router(desk.clone()));
@@ -112,6 +112,7 @@ fn router(desk: Desk) -> Router {
         .merge(metrics::routes())
         .merge(channels::routes())
         .merge(connections::routes())
+        .merge(revocations::routes())
         .merge(trace::routes())
         .fallback(problem::nothing_here)
         .method_not_allowed_fallback(problem::not_allowed)

@@ -211,7 +211,7 @@ impl Batch<'_> {
         let Target::Path { query, .. } = request.target else { return None };
         let peer = self.worker.with(|state| state.conn(self.conn).map(|entry| entry.peer))?;
         let bearer = doorman.identify(request, query, peer, now_s).ok()?;
-        if !names.iter().all(|name| bearer.may(act, name)) {
+        if !names.iter().all(|name| doorman.may(&bearer, act, name)) {
             return None;
         }
         self.worker.with(|state| {
@@ -242,7 +242,9 @@ impl Batch<'_> {
         let draft = labels.draft(content.to_vec()).ok()?;
         if is_home {
             // It was asked already whether they may.
-            let publisher = bearer.map_or(Publisher::ANYONE, |bearer| Publisher::of(bearer, Peer::UNIX));
+            let doorman = &self.site.doorman;
+            let publisher =
+                bearer.map_or(Publisher::ANYONE, |bearer| Publisher::of(doorman, bearer, Peer::UNIX));
             let answer = now(publish::publish(self.worker, names, draft, labels.key(), publisher))?;
             self.tell(request, &answer, manner);
             return Some(());

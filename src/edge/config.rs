@@ -239,6 +239,7 @@ impl Check<'_> {
             cookie: self.read("auth.cookie", auth::cookie),
             leeway: self.read("auth.leeway_seconds", value::seconds),
             lifetime_max: self.read("auth.lifetime_seconds_max", value::seconds),
+            revocations_max: self.read("auth.revocations_max", value::count),
             api_keys: self.read("auth.api_keys", auth::api_keys),
             anonymous: self.read("auth.anonymous", auth::anonymous),
         }

@@ -343,9 +343,12 @@ impl Conn {
                 }
             }
             Waited::Hold(places) => {
-                let Conn { worker, stream, .. } = self;
+                let Conn { worker, stream, site, .. } = self;
                 if let Some(socket) = stream.into_socket() {
-                    worker.with(|state| read::hold(state, socket, &places, held));
+                    worker.with(|state| {
+                        let conn = read::hold(state, socket, &places, held);
+                        site.doorman.recheck(state, conn);
+                    });
                 }
             }
         }

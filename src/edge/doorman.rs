@@ -174,6 +174,7 @@ impl Doorman {
     fn good(&self, bearer: Rc<Bearer>, now_s: u64) -> Result<Rc<Bearer>, Denied> {
         match bearer.expires_s {
             Some(expires_s) if expires_s <= now_s => Err(Denied::Expired { ago_s: now_s - expires_s }),
+            _ if self.auth.revocations.has(&bearer) => Err(Denied::Revoked),
             _ => Ok(bearer),
         }
     }
@@ -198,6 +199,45 @@ impl Doorman {
         }
         let verified = self.known().policy.verify(&token, now_s)?;
         Ok(self.auth.tickets.give(verified, now_s))
+    }
+
+    /// Whether a bearer may do this to a channel.
+    pub fn may(&self, bearer: &Bearer, act: Act, name: &Name) -> bool {
+        self.auth.may(bearer, act, name)
+    }
+
+    /// Whether a bearer may do this to all of the channels. That they may not is told of in the log.
+    ///
+    /// # Errors
+    /// [`Denied`]
+    pub fn permit(&self, bearer: &Bearer, act: Act, names: &[Name], peer: Peer) -> Result<(), Denied> {
+        match names.iter().find(|name| !self.may(bearer, act, name)) {
+            None => Ok(()),
+            Some(name) => {
+                let denied = refusal(bearer, act);
+                note(denied, peer, Some(bearer), Some(name));
+                Err(denied)
+            }
+        }
+    }
+
+    /// Whether a held connection may do this to a channel: by its bearer, as long as that lasts.
+    ///
+    /// # Errors
+    /// [`Denied`]
+    pub fn permit_conn(&self, state: &State, conn: ConnId, act: Act, name: &Name) -> Result<(), Denied> {
+        match bearer_of(state, conn)? {
+            Some((bearer, peer)) => self
+                .permit(&bearer, act, std::slice::from_ref(name), peer)
+                .inspect_err(|denied| state.stats().refuse(denied.counted())),
+            None => Ok(()),
+        }
+    }
+
+    /// Looks once more at one who was let in when their request began, and is held only now: a walk for a revocation may
+    /// have gone by meanwhile.
+    pub fn recheck(&self, state: &mut State, conn: ConnId) {
+        self.auth.revocations.recheck(state, conn);
     }
 
     /// What a request carries, by the contract's order: the first that is there decides, good or bad.
@@ -313,38 +353,11 @@ fn of_query<'q>(query: Query<'q>, key: &str, carrier: Carrier) -> Result<Option<
     })
 }
 
-/// Whether a bearer may do this to all of the channels. That they may not is told of in the log.
-///
-/// # Errors
-/// [`Denied`]
-pub fn permit(bearer: &Bearer, act: Act, names: &[Name], peer: Peer) -> Result<(), Denied> {
-    match names.iter().find(|name| !bearer.may(act, name)) {
-        None => Ok(()),
-        Some(name) => {
-            let denied = refusal(bearer, act);
-            note(denied, peer, Some(bearer), Some(name));
-            Err(denied)
-        }
-    }
-}
-
 /// Why a bearer may not do something: a stranger is to say who they are first.
 pub fn refusal(bearer: &Bearer, act: Act) -> Denied {
     match bearer.proof {
         Proof::None => Denied::NoToken,
         Proof::Token | Proof::ApiKey => Denied::Forbidden(act),
-    }
-}
-
-/// Whether a held connection may do this to a channel: by its bearer, as long as that lasts.
-///
-/// # Errors
-/// [`Denied`]
-pub fn permit_conn(state: &State, conn: ConnId, act: Act, name: &Name) -> Result<(), Denied> {
-    match bearer_of(state, conn)? {
-        Some((bearer, peer)) => permit(&bearer, act, std::slice::from_ref(name), peer)
-            .inspect_err(|denied| state.stats().refuse(denied.counted())),
-        None => Ok(()),
     }
 }
 

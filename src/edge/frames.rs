@@ -14,7 +14,7 @@ use crate::proto::envelope::{self, Seq};
 use crate::proto::publish::Publish;
 use crate::proto::refusal::{ErrorCode, Refusal};
 use crate::runtime::close::Reason;
-use crate::runtime::entry::ConnId;
+use crate::runtime::entry::{ConnId, Kind};
 use crate::runtime::framing::text_frame;
 use crate::runtime::holder::Last;
 use crate::runtime::state::Frame;
@@ -26,8 +26,10 @@ use crate::runtime::worker::Worker;
 use super::ask;
 use super::auth::Denied;
 use super::channels::newest;
-use super::doorman::{bearer_of, permit_conn};
+use super::doorman::bearer_of;
 use super::publish::{self, Publisher, Refused, publish_one, publish_parsed};
+use super::renewal;
+use super::site::Site;
 use super::stream::{end_unless, has_channel, subscribed_frame};
 
 /// Ends a connection whose frames were not acted on to the end: that was a fault of ours.
@@ -53,12 +55,12 @@ impl Drop for Unfinished {
 
 /// Acts on frames, in order.
 pub async fn act(
+    site: Rc<Site>,
     worker: Rc<Worker>,
     conn: ConnId,
     raw: Option<Name>,
     frames: Vec<Frame>,
     last: Option<Last>,
-    message_bytes_max: usize,
 ) {
     let mut unfinished = Unfinished { worker: Rc::clone(&worker), conn, finished: false };
     let mut pace = Pace::new(worker.with(|state| state.node.settings.history.messages));
@@ -68,9 +70,13 @@ pub async fn act(
             Frame::Binary(bytes) => bytes.len(),
         };
         pace.step(bytes).await;
+        if !site.doorman.is_open() && is_ended(&worker, conn) {
+            // Its token has ended, or was taken back: what it still asked for is not done.
+            break;
+        }
         match (&raw, frame) {
             (Some(channel), frame) => {
-                if let Err(refused) = publish_raw(&worker, conn, channel, frame).await {
+                if let Err(refused) = publish_raw(&site, &worker, conn, channel, frame).await {
                     unfinished.finished = true;
                     worker.with(|state| {
                         let reconnect_ms = state.reconnect_ms();
@@ -82,7 +88,7 @@ pub async fn act(
                     return;
                 }
             }
-            (None, Frame::Text(text)) => on_text(&worker, conn, &text, message_bytes_max).await,
+            (None, Frame::Text(text)) => on_text(&site, &worker, conn, &text).await,
             // Refused by the session already.
             (None, Frame::Binary(_)) => {}
         }
@@ -105,9 +111,19 @@ fn trace_published(worker: &Rc<Worker>, conn: ConnId, channel: &Name, bytes: usi
     });
 }
 
-async fn publish_raw(worker: &Rc<Worker>, conn: ConnId, channel: &Name, frame: Frame) -> Result<(), Reason> {
+fn is_ended(worker: &Rc<Worker>, conn: ConnId) -> bool {
+    worker.with(|state| state.conn(conn).is_none_or(|entry| matches!(entry.kind, Kind::Ending { .. })))
+}
+
+async fn publish_raw(
+    site: &Site,
+    worker: &Rc<Worker>,
+    conn: ConnId,
+    channel: &Name,
+    frame: Frame,
+) -> Result<(), Reason> {
     worker
-        .with(|state| permit_conn(state, conn, Act::Publish, channel))
+        .with(|state| site.doorman.permit_conn(state, conn, Act::Publish, channel))
         .map_err(|denied| if denied.status() == 403 { Reason::NotAllowed } else { denied.reason() })?;
     let body = match frame {
         Frame::Text(text) => Body::Text(text.into()),
@@ -127,9 +143,9 @@ async fn publish_raw(worker: &Rc<Worker>, conn: ConnId, channel: &Name, frame: F
     }
 }
 
-async fn on_text(worker: &Rc<Worker>, conn: ConnId, text: &str, message_bytes_max: usize) {
+async fn on_text(site: &Site, worker: &Rc<Worker>, conn: ConnId, text: &str) {
     let (seq, result) = match parse_v1(text) {
-        Ok(frame) => (frame.seq, operate(worker, conn, frame.operation, frame.seq, message_bytes_max).await),
+        Ok(frame) => (frame.seq, operate(site, worker, conn, frame.operation, frame.seq).await),
         Err(refused) => (refused.seq, Err(refused.refusal)),
     };
     if let Err(refusal) = result {
@@ -156,23 +172,27 @@ fn say(worker: &Rc<Worker>, conn: ConnId, write: impl FnOnce(&mut Vec<u8>)) {
 }
 
 async fn operate(
+    site: &Site,
     worker: &Rc<Worker>,
     conn: ConnId,
     operation: Operation<'_>,
     seq: Option<Seq>,
-    message_bytes_max: usize,
 ) -> Result<(), Refusal> {
     match operation {
         Operation::Ping => say(worker, conn, |json| envelope::write_v1_pong(json, seq)),
-        Operation::Auth { .. } => {
-            return Err(Refusal::new(
-                ErrorCode::Unauthorized,
-                "this server takes no tokens: it has no keys configured; leave auth out",
-            ));
+        Operation::Auth { token } => renewal::authenticate(site, worker, conn, &token, seq).await?,
+        Operation::Subscribe { channel, start } => {
+            renewal::has_begun(site, worker, conn)?;
+            subscribe(site, worker, conn, &channel, &start, seq).await?;
         }
-        Operation::Subscribe { channel, start } => subscribe(worker, conn, &channel, &start, seq).await?,
-        Operation::Unsubscribe { channel } => unsubscribe(worker, conn, &channel, seq)?,
-        Operation::Publish(publish) => publish_v1(worker, conn, publish, seq, message_bytes_max).await?,
+        Operation::Unsubscribe { channel } => {
+            renewal::has_begun(site, worker, conn)?;
+            unsubscribe(worker, conn, &channel, seq)?;
+        }
+        Operation::Publish(publish) => {
+            renewal::has_begun(site, worker, conn)?;
+            publish_v1(site, worker, conn, publish, seq).await?;
+        }
     }
     Ok(())
 }
@@ -182,6 +202,7 @@ fn name_of(channel: &str) -> Result<Name, Refusal> {
 }
 
 async fn subscribe(
+    site: &Site,
     worker: &Rc<Worker>,
     conn: ConnId,
     channel: &str,
@@ -189,7 +210,9 @@ async fn subscribe(
     seq: Option<Seq>,
 ) -> Result<(), Refusal> {
     let name = name_of(channel)?;
-    worker.with(|state| permit_conn(state, conn, Act::Subscribe, &name)).map_err(Denied::refusal)?;
+    worker
+        .with(|state| site.doorman.permit_conn(state, conn, Act::Subscribe, &name))
+        .map_err(Denied::refusal)?;
     let from = match start {
         Start::Now => From::Now,
         Start::Cursor(text) => From::After(
@@ -255,15 +278,18 @@ fn unsubscribe(worker: &Rc<Worker>, conn: ConnId, channel: &str, seq: Option<Seq
 }
 
 async fn publish_v1(
+    site: &Site,
     worker: &Rc<Worker>,
     conn: ConnId,
     publish: Publish<'_>,
     seq: Option<Seq>,
-    message_bytes_max: usize,
 ) -> Result<(), Refusal> {
     let bytes = publish.data.bytes();
     let bearer = worker.with(|state| bearer_of(state, conn)).map_err(Denied::refusal)?;
-    let publisher = bearer.as_ref().map_or(Publisher::ANYONE, |(bearer, peer)| Publisher::of(bearer, *peer));
+    let publisher = bearer
+        .as_ref()
+        .map_or(Publisher::ANYONE, |(bearer, peer)| Publisher::of(&site.doorman, bearer, *peer));
+    let message_bytes_max = site.settings().limits.message_bytes;
     let published = publish_parsed(worker, publish, message_bytes_max, publisher).await;
     let (name, published) = published.map_err(|(refusal, _)| refusal)?;
     trace_published(worker, conn, &name, bytes, &published);

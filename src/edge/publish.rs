@@ -26,7 +26,7 @@ use crate::runtime::worker::Worker;
 use super::answer::Answer;
 use super::auth::Denied;
 use super::channels::refused;
-use super::doorman;
+use super::doorman::Doorman;
 
 /// A publish that waits for the first one with its key asks so often, and so many times.
 const IN_FLIGHT_PAUSE: Duration = Duration::from_millis(5);
@@ -45,15 +45,15 @@ pub struct Labels {
 }
 
 /// Who publishes.
-#[derive(Debug, Clone, Copy)]
-pub struct Publisher<'b>(Option<(&'b Bearer, Peer)>);
+#[derive(Clone, Copy)]
+pub struct Publisher<'b>(Option<(&'b Doorman, &'b Bearer, Peer)>);
 
 impl<'b> Publisher<'b> {
     /// Anyone: no authentication is configured.
     pub const ANYONE: Self = Self(None);
 
-    pub const fn of(bearer: &'b Bearer, peer: Peer) -> Self {
-        Self(Some((bearer, peer)))
+    pub const fn of(doorman: &'b Doorman, bearer: &'b Bearer, peer: Peer) -> Self {
+        Self(Some((doorman, bearer, peer)))
     }
 
     /// Whether they may publish to a channel. That they may not is told of in the log.
@@ -62,19 +62,25 @@ impl<'b> Publisher<'b> {
     /// [`Denied`]
     pub fn may_publish(self, name: &Name) -> Result<(), Denied> {
         match self.0 {
-            Some((bearer, peer)) => doorman::permit(bearer, Act::Publish, std::slice::from_ref(name), peer),
+            Some((doorman, bearer, peer)) => {
+                doorman.permit(bearer, Act::Publish, std::slice::from_ref(name), peer)
+            }
             None => Ok(()),
         }
     }
 
-    /// Whose idempotency keys they are: a token's and an API key's are not of one publisher, though they are called alike.
     fn key_space(self) -> Box<str> {
-        let Some((Bearer { proof, subject: Some(subject), .. }, _)) = self.0 else { return "".into() };
-        match proof {
-            Proof::None => "".into(),
-            Proof::Token => format!("token:{subject}").into(),
-            Proof::ApiKey => format!("key:{subject}").into(),
-        }
+        self.0.map_or_else(|| "".into(), |(_, bearer, _)| key_space(bearer))
+    }
+}
+
+/// Whose idempotency keys they are: a token's and an API key's are not of one publisher, though they are called alike.
+fn key_space(bearer: &Bearer) -> Box<str> {
+    let Some(subject) = &bearer.subject else { return "".into() };
+    match bearer.proof {
+        Proof::None => "".into(),
+        Proof::Token => format!("token:{subject}").into(),
+        Proof::ApiKey => format!("key:{subject}").into(),
     }
 }
 
@@ -510,8 +516,7 @@ mod tests {
         let stranger = bearer(Proof::None, None);
         let (token, key) = (bearer(Proof::Token, Some("app")), bearer(Proof::ApiKey, Some("app")));
         let other = bearer(Proof::Token, Some("other"));
-        let spaces =
-            [&stranger, &token, &key, &other].map(|bearer| Publisher::of(bearer, Peer::UNIX).key_space());
+        let spaces = [&stranger, &token, &key, &other].map(key_space);
         for (at, space) in spaces.iter().enumerate() {
             assert!(!spaces[..at].contains(space), "{spaces:?}");
         }

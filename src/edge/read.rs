@@ -343,9 +343,10 @@ pub fn held(state: &State, manner: &Manner<'_>, limit: u32, wait_s: u64, leftove
 }
 
 /// Gives a poll to the holder, as a reader of the feeds at `places`.
-pub fn hold(state: &mut State, socket: Socket, places: &[Place], held: Box<HeldPoll>) {
+pub fn hold(state: &mut State, socket: Socket, places: &[Place], held: Box<HeldPoll>) -> ConnId {
     let conn = state.adopt(socket, Kind::Poll(held));
     read_at(state, conn, places);
+    conn
 }
 
 /// The same, for a connection that the holder has.

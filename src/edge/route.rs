@@ -23,6 +23,7 @@ use super::lab;
 use super::origin::Passed;
 use super::publish::{self, Labels, Publisher};
 use super::read::{self, Polled};
+use super::renewal;
 use super::stream::{Handshake, open_events, open_websocket, refuse_websocket};
 use super::tickets;
 
@@ -74,6 +75,9 @@ impl Conn {
             }
             "/publish" => self.on_batch(call).await,
             "/tickets" => self.on_tickets(call).await,
+            path if renewed_by(path).is_some() => {
+                self.on_renewal(call, renewed_by(path).unwrap_or_default()).await
+            }
             #[cfg(debug_assertions)]
             "/$debug/panic" => panic!("a panic that a test asked for"),
             // Holds its worker up, as a loop without end would.
@@ -242,8 +246,8 @@ impl Conn {
     /// Whether they may do this to all of the channels.
     fn permit(&self, admitted: Admitted, act: Act, names: &[Name]) -> Result<Admitted, Denied> {
         if !self.site.doorman.is_open() {
-            doorman::permit(&admitted.bearer, act, names, self.stream.socket.peer)
-                .inspect_err(|denied| self.trace_admitted(Err(*denied)))?;
+            let permitted = self.site.doorman.permit(&admitted.bearer, act, names, self.stream.socket.peer);
+            permitted.inspect_err(|denied| self.trace_admitted(Err(*denied)))?;
         }
         Ok(admitted)
     }
@@ -266,11 +270,11 @@ impl Conn {
         });
     }
 
-    fn publisher<'b>(&self, bearer: &'b Bearer) -> Publisher<'b> {
+    fn publisher<'b>(&'b self, bearer: &'b Bearer) -> Publisher<'b> {
         if self.site.doorman.is_open() {
             Publisher::ANYONE
         } else {
-            Publisher::of(bearer, self.stream.socket.peer)
+            Publisher::of(&self.site.doorman, bearer, self.stream.socket.peer)
         }
     }
 
@@ -299,6 +303,24 @@ impl Conn {
                 self.denied(call, denied).await
             }
         }
+    }
+
+    async fn on_renewal(mut self, call: Call<'_>, id: &str) -> Next {
+        if call.request.method != Method::Post {
+            return self.without_body(call, not_allowed("POST, OPTIONS")).await;
+        }
+        if self.site.doorman.is_open() {
+            return self.without_body(call, renewal::none_needed()).await;
+        }
+        let bearer = match self.admit(&call) {
+            Ok(admitted) => admitted.bearer,
+            Err(denied) => return self.denied(call, denied).await,
+        };
+        if let Err(failed) = self.discard_body(&call).await {
+            return failed.tell(self, &call).await;
+        }
+        let answer = renewal::renew(&self.site, &self.worker, id, &bearer).await;
+        self.answered(&answer, &call.manner).await
     }
 
     async fn on_publish(mut self, call: Call<'_>, names: &[Name], bearer: &Bearer) -> Next {
@@ -344,15 +366,23 @@ impl Conn {
         });
         match good {
             Ok((handshake, from)) => {
-                let admitted = self.admit(&call).and_then(|admitted| self.permit_websocket(admitted, &names));
+                let admitted = self.admit(&call);
+                let waits = handshake.subprotocol == Subprotocol::V1
+                    && admitted.as_ref().is_ok_and(|admitted| self.brings_token_later(admitted, &names));
+                let admitted = admitted.and_then(|admitted| {
+                    if waits { Ok(admitted) } else { self.permit_websocket(admitted, &names) }
+                });
                 // Answers of pipelined requests go first.
                 if self.flush().await.is_err() {
                     return Next::Gone;
                 }
                 let Conn { worker, stream, input, site, .. } = self;
                 match admitted {
+                    Ok(_) if waits => renewal::open_waiting(&worker, stream, &handshake, names, from, input),
                     Ok(Admitted { ticket, .. }) => {
-                        let opened = open_websocket(&worker, stream, &handshake, &names, &from, input).await;
+                        let doorman = &site.doorman;
+                        let opened =
+                            open_websocket(&worker, doorman, stream, &handshake, &names, &from, input).await;
                         tickets::opened(&site, &worker, ticket, opened);
                     }
                     Err(denied) => {
@@ -364,6 +394,13 @@ impl Conn {
             }
             Err(answer) => self.answered(&answer.vary(VARY_READ), &call.manner).await,
         }
+    }
+
+    /// Whether somebody who came without a token is to bring one, by `pushline.v1`: strangers may not have what the URL names.
+    fn brings_token_later(&self, admitted: &Admitted, names: &[Name]) -> bool {
+        let (doorman, bearer) = (&self.site.doorman, &admitted.bearer);
+        let has_all = names.iter().all(|name| doorman.may(bearer, Act::Subscribe, name));
+        bearer.proof == Proof::None && (may_nothing(bearer) || !has_all)
     }
 
     /// The same for a WebSocket: its channels, and where it names none, that it may do anything at all.
@@ -402,13 +439,14 @@ impl Conn {
         match read::poll(&self.worker, remembered, &call.request, call.query, names).await {
             Polled::Answer(answer) => self.answered(&answer, &call.manner).await,
             Polled::Hold { places, limit, wait_s } => {
-                let Conn { worker, mut stream, input, .. } = self;
+                let Conn { worker, mut stream, input, site, .. } = self;
                 let noted = stream.noted.take();
                 if let Some(socket) = stream.into_socket() {
                     worker.with(|state| {
                         let mut held = read::held(state, &call.manner, limit, wait_s, input);
                         held.hold_noted(noted);
-                        read::hold(state, socket, &places, held);
+                        let conn = read::hold(state, socket, &places, held);
+                        site.doorman.recheck(state, conn);
                     });
                 }
                 Next::Gone
@@ -441,7 +479,7 @@ impl Conn {
             return Next::End(self, Reason::Answered);
         }
         let Conn { worker, stream, site, .. } = self;
-        let opened = open_events(&worker, stream, &call.manner, names, &from, envelope).await;
+        let opened = open_events(&worker, &site.doorman, stream, &call.manner, names, &from, envelope).await;
         tickets::opened(&site, &worker, ticket, opened);
         Next::Gone
     }
@@ -476,9 +514,16 @@ fn methods_of(path: &str) -> Option<&'static str> {
     match path {
         "/" | "/healthz" | "/readyz" | "/channels" => Some("GET, HEAD, OPTIONS"),
         "/publish" | "/tickets" => Some("POST, OPTIONS"),
+        path if renewed_by(path).is_some() => Some("POST, OPTIONS"),
         path if path.starts_with("/channels/") => Some(METHODS),
         _ => None,
     }
+}
+
+/// The id of the connection that is renewed at a path.
+fn renewed_by(path: &str) -> Option<&str> {
+    let id = path.strip_prefix("/connections/")?.strip_suffix("/auth")?;
+    (!id.is_empty() && !id.contains('/')).then_some(id)
 }
 
 const METHODS: &str = "GET, HEAD, POST, DELETE, OPTIONS";

@@ -88,7 +88,6 @@ impl Edge for Site {
         frames: Vec<Frame>,
         last: Option<Last>,
     ) -> LocalTask {
-        let message_bytes_max = self.settings().limits.message_bytes;
-        Box::pin(frames::act(worker, conn, raw, frames, last, message_bytes_max))
+        Box::pin(frames::act(self, worker, conn, raw, frames, last))
     }
 }

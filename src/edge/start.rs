@@ -38,7 +38,7 @@ pub fn run(config: Config, inputs: Inputs, tls: Option<Arc<ServerConfig>>) -> Re
              --open permits other addresses without it"
         );
     }
-    let auth = Arc::new(Auth::new(policy));
+    let auth = Arc::new(Auth::new(policy, settings.auth.revocations_max));
     let make_edge = {
         let auth = Arc::clone(&auth);
         move |node: &Arc<Node>| Site::new(node, &auth)
@@ -55,7 +55,7 @@ pub fn run(config: Config, inputs: Inputs, tls: Option<Arc<ServerConfig>>) -> Re
             Ok(())
         },
         |node, addresses| {
-            operators.set(listening.take().map(|listening| Admin::start(node, listening)));
+            operators.set(listening.take().map(|listening| Admin::start(node, &auth.revocations, listening)));
             greet(addresses, plain_count);
         },
         |node| {

@@ -22,6 +22,7 @@ use crate::runtime::worker::Worker;
 
 use super::answer::{Manner, VARY_READ};
 use super::ask;
+use super::doorman::Doorman;
 use super::identity::connection_id;
 
 /// An EventSource that lost its stream waits so long, and up to so much longer, before it comes back.
@@ -45,6 +46,7 @@ pub fn event_stream_head(out: &mut Vec<u8>, manner: &Manner<'_>) {
 /// Opens an event stream. `None`: it was refused, or the client is gone.
 pub async fn open_events(
     worker: &Rc<Worker>,
+    doorman: &Doorman,
     mut stream: Stream,
     manner: &Manner<'_>,
     names: &[Name],
@@ -87,6 +89,7 @@ pub async fn open_events(
         let encoding = if many || envelope { Encoding::SseEnvelope } else { Encoding::Sse };
         let read = places.iter().all(|place| state.subscribe(conn.slot, *place, encoding, many));
         end_unless(state, conn, read);
+        doorman.recheck(state, conn);
         state.bury();
         Some(conn)
     })
@@ -130,7 +133,7 @@ fn asked(from: From) -> Cursor {
     }
 }
 
-async fn places(worker: &Rc<Worker>, names: &[Name], from: &[From]) -> Result<Vec<Place>, Overloaded> {
+pub async fn places(worker: &Rc<Worker>, names: &[Name], from: &[From]) -> Result<Vec<Place>, Overloaded> {
     let mut places = Vec::with_capacity(names.len());
     for (name, from) in names.iter().zip(from) {
         places.push(ask::place(worker, name, *from).await?);
@@ -164,6 +167,7 @@ pub fn refuse_websocket(worker: &Rc<Worker>, mut stream: Stream, handshake: &Han
 /// Opens a WebSocket. `leftover` are the client's first frames, if they came already. `None`: the client is gone.
 pub async fn open_websocket(
     worker: &Rc<Worker>,
+    doorman: &Doorman,
     mut stream: Stream,
     handshake: &Handshake,
     names: &[Name],
@@ -207,6 +211,7 @@ pub async fn open_websocket(
         let encoding = if v1 { Encoding::V1 } else { Encoding::Raw };
         let read = places.iter().all(|place| state.subscribe(conn.slot, *place, encoding, false));
         end_unless(state, conn, read);
+        doorman.recheck(state, conn);
         if !leftover.is_empty() {
             state.on_frames(conn, &mut leftover);
         }

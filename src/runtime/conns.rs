@@ -385,7 +385,7 @@ impl State {
             }
             Kind::Idle | Kind::Publishing(_) => {}
             Kind::Poll(_) => {
-                self.dismiss_poll(slot, reason, reconnect_ms);
+                self.answer_poll_with(slot, reason, reconnect_ms);
                 return;
             }
             Kind::Sse => sse::write_close(&mut notice, reason.as_str(), reconnect_ms),
@@ -411,6 +411,9 @@ impl State {
         let Some(entry) = self.conns.get_mut(slot) else { return };
         entry.kind = Kind::Ending { transport, reason, until_tick };
         entry.flags.busy = false;
+        if std::mem::take(&mut entry.flags.waiting) {
+            self.waiting.remove(&slot);
+        }
         self.lingering += 1;
         if !last.is_empty() {
             self.put(slot, last);
@@ -477,6 +480,9 @@ impl State {
         let Some(mut entry) = self.conns.remove(slot) else { return };
         self.count_left(slot, &entry);
         super::wire::close_at_once(&mut entry);
+        if entry.flags.waiting {
+            self.waiting.remove(&slot);
+        }
         let (transport, reason) = match entry.kind {
             Kind::Ending { transport, reason, .. } => {
                 self.lingering -= 1;

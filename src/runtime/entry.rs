@@ -197,6 +197,10 @@ pub struct Flags {
     pub once: bool,
     /// Both directions are done with; only the client's close is awaited.
     pub shut: bool,
+    /// It was told that its token ends soon.
+    pub told_expiring: bool,
+    /// Without its token yet: what it waits for stands in `State::waiting`.
+    pub waiting: bool,
 }
 
 /// One held connection.

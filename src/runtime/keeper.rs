@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::host::{Signal, SignalFd};
 use super::io::{Epoll, Events, Interest};
 use super::mail::Mail;
-use super::notify::Manager;
+use super::notify::Supervisor;
 use super::phase::Phase;
 use super::report::Report;
 use super::server::{Ended, ServeError};
@@ -41,7 +41,7 @@ pub(super) struct Keeper<'n, R> {
     signals: &'n SignalFd,
     epoll: &'n Epoll,
     controls: Controls,
-    manager: Manager,
+    manager: Supervisor,
     ended_workers: &'n AtomicUsize,
     reload: R,
     course: Course,
@@ -53,7 +53,7 @@ impl<'n, R: FnMut(&Arc<Node>)> Keeper<'n, R> {
         signals: &'n SignalFd,
         epoll: &'n Epoll,
         controls: Controls,
-        manager: Manager,
+        manager: Supervisor,
         ended_workers: &'n AtomicUsize,
         reload: R,
     ) -> Self {

@@ -1,5 +1,6 @@
 //! What workers say to each other: requests to a channel's home, its answers, and live messages.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use crate::domain::channel::Name;
@@ -61,6 +62,8 @@ pub enum Answer {
     Known(Known),
     /// `None`: there is no room for one more channel.
     Page(Option<Page>),
+    /// What an errand came to ([`Worker::on_worker`](super::worker::Worker::on_worker)).
+    Errand(Box<dyn Any + Send>),
     Done,
 }
 

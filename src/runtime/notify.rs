@@ -18,7 +18,7 @@ const STOP_GRACE: Duration = Duration::from_secs(20);
 
 /// The service manager, if there is one.
 #[derive(Debug)]
-pub struct Manager {
+pub struct Supervisor {
     is_there: bool,
     /// The status that it was told last, and when it may want another.
     status: String,
@@ -36,7 +36,7 @@ struct Watchdog {
     is_worried: bool,
 }
 
-impl Manager {
+impl Supervisor {
     /// Looks for it in the environment.
     pub fn find(workers: usize) -> Self {
         let (now, mut usec) = (Instant::now(), 0);

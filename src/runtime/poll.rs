@@ -8,12 +8,19 @@ use crate::domain::cursor::{Cursor, write_joined};
 use crate::domain::history::{Page, PageMax};
 use crate::proto::envelope;
 use crate::proto::http::date::format_imf_date;
+use crate::proto::http::problem::Problem;
 use crate::proto::http::response::ResponseWriter;
 
 use super::close::{Reason, Transport};
 use super::entry::Kind;
 use super::framing::view;
 use super::state::{Spawn, State};
+
+/// RFC 6750 §3.1.
+const CHALLENGE: &str = "Bearer realm=\"pushline\", error=\"invalid_token\"";
+const EXPIRED: &str = "the token ended while the request waited; ask again with a new one";
+const REVOKED: &str = "the token was taken back while the request waited; ask again with a new one";
+const FORBIDDEN: &str = "the right to read this channel was taken back while the request waited; ask again with a token that covers it";
 
 /// The last body that was written, for the next poll that waited at the same place.
 pub struct Body {
@@ -133,9 +140,32 @@ impl State {
         self.end_poll(slot, 204, None, &[]);
     }
 
-    /// The connection ends, for `reason`: come back after `reconnect_ms`.
-    pub fn dismiss_poll(&mut self, slot: u32, reason: Reason, reconnect_ms: u64) {
-        self.end_poll(slot, 204, Some((reason, reconnect_ms.div_ceil(1_000).max(1))), &[]);
+    /// The wait ends for another reason than a message or its time: the token is not good any more, or the connection
+    /// ends and the client comes back after `reconnect_ms`.
+    pub fn answer_poll_with(&mut self, slot: u32, reason: Reason, reconnect_ms: u64) {
+        match reason {
+            Reason::Expired => self.refuse_poll(slot, 401, EXPIRED),
+            Reason::Revoked => self.refuse_poll(slot, 401, REVOKED),
+            Reason::Forbidden => self.refuse_poll(slot, 403, FORBIDDEN),
+            _ => self.end_poll(slot, 204, Some((reason, reconnect_ms.div_ceil(1_000).max(1))), &[]),
+        }
+    }
+
+    /// Answers with an error; the connection goes on.
+    fn refuse_poll(&mut self, slot: u32, status: u16, detail: &str) {
+        let Some(Kind::Poll(held)) = self.conns.get(slot).map(|entry| &entry.kind) else { return };
+        let keep_alive = held.keep_alive;
+        self.node.stats[usize::from(self.index)].answer(status);
+        let mut out = Vec::with_capacity(512);
+        let mut writer = ResponseWriter::new(&mut out, status)
+            .date(&format_imf_date(self.node.clock.now_ms() / 1_000))
+            .field_opt("WWW-Authenticate", (status == 401).then_some(CHALLENGE));
+        if !keep_alive {
+            writer = writer.field("Connection", "close");
+        }
+        writer.lines(&held.fields).end_with_problem(&Problem::new(status, detail), false);
+        self.unsubscribe_all(slot);
+        self.tell_poll(slot, keep_alive, Reason::Answered, &out);
     }
 
     /// `dismissed`: why its connection ends, and how many seconds the client should stay away.
@@ -172,12 +202,17 @@ impl State {
         writer.lines(&held.fields).end_with(body);
         self.on_poll_answered(slot, status, out.len());
         self.unsubscribe_all(slot);
+        let reason = dismissed.map_or(Reason::Answered, |(reason, _)| reason);
+        self.tell_poll(slot, keep_alive, reason, &out);
+    }
+
+    /// Sends the answer to a held poll, after which the connection is idle, or ends for `reason`.
+    fn tell_poll(&mut self, slot: u32, keep_alive: bool, reason: Reason, out: &[u8]) {
         if !keep_alive {
-            let reason = dismissed.map_or(Reason::Answered, |(reason, _)| reason);
-            self.end(slot, Transport::LongPoll, reason, &out);
+            self.end(slot, Transport::LongPoll, reason, out);
             return;
         }
-        self.say(slot, &out);
+        self.say(slot, out);
         let tick = self.tick();
         let Some(entry) = self.conns.get_mut(slot) else { return };
         let Kind::Poll(held) = std::mem::replace(&mut entry.kind, Kind::Idle) else { return };

@@ -27,7 +27,7 @@ use super::keeper::Keeper;
 use super::listen::{self, Listener, listeners_each};
 use super::mail::Mail;
 use super::mailbox::{Mailbox, mailbox};
-use super::notify::Manager;
+use super::notify::Supervisor;
 use super::phase::{Phase, Progress};
 use super::probe::{self, Refused};
 use super::report::Reports;
@@ -186,11 +186,7 @@ pub fn serve<E: Edge + 'static>(
         if settings.passed.is_empty() { listeners_each(workers, before.unwrap_or(0)) } else { 1 };
     let connections_max = capacity::by_files(files_max, workers, own_files).max(1);
     let connections_of_node = settings.limits.connections.min(connections_max * workers);
-    let mut secret = [0; 20];
-    getrandom::fill(&mut secret).map_err(|error| ServeError::Io {
-        what: "cannot get random bytes",
-        error: io::Error::other(error.to_string()),
-    })?;
+    let (secret, first_incarnation, seed) = (random()?, u64::from_le_bytes(random()?), random::<8>()?);
     let clock = Clock::start();
     let access = open_access_log(&settings, clock, secret)?;
     let node = Arc::new(Node {
@@ -205,6 +201,7 @@ pub fn serve<E: Edge + 'static>(
         places: Places::default(),
         stats: (0..workers).map(|_| Stats::default()).collect(),
         secret,
+        first_incarnation,
         home_seed: Default::default(),
         tls: ArcSwapOption::new(tls),
         settings,
@@ -228,7 +225,7 @@ pub fn serve<E: Edge + 'static>(
             own_files,
             last_shared,
             connections_max,
-            random: u64::from_le_bytes(std::array::from_fn(|at| secret[at + 8])) ^ (index as u64 + 1) << 32,
+            random: u64::from_le_bytes(seed) ^ (index as u64 + 1) << 32,
         };
         let (node, make_edge, started) = (Arc::clone(&node), make_edge.clone(), started_tx.clone());
         let ended_workers = Arc::clone(&ended_workers);
@@ -266,7 +263,7 @@ pub fn serve<E: Edge + 'static>(
         "serving"
     );
     ready(&node, &addresses);
-    let mut manager = Manager::find(workers);
+    let mut manager = Supervisor::find(workers);
     manager.on_ready(&node);
     let controls = Controls::new(&addresses, listeners as u32);
     let ended = Keeper::new(&node, &signals, &epoll, controls, manager, &ended_workers, reload).run()?;
@@ -294,6 +291,16 @@ fn open_access_log(
             ServeError::Io { what: "cannot start the access log", error }
         }
     })
+}
+
+/// Bytes that nobody can guess, and that tell nothing of others that were drawn.
+fn random<const BYTES: usize>() -> Result<[u8; BYTES], ServeError> {
+    let mut bytes = [0; BYTES];
+    getrandom::fill(&mut bytes).map_err(|error| ServeError::Io {
+        what: "cannot get random bytes",
+        error: io::Error::other(error.to_string()),
+    })?;
+    Ok(bytes)
 }
 
 /// A worker's thread that panics takes a part of the channels with it: the node ends, and a restart tells the gaps.

@@ -178,6 +178,8 @@ pub struct Authentication {
     pub leeway: Duration,
     /// A token that lives longer is refused.
     pub lifetime_max: Duration,
+    /// Revocations kept; beyond it another is refused.
+    pub revocations_max: usize,
     pub api_keys: Vec<ApiKey>,
     /// What those may do who do not say who they are.
     pub anonymous: Option<Grants>,

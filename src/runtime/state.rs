@@ -38,6 +38,7 @@ use super::settings::{Settings, SlowPolicy};
 use super::slots::ChunkedSlab;
 use super::stats::{Places, Stats};
 use super::tls::Tls;
+use super::tokens::Waiting;
 use super::trace::{Watch, What, Who};
 use super::wheel::Wheel;
 
@@ -66,8 +67,10 @@ pub struct Node {
     pub main: EventFd,
     /// To the operator's thread.
     pub reports: Reports,
-    /// Keeps connection ids unguessable.
+    /// Keeps connection ids unguessable: nothing that anybody is told is made of it but their seals.
     pub secret: [u8; 20],
+    /// Where incarnations begin, which cursors show.
+    pub first_incarnation: u64,
     /// Of hashes that choose a channel's home.
     pub home_seed: RandomState,
 }
@@ -225,6 +228,9 @@ pub struct Draining {
     pub window_ticks: u32,
 }
 
+/// Long work: does a slice of itself, about a millisecond of work, and says whether there is more.
+type Chore = Box<dyn FnMut(&mut State) -> bool>;
+
 pub struct State {
     pub node: Arc<Node>,
     pub index: WorkerIndex,
@@ -239,6 +245,8 @@ pub struct State {
     pub dirty: VecDeque<u32>,
     pub catchups: VecDeque<(ConnId, u32)>,
     pub catchups_later: Vec<(ConnId, u32)>,
+    /// Long works of which a slice is done at a time, between fan-out and catching up.
+    chores: VecDeque<Chore>,
     /// The tick until which the clock's task sleeps.
     pub naps_until: u32,
     /// It must wake before.
@@ -261,6 +269,8 @@ pub struct State {
     /// The slots of connections whose socket takes no more, and since which tick.
     pub blocked: HashMap<u32, u32, RandomState>,
     pub poll_body: Option<super::poll::Body>,
+    /// By slot: connections whose token is still to come.
+    pub(super) waiting: HashMap<u32, Box<Waiting>, RandomState>,
     pub sweep_feed_at: u32,
     /// Messages placed here for feeds here.
     arrived: Vec<Arc<Message>>,
@@ -281,8 +291,7 @@ impl State {
             channels: (settings.limits.channels / workers).max(1),
             keys: (settings.limits.idempotency_keys / workers).max(1),
         };
-        let incarnations = u64::from_le_bytes(std::array::from_fn(|at| node.secret[at]));
-        let first = incarnations.wrapping_add(u64::from(index));
+        let first = node.first_incarnation.wrapping_add(u64::from(index));
         Self {
             home: Home::new(bounds, first, workers as u64),
             wheel: Wheel::new(u64::from(node.clock.tick())),
@@ -298,6 +307,7 @@ impl State {
             dirty: VecDeque::new(),
             catchups: VecDeque::new(),
             catchups_later: Vec::new(),
+            chores: VecDeque::new(),
             naps_until: 0,
             calls_clock: false,
             swept_tick: 0,
@@ -313,6 +323,7 @@ impl State {
             lingering: 0,
             blocked: HashMap::default(),
             poll_body: None,
+            waiting: HashMap::default(),
             sweep_feed_at: 0,
             arrived: Vec::new(),
             random: seed | 1,
@@ -432,6 +443,42 @@ impl State {
         let mail = Mail::Ask { from: self.index, token, ask };
         let bytes = mail.cost_bytes();
         self.node.mailboxes[usize::from(home)].send_reserved(mail, bytes);
+    }
+
+    /// Begins long work, for what operators ask: done a slice at a time, so that nobody waits for all of it.
+    pub fn begin_chore(&mut self, chore: impl FnMut(&mut Self) -> bool + 'static) {
+        self.chores.push_back(Box::new(chore));
+    }
+
+    pub fn has_chores(&self) -> bool {
+        !self.chores.is_empty()
+    }
+
+    /// Does a slice of one. False when there is none.
+    pub fn do_chore(&mut self) -> bool {
+        let Some(mut chore) = self.chores.pop_front() else { return false };
+        if chore(self) {
+            self.chores.push_back(chore);
+        }
+        true
+    }
+
+    /// Has another worker do something with its state; what comes of it is for `pending`.
+    pub fn send_errand<T: Send + 'static>(
+        &mut self,
+        to: WorkerIndex,
+        errand: impl FnOnce(&mut State) -> T + Send + 'static,
+        pending: Pending,
+    ) {
+        let (from, token) = (self.index, self.pending.insert(pending) as u32);
+        let mail = Mail::Do(Box::new(move |state| {
+            let answer = Answer::Errand(Box::new(errand(state)));
+            let mail = Mail::Answer { token, answer };
+            let bytes = mail.cost_bytes();
+            state.node.mailboxes[usize::from(from)].send_reserved(mail, bytes);
+        }));
+        let bytes = mail.cost_bytes();
+        self.node.mailboxes[usize::from(to)].send_reserved(mail, bytes);
     }
 
     pub fn on_mail(&mut self, mail: Mail) {

@@ -60,7 +60,10 @@ impl State {
             Some(_) if entry.is_between_requests() => entry.first_request_due(FIRST_REQUEST_TICKS).max(now),
             Some(draining) if !matches!(entry.kind, Kind::Ending { .. }) => {
                 let end = draining.begun_tick + draining.window_ticks;
-                now + SETTLING_TICKS + self.random_below(u64::from(end.saturating_sub(now))) as u32
+                // Nobody outlives its token in a long window.
+                let token_end = self.token_end(entry, now).unwrap_or(u32::MAX);
+                let left = u64::from(end.saturating_sub(now));
+                (now + SETTLING_TICKS + self.random_below(left) as u32).min(token_end)
             }
             // Its answer is looked for before its end is due, or the next ping would wait for that.
             _ if entry.flags.pinged => self.due(conn.slot, now).min(now + self.heartbeat_ticks().0),
@@ -84,7 +87,7 @@ impl State {
     fn due(&self, slot: u32, now: u32) -> u32 {
         let Some(entry) = self.conns.get(slot) else { return now };
         let (interval, timeout) = self.heartbeat_ticks();
-        match &entry.kind {
+        let due = match &entry.kind {
             Kind::Handshake => entry.opened_tick + ticks(self.node.settings.timeouts.head),
             // Its answer is on the way, and has as long as one that a task sends.
             Kind::Idle if entry.owed.is_some() => {
@@ -97,7 +100,8 @@ impl State {
             Kind::Ws { .. } if entry.flags.pinged => entry.heard_tick + timeout,
             Kind::Ws { .. } => entry.heard_tick + interval,
             Kind::Ending { until_tick, .. } => *until_tick,
-        }
+        };
+        self.token_due(slot, entry, now).map_or(due, |of_token| due.min(of_token))
     }
 
     /// When something last went to a stream.
@@ -149,11 +153,19 @@ impl State {
         let slot = conn.slot;
         let Some(entry) = self.conns.get(slot) else { return };
         if let (Some(draining), false) = (self.draining, matches!(entry.kind, Kind::Ending { .. })) {
+            if self.token_end(entry, now).is_some_and(|end| end <= now) {
+                // What it is behind it may not have any more.
+                self.end_expired(slot);
+                return;
+            }
             self.leave_by_drain(slot, draining);
             return;
         }
         if self.due(slot, now) > now {
             self.schedule(conn);
+            return;
+        }
+        if self.on_token_due(conn, now) {
             return;
         }
         let Some(entry) = self.conns.get_mut(slot) else { return };
@@ -212,11 +224,13 @@ impl State {
         for conn in held {
             // Between requests nobody is told anything: gone first, so that whoever is told to come back does not come
             // by one of these.
-            let moment = match self.conn(conn) {
-                Some(entry) if entry.is_between_requests() => {
-                    entry.first_request_due(FIRST_REQUEST_TICKS).max(begun_tick + IDLE_TICKS)
-                }
-                _ => begun_tick + SETTLING_TICKS + moments.next_below(window_ticks),
+            let Some(entry) = self.conn(conn) else { continue };
+            let moment = if entry.is_between_requests() {
+                entry.first_request_due(FIRST_REQUEST_TICKS).max(begun_tick + IDLE_TICKS)
+            } else {
+                let token_end = self.token_end(entry, begun_tick).unwrap_or(u32::MAX);
+                let moment = begun_tick + SETTLING_TICKS + moments.next_below(window_ticks);
+                moment.min(token_end.max(begun_tick + 1))
             };
             if let Some(entry) = self.conn_mut(conn)
                 && !matches!(entry.kind, Kind::Ending { .. })

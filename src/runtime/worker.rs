@@ -217,7 +217,7 @@ impl Worker {
             let mut state = self.state.borrow_mut();
             let result = change(&mut state);
             let spawns = std::mem::take(&mut state.spawns);
-            let rings = state.has_fan_out() || !state.catchups.is_empty();
+            let rings = state.has_fan_out() || !state.catchups.is_empty() || state.has_chores();
             let shakes_hands = !state.handshakes.is_empty();
             let calls_clock = std::mem::take(&mut state.calls_clock);
             drop(state);
@@ -272,6 +272,33 @@ impl Worker {
         match self.begin_ask(name, ask, State::ask)? {
             Asked::Answered(answer) => Ok(answer),
             Asked::Sent(reply) => Ok(answered(reply).await),
+        }
+    }
+
+    /// Has a worker do something with its state, and waits for what comes of it. `None`: there is no such worker.
+    pub async fn on_worker<T: Send + 'static>(
+        self: &Rc<Self>,
+        index: WorkerIndex,
+        errand: impl FnOnce(&mut State) -> T + Send + 'static,
+    ) -> Option<T> {
+        let asked = self.with(|state| {
+            if index == state.index {
+                return Ok(Some(errand(state)));
+            }
+            if usize::from(index) >= state.node.mailboxes.len() {
+                return Ok(None);
+            }
+            let reply = Rc::new(RefCell::new(Reply::default()));
+            state.send_errand(index, errand, Pending::Task(Rc::clone(&reply)));
+            Err(reply)
+        });
+        let reply = match asked {
+            Ok(done) => return done,
+            Err(reply) => reply,
+        };
+        match answered(reply).await {
+            Answer::Errand(done) => done.downcast().ok().map(|done| *done),
+            _ => None,
         }
     }
 
@@ -409,7 +436,8 @@ impl Worker {
                 let more = self.with(|state| {
                     loop {
                         let caught_up = state.catch_up_one();
-                        if !state.fan_out_batch(self.sends_max, now) && !caught_up {
+                        let did_chore = state.do_chore();
+                        if !state.fan_out_batch(self.sends_max, now) && !caught_up && !did_chore {
                             return false;
                         }
                         now = Instant::now();

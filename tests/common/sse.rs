@@ -184,7 +184,14 @@ impl Stream {
     /// The stream that answers what `conn` has asked.
     #[track_caller]
     pub fn of(mut conn: Conn) -> Self {
-        let head = conn.read_head().expect(200);
+        let head = conn.read_head();
+        Self::of_head(conn, head)
+    }
+
+    /// The stream whose head was read already.
+    #[track_caller]
+    pub fn of_head(conn: Conn, head: Response) -> Self {
+        let head = head.expect(200);
         assert_eq!(head.header("content-type"), "text/event-stream", "{head}");
         Self {
             conn,

@@ -13,6 +13,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{oneshot, watch};
 
 use crate::domain::home::WorkerIndex;
+use crate::edge::revoked::Revocations;
 use crate::runtime::mailbox::Mailbox;
 use crate::runtime::report::{Body, Report};
 use crate::runtime::state::{Node, State};
@@ -32,6 +33,7 @@ pub struct Desk(Arc<Shared>);
 
 struct Shared {
     node: Arc<Node>,
+    revocations: Arc<Revocations>,
     waiting: Mutex<HashMap<u64, oneshot::Sender<Body>>>,
     next: AtomicU64,
     handed_over: watch::Sender<bool>,
@@ -54,9 +56,13 @@ impl From<Silent> for Refused {
 }
 
 impl Desk {
-    pub fn new(node: Arc<Node>) -> Self {
+    pub fn new(node: Arc<Node>, revocations: Arc<Revocations>) -> Self {
         let (waiting, next) = (Mutex::default(), AtomicU64::new(1));
-        Self(Arc::new(Shared { node, waiting, next, handed_over: watch::Sender::new(false) }))
+        Self(Arc::new(Shared { node, revocations, waiting, next, handed_over: watch::Sender::new(false) }))
+    }
+
+    pub fn revocations(&self) -> &Arc<Revocations> {
+        &self.0.revocations
     }
 
     pub fn node(&self) -> &Arc<Node> {

@@ -48,7 +48,7 @@ pub async fn nothing_here(uri: Uri) -> Refused {
     Refused::new(
         StatusCode::NOT_FOUND,
         format!(
-            "nothing is at {path}; there are /healthz, /readyz, /metrics, /channels, /connections, /trace \
+            "nothing is at {path}; there are /healthz, /readyz, /metrics, /channels, /connections, /revocations, /trace \
              (docs/admin.md)"
         ),
     )

@@ -312,7 +312,7 @@ impl fmt::Display for Denied {
             Self::Expired { ago_s } => write!(f, "the token expired {ago_s} s ago"),
             Self::NotYet { in_s } => write!(f, "the JWT's nbf is {in_s} s from now"),
             Self::LivesTooLong { seconds, seconds_max } => {
-                write!(f, "the JWT ends in {seconds} s, auth.lifetime_seconds_max permits {seconds_max} s")
+                write!(f, "the JWT lives {seconds} s, auth.lifetime_seconds_max permits {seconds_max} s")
             }
             Self::Audience => f.write_str("the JWT's aud has none of auth.audience"),
             Self::Issuer => f.write_str("the JWT's iss is none of auth.issuer"),

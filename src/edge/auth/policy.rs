@@ -105,6 +105,11 @@ impl Policy {
         })
     }
 
+    /// The longest that a token which is good now may still be.
+    pub fn life_s_max(&self) -> u64 {
+        self.lifetime_s_max.saturating_add(self.leeway_s)
+    }
+
     /// What those may do who do not say who they are.
     pub fn anonymous(&self) -> &Grants {
         &self.anonymous
@@ -156,6 +161,7 @@ mod tests {
             cookie: "c".into(),
             leeway: Duration::ZERO,
             lifetime_max: Duration::from_secs(60),
+            revocations_max: 1,
             api_keys: vec![key("a", 1), key("b", 2), key("c", 3)],
             anonymous: None,
         };

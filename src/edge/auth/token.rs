@@ -128,7 +128,10 @@ fn keys_for<'p>(
 fn bearer(policy: &Policy, claims: Claims, digest: [u8; 32], now_s: u64) -> Result<Bearer, Denied> {
     let Claims { sub, exp, nbf, iat, jti, aud, iss, subscribe, publish, delete } = claims;
     let expires_s = date(exp, Claim::Expiry)?.ok_or(Denied::ClaimMissing(Claim::Expiry))?;
-    let lives_s = expires_s.saturating_sub(now_s);
+    // From when it was issued, if it says so: else one that is refused for its length would be good some day, when the
+    // revocations of its time are forgotten.
+    let issued_s = date(iat, Claim::Issued)?;
+    let lives_s = expires_s.saturating_sub(issued_s.map_or(now_s, |issued_s| issued_s.min(now_s)));
     let expires_s = expires_s.saturating_add(policy.leeway_s);
     if expires_s <= now_s {
         return Err(Denied::Expired { ago_s: now_s - expires_s });
@@ -156,7 +159,7 @@ fn bearer(policy: &Policy, claims: Claims, digest: [u8; 32], now_s: u64) -> Resu
         proof: Proof::Token,
         subject: Some(subject),
         token_id: text(jti, Claim::Id)?,
-        issued_s: date(iat, Claim::Issued)?,
+        issued_s,
         expires_s: Some(expires_s),
         digest,
         grants,

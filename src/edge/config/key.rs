@@ -74,6 +74,7 @@ pub const KEYS: &[Key] = &[
     key("auth.cookie", r#""pushline_token""#, Range::Other),
     key("auth.leeway_seconds", "0", Range::Seconds(0.0, 300.0)),
     key("auth.lifetime_seconds_max", "2678400", Range::Seconds(1.0, 366.0 * DAY)),
+    key("auth.revocations_max", "100000", Range::Count(1, 10_000_000)),
     key("auth.api_keys", "[]", Range::Other),
     key("auth.anonymous", r#""none""#, Range::Other),
     key("log.level", r#""info""#, Range::Other),

@@ -88,6 +88,7 @@ fn defaults_are_those_of_the_contract() {
             cookie: "pushline_token".into(),
             leeway: seconds(0),
             lifetime_max: seconds(31 * 86_400),
+            revocations_max: 100_000,
             api_keys: vec![],
             anonymous: None,
         },

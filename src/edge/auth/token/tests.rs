@@ -39,6 +39,7 @@ fn settings(keys: Vec<TokenKey>) -> Authentication {
         cookie: "t".into(),
         leeway: Duration::ZERO,
         lifetime_max: Duration::from_secs(3_600),
+        revocations_max: 1,
         api_keys: vec![],
         anonymous: None,
     }
@@ -252,6 +253,10 @@ fn claims_that_are_refused() {
         (json!({ "sub": "a", "exp": -1 }), Denied::Expired { ago_s: NOW_S }),
         (
             json!({ "sub": "a", "exp": at(3_601) }),
+            Denied::LivesTooLong { seconds: 3_601, seconds_max: 3_600 },
+        ),
+        (
+            json!({ "sub": "a", "exp": at(9), "iat": NOW_S - 3_592 }),
             Denied::LivesTooLong { seconds: 3_601, seconds_max: 3_600 },
         ),
         (json!({ "sub": "a", "exp": at(9), "nbf": at(3) }), Denied::NotYet { in_s: 3 }),
