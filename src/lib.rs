@@ -1,15 +1,15 @@
 //! Pushline: one channel, one URL, four transports, one cursor.
 //!
-//! Four layers; imports point down only (`tests/tidy.rs`): `edge` is policy and the outside world, `runtime` is threads,
-//! rings and time, `domain` is what a channel server is, `proto` is bytes to values and back. `domain` and `proto` know
-//! neither I/O nor clocks, nor each other.
+//! Four layers; imports point down only (`tests/tidy.rs`): `edge` is policy and the outside world, `runtime` threads, rings
+//! and time, `domain` what a channel server is, `proto` bytes to values and back; the last two know no I/O, clocks, each other.
 //!
 //! A message: `edge::conn` (reads the POST) -> `edge::route` -> `edge::publish` -> `runtime::worker` (-> `mailbox`) ->
 //! `domain::home`, `domain::history` (its place) -> `domain::feed` (framed once, by `runtime::framing`) ->
 //! `runtime::fanout` -> `runtime::sendring`. A connection: `runtime::server` -> `runtime::accept` -> `edge::site` ->
 //! `edge::conn` (a task reads requests with `proto::http`) -> `edge::route` (which handler) -> `edge::stream` or
 //! `edge::read` -> `runtime::conns` (held: an entry without a task) -> `runtime::holder` (its input), `runtime::sweep`
-//! (its time) -> `runtime::close` (why it ended).
+//! (its time) -> `runtime::close` (why it ended). By TLS it begins with `runtime::handshakes`, and its bytes go through
+//! `runtime::tls` on their way in and out.
 //!
 //! Absent by design: a task, timer or buffer for a connection that waits; mutable state that workers share; a queue for
 //! each reader; persistence.
@@ -26,6 +26,7 @@ pub mod proto {
         pub mod problem;
         pub mod request;
         pub mod response;
+        pub mod shown;
         pub mod target;
     }
     pub mod client_frame;
@@ -36,6 +37,7 @@ pub mod proto {
     pub mod publish;
     pub mod refusal;
     pub mod sse;
+    pub mod x509;
     pub mod ws {
         pub mod close;
         pub mod frame;
@@ -46,6 +48,7 @@ pub mod proto {
 }
 
 pub mod domain {
+    pub mod auth;
     pub mod channel;
     pub mod cursor;
     pub mod feed;
@@ -57,6 +60,10 @@ pub mod domain {
 
 pub mod runtime {
     pub mod accept;
+    pub mod access;
+    pub mod access_file;
+    pub mod access_line;
+    pub mod activation;
     pub mod answers;
     pub mod bell;
     pub mod capacity;
@@ -68,15 +75,25 @@ pub mod runtime {
     pub mod fanout;
     pub mod files;
     pub mod framing;
+    pub mod handshakes;
     pub mod holder;
     pub mod host;
+    pub mod identity;
     pub mod io;
+    pub mod keeper;
+    pub mod line;
     pub mod listen;
     pub mod mail;
     pub mod mailbox;
+    pub mod noted;
+    pub mod notify;
+    pub mod peer;
+    pub mod phase;
     pub mod poll;
     pub mod probe;
     pub mod publishing;
+    pub mod pulse;
+    pub mod report;
     pub mod requests;
     pub mod sendring;
     pub mod server;
@@ -87,20 +104,32 @@ pub mod runtime {
     pub mod stream;
     pub mod sweep;
     pub mod takeover;
+    pub mod tcp;
+    pub mod tls;
+    pub mod tls_keys;
+    pub mod tokens;
+    pub mod trace;
+    pub mod trace_line;
     pub mod turns;
     pub mod wheel;
+    pub mod wire;
     pub mod worker;
 }
 
 pub mod edge {
+    pub mod admin;
     pub mod answer;
+    pub mod api_key;
     pub mod ask;
     pub mod at_once;
+    pub mod auth;
+    pub mod certificates;
     pub mod channels;
     pub mod cli;
     pub mod config;
     pub mod conn;
     pub mod doctor;
+    pub mod doorman;
     pub mod frames;
     pub mod identity;
     pub mod lab;
@@ -109,8 +138,12 @@ pub mod edge {
     pub mod origin;
     pub mod publish;
     pub mod read;
+    pub mod renewal;
+    pub mod revoked;
     pub mod route;
     pub mod site;
     pub mod start;
     pub mod stream;
+    pub mod tickets;
+    pub mod watch;
 }

@@ -1,7 +1,7 @@
 //! Under the system calls that tuning/seccomp.json and tuning/pushline.service permit, and under fewer.
 //! Needs Debian's python3-seccomp and systemd (tests/run installs them as root).
 
-mod common;
+use crate::common;
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
@@ -108,19 +108,25 @@ fn the_doctor_names_who_forbids_it() {
     assert!(code == Some(0) && text.contains("note  file tables: "), "{text}");
 }
 
-/// The unit as systemd reads it: nothing unknown, and not much exposed. The binary need not be installed.
+/// The units as systemd reads them: nothing unknown, and not much exposed. The binary need not be installed.
 #[test]
-fn the_unit_is_sound() {
+fn the_units_are_sound() {
     let unit = std::fs::read_to_string(path("tuning/pushline.service")).expect("the unit");
     let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("unit");
     std::fs::create_dir_all(&dir).expect("a folder");
     let copy = dir.join("pushline.service");
     std::fs::write(&copy, unit.replace("/usr/local/bin/pushline", env!("CARGO_BIN_EXE_pushline")))
         .expect("a copy");
-    for args in [&["verify"][..], &["security", "--offline=true", "--threshold=20", "--no-pager"]] {
+    let socket = dir.join("pushline.socket");
+    std::fs::copy(path("tuning/pushline.socket"), &socket).expect("a copy");
+    for (args, unit) in [
+        (&["verify"][..], &copy),
+        (&["security", "--offline=true", "--threshold=20", "--no-pager"], &copy),
+        (&["verify"], &socket),
+    ] {
         let Output { status, stdout, stderr } =
-            Command::new("systemd-analyze").args(args).arg(&copy).output().expect("systemd-analyze runs");
+            Command::new("systemd-analyze").args(args).arg(unit).output().expect("systemd-analyze runs");
         let (out, err) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
-        assert!(status.success() && !err.contains("pushline.service"), "{args:?}: {out}{err}");
+        assert!(status.success() && !err.contains("pushline."), "{args:?}: {out}{err}");
     }
 }

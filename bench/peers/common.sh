@@ -5,7 +5,7 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[1]}")" && pwd)
 name=$(basename "$here")
 cache=$(dirname "$here")/.cache
-port='' workers=1 connections=1000 check=
+port='' workers=1 connections=1000 check='' tls_port='' certificate='' key=''
 
 while [ $# -gt 0 ]; do
     case $1 in
@@ -13,7 +13,11 @@ while [ $# -gt 0 ]; do
         --workers) workers=$2; shift 2 ;;
         --connections) connections=$2; shift 2 ;;
         --check) check=1; shift ;;
-        *) echo "$name: $1 is none of --port P, --workers N, --connections C, --check" >&2; exit 2 ;;
+        # For peers that are measured by TLS too.
+        --tls-port) tls_port=$2; shift 2 ;;
+        --certificate) certificate=$2; shift 2 ;;
+        --key) key=$2; shift 2 ;;
+        *) echo "$name: $1 is none of --port P, --workers N, --connections C, --tls-port P, --certificate FILE, --key FILE, --check" >&2; exit 2 ;;
     esac
 done
 [ -n "$check" ] || [ -n "$port" ] || { echo "$name: --port P is missing" >&2; exit 2; }

@@ -123,6 +123,15 @@ impl Api {
         }
     }
 
+    /// The same, of readers that come with a cursor.
+    pub fn resuming(mut self) -> Self {
+        self.read.values_mut().filter(|path| !path.contains("{cursor}")).for_each(|path| {
+            path.push_str("?cursor={cursor}");
+        });
+        self.first = None;
+        self
+    }
+
     /// Whether readers can use this transport.
     pub fn has(&self, transport: Transport) -> bool {
         self.read.contains_key(transport.key())

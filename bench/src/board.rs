@@ -31,6 +31,9 @@ pub struct Tally {
     pub unchanged: u64,
     /// Pings and comments.
     pub heartbeats: u64,
+    /// Readers that were ended, and readers that came back, in each tenth of a second of a move.
+    pub left: Vec<u32>,
+    pub back: Vec<u32>,
     pub latency: Histogram<u64>,
     /// From `connect` to being subscribed.
     pub waits: Histogram<u64>,
@@ -50,6 +53,8 @@ impl Default for Tally {
             answers: 0,
             unchanged: 0,
             heartbeats: 0,
+            left: Vec::new(),
+            back: Vec::new(),
             latency: stats::new_histogram(),
             waits: stats::new_histogram(),
         }
@@ -73,8 +78,41 @@ impl Tally {
         ] {
             *sum += more;
         }
+        for (sums, more) in [(&mut self.left, &one.left), (&mut self.back, &one.back)] {
+            sums.resize(sums.len().max(more.len()), 0);
+            sums.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
+        }
         self.latency.add(&one.latency).expect("the same bounds");
         self.waits.add(&one.waits).expect("the same bounds");
+    }
+}
+
+/// One more in the tenth of a second in which `at_ns` is, of those since `began_ns`.
+pub fn count_tenth(tenths: &mut Vec<u32>, began_ns: u64, at_ns: u64) {
+    let tenth = (at_ns.saturating_sub(began_ns) / 100_000_000) as usize;
+    if tenths.len() <= tenth {
+        tenths.resize(tenth + 1, 0);
+    }
+    tenths[tenth] += 1;
+}
+
+/// A reader's cursor: at most 32 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cursor {
+    bytes: [u8; 32],
+    len: u8,
+}
+
+impl Cursor {
+    /// `None`: none of ours is so long.
+    pub fn new(text: &[u8]) -> Option<Self> {
+        let mut bytes = [0; 32];
+        bytes.get_mut(..text.len())?.copy_from_slice(text);
+        Some(Self { bytes, len: text.len() as u8 })
+    }
+
+    pub fn text(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
     }
 }
 
@@ -87,6 +125,8 @@ pub enum Command {
     Flow,
     /// All readers that were ended come back at once.
     Return,
+    /// From now on each reader that is ended comes to the second server, with this cursor, when it was told to.
+    Move { cursor: Cursor, began_ns: u64 },
     /// In each channel the reader of this place publishes a message of this number, by its own WebSocket.
     Speak { member: usize, number: u32 },
     /// Short pollers begin to poll, one request after the other, until `polling` is false.
@@ -218,6 +258,16 @@ impl Board {
     /// When the publisher panicked.
     pub fn tally(&self, thread: usize) -> MutexGuard<'_, Tally> {
         self.tallies[thread].lock().expect("the publisher does not panic")
+    }
+
+    /// Readers that were ended and that came back, of the move under way.
+    pub fn moved(&self) -> (usize, usize) {
+        let count = |tenths: &[u32]| tenths.iter().map(|count| *count as usize).sum::<usize>();
+        let each = (0..self.tallies.len()).map(|thread| {
+            let tally = self.tally(thread);
+            (count(&tally.left), count(&tally.back))
+        });
+        each.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
     }
 
     /// Takes what all threads have seen since the last call.

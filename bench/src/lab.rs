@@ -60,7 +60,10 @@ impl Load {
         if let Some(members) = crowd.members {
             words.extend(["--members".into(), members.to_string()]);
         }
-        if let Subject::Peer(name) = server.subject {
+        if let Some(address) = server.tls_address {
+            words.extend(["--tls".into(), address.to_string()]);
+        }
+        if let Some(name) = server.subject.peer() {
             let peer = programs.peer(name).with_context(|| format!("no peer {name}"))?;
             words.extend(["--api".into(), text(&peer.folder.join("peer.json"))]);
         }

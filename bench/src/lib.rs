@@ -32,6 +32,7 @@ pub mod session;
 pub mod stats;
 pub mod swarm;
 pub mod template;
+pub mod tls;
 pub mod transport;
 pub mod wait;
 pub mod ws;
@@ -40,6 +41,7 @@ pub mod ws;
 pub mod scenario {
     pub mod burst;
     pub mod capacity;
+    pub mod drain;
     pub mod fanout;
     pub mod growth;
     pub mod idle;
@@ -49,6 +51,7 @@ pub mod scenario {
     pub mod rooms;
     pub mod slow;
     pub mod storm;
+    pub mod tls;
     pub mod waiting;
 
     pub use crate::rounds::Series;

@@ -10,7 +10,7 @@ use clap::{Parser, ValueEnum};
 use pushline_bench::report::{self, Bar, Finding};
 use pushline_bench::scale::Scale;
 use pushline_bench::scenario::{
-    burst, capacity, fanout, growth, idle, poll, proof, publish, rooms, slow, storm, waiting,
+    burst, capacity, drain, fanout, growth, idle, poll, proof, publish, rooms, slow, storm, tls, waiting,
 };
 use pushline_bench::server::{Programs, find_peers};
 use pushline_bench::transport::Transport;
@@ -34,10 +34,14 @@ enum Name {
     Poll,
     /// All readers come back at once after a restart
     Storm,
+    /// All readers are told to leave, and come to a second server when they were told to
+    Drain,
     /// One reader of ten stops
     Slow,
     /// The floor by send(2) and by the send ring
     Sends,
+    /// TLS beside plain: CPU per delivery and handshake, memory of readers that wait
+    Tls,
     /// A ring of polls beside the epoll set
     Waiting,
     /// Memory of readers that wait; CPU of heartbeats
@@ -55,7 +59,7 @@ enum Name {
 }
 
 /// In this order, the short ones first. Without `proof`, which the others contain.
-const ALL: [Name; 14] = [
+const ALL: [Name; 16] = [
     Name::Fanout,
     Name::Burst,
     Name::Firehose,
@@ -64,8 +68,10 @@ const ALL: [Name; 14] = [
     Name::Publish,
     Name::Poll,
     Name::Storm,
+    Name::Drain,
     Name::Slow,
     Name::Sends,
+    Name::Tls,
     Name::Waiting,
     Name::Idle,
     Name::Scale,
@@ -148,6 +154,7 @@ impl Args {
             load: beside.join("load"),
             waiting: beside.join("waiting"),
             pushline_args: self.arg.clone(),
+            certificates: folder.join("peers/.cache/tls"),
             peers,
         };
         if !proc::is_program(&programs.pushline) {
@@ -167,8 +174,10 @@ fn run(programs: &Programs, scale: &Scale, name: Name) -> Result<Finding> {
         Name::Publish => publish::publish(programs, scale),
         Name::Poll => poll::poll(programs, scale),
         Name::Storm => storm::storm(programs, scale),
+        Name::Drain => drain::drain(programs, scale),
         Name::Slow => slow::slow(programs, scale),
         Name::Sends => fanout::sends(programs, scale),
+        Name::Tls => tls::tls(programs, scale),
         Name::Waiting => waiting::waiting(programs, scale),
         Name::Idle => idle::idle(programs, scale),
         Name::Scale => growth::scale(programs, scale),

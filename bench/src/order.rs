@@ -64,6 +64,9 @@ pub enum Order {
     End { ms: u64 },
     /// All readers come back at once; ends when all are subscribed.
     Return,
+    /// Readers that the server ends come to the second server, with their cursor, when they were told to; ends when all
+    /// are there, or after `ms`.
+    Move { ms: u64 },
     /// Only counts what comes.
     Watch { ms: u64 },
 }
@@ -125,6 +128,11 @@ pub struct Outcome {
     pub answers: u64,
     pub unchanged: u64,
     pub heartbeats: u64,
+    /// Of a move: readers that were ended, and that were subscribed again, in each tenth of a second.
+    #[serde(default)]
+    pub left: Vec<u32>,
+    #[serde(default)]
+    pub back: Vec<u32>,
     pub retried: u64,
     /// Readers that are open at the end.
     pub open: u64,

@@ -1,7 +1,8 @@
 //! One reader of one channel: bytes in; counts, and the bytes that it answers. Never touches its socket.
 //!
-//! Nothing is allocated for a message that arrives whole, and a waiting reader is 40 bytes.
+//! Nothing is allocated for a message that arrives whole, and a waiting reader is 48 bytes.
 
+use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
 
 use memchr::memmem;
@@ -10,6 +11,7 @@ use crate::board::Tally;
 use crate::count::{Count, Seen};
 use crate::message;
 use crate::script::Script;
+use crate::tls::Tls;
 use crate::transport::{self, Item, Transport};
 use crate::{http, net, ws};
 
@@ -17,6 +19,8 @@ use crate::{http, net, ws};
 pub enum State {
     /// Nothing sent yet.
     Connecting,
+    /// TLS is being agreed on.
+    Shaking,
     /// The request is sent, its head not yet answered.
     Head,
     /// The head has come, the subscription not yet.
@@ -36,12 +40,15 @@ pub struct Reader {
     pub stalled: bool,
     /// The server has said goodbye.
     pub told: bool,
+    /// When it wants this reader back, if it said so.
+    pub away_ms: Option<NonZeroU32>,
     /// The front of an item that was cut; few readers have one.
     #[expect(clippy::box_collection, reason = "8 bytes instead of 24 for each of a million readers")]
     cut: Option<Box<Vec<u8>>>,
     /// What a short poller asks again.
     #[expect(clippy::box_collection, reason = "as above")]
     again: Option<Box<Vec<u8>>>,
+    pub tls: Option<Box<Tls>>,
 }
 
 /// What all readers of a thread use while they look at what came.
@@ -68,9 +75,16 @@ impl Reader {
             state: State::Connecting,
             stalled: false,
             told: false,
+            away_ms: None,
             cut: None,
             again: None,
+            tls: None,
         }
+    }
+
+    /// Makes of what is to be said what goes out.
+    pub fn seal(&mut self, out: &mut Vec<u8>) -> Result<(), Over> {
+        self.tls.as_mut().map_or(Ok(()), |tls| tls.seal(out).map_err(|_| Over))
     }
 
     /// Goes on as another connection of the same reader.
@@ -143,6 +157,7 @@ impl Reader {
                 }
                 Item::Goodbye => {
                     self.told = true;
+                    self.away_ms = transport::away_ms(&input[at..at + used]).or(self.away_ms);
                     return Err(Over);
                 }
             }
@@ -159,6 +174,7 @@ impl Reader {
             return delivered;
         }
         desk.tally.gaps += u64::from(transport::tells_gap(piece));
+        self.away_ms = transport::away_ms(piece).or(self.away_ms);
         // An SSE comment.
         desk.tally.heartbeats += u64::from(piece.first() == Some(&b':'));
         let ready = desk.script.ready.as_ref().is_some_and(|sign| memmem::find(piece, sign).is_some());
@@ -346,6 +362,6 @@ mod tests {
 
     #[test]
     fn a_waiting_reader_is_small() {
-        assert!(size_of::<Option<Reader>>() <= 40);
+        assert!(size_of::<Option<Reader>>() <= 48);
     }
 }

@@ -63,6 +63,11 @@ impl Script {
         self.first.write(out, Fields { channel, ..Fields::default() });
     }
 
+    /// The first request of a reader that comes with a cursor.
+    pub fn write_resumed(&self, out: &mut Vec<u8>, channel: &[u8], cursor: &[u8]) {
+        self.next.write(out, Fields { channel, cursor, ..Fields::default() });
+    }
+
     /// What follows the handshake.
     pub fn write_hello(&self, out: &mut Vec<u8>, channel: &[u8]) {
         for (opcode, payload) in &self.hello {

@@ -15,6 +15,7 @@ use serde_json::Value;
 use crate::api::Api;
 use crate::net;
 use crate::proc::{self, Cpu};
+use crate::tls;
 
 /// CPU of the servers under test.
 pub const SERVER_CPU: usize = 0;
@@ -28,6 +29,8 @@ pub struct Programs {
     pub waiting: PathBuf,
     /// Further arguments of `pushline`.
     pub pushline_args: Vec<String>,
+    /// Where the certificate for servers by TLS is made.
+    pub certificates: PathBuf,
     /// Those that can run here.
     pub peers: Vec<Peer>,
 }
@@ -56,6 +59,9 @@ pub enum Subject {
     FloorPing(u32),
     Pushline,
     Peer(&'static str),
+    /// The same, read from by TLS; published to plainly.
+    PushlineTls,
+    PeerTls(&'static str),
 }
 
 impl Subject {
@@ -67,11 +73,29 @@ impl Subject {
             Self::FloorPing(_) => "floor-pinging".into(),
             Self::Pushline => "pushline".into(),
             Self::Peer(name) => name.into(),
+            Self::PushlineTls => "pushline, TLS".into(),
+            Self::PeerTls(name) => format!("{name}, TLS"),
         }
     }
 
+    /// The peer, if it is one.
+    pub fn peer(self) -> Option<&'static str> {
+        match self {
+            Self::Peer(name) | Self::PeerTls(name) => Some(name),
+            _ => None,
+        }
+    }
+
+    pub fn is_tls(self) -> bool {
+        matches!(self, Self::PushlineTls | Self::PeerTls(_))
+    }
+
+    fn is_pushline(self) -> bool {
+        matches!(self, Self::Pushline | Self::PushlineTls)
+    }
+
     pub fn is_floor(self) -> bool {
-        !matches!(self, Self::Pushline | Self::Peer(_))
+        !self.is_pushline() && self.peer().is_none()
     }
 }
 
@@ -142,6 +166,8 @@ pub struct Server {
     process: Process,
     pub subject: Subject,
     pub address: SocketAddrV4,
+    /// Where readers come, if not there.
+    pub tls_address: Option<SocketAddrV4>,
 }
 
 const START_PATIENCE: Duration = Duration::from_secs(20);
@@ -149,10 +175,10 @@ const START_PATIENCE: Duration = Duration::from_secs(20);
 impl Server {
     /// `port`: that of the server that it takes the place of.
     pub fn start(programs: &Programs, subject: Subject, shape: &Shape, port: Option<u16>) -> Result<Self> {
-        if let Subject::Peer(name) = subject {
-            return Self::start_peer(programs, name, shape, port);
+        if subject.peer().is_some() {
+            return Self::start_peer(programs, subject, shape, port);
         }
-        let words = words(programs, subject, shape, port.unwrap_or(0));
+        let words = words(programs, subject, shape, port.unwrap_or(0))?;
         let mut process = Process::start(&words, shape.pinned.then_some(SERVER_CPU), |command| {
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         })?;
@@ -161,23 +187,26 @@ impl Server {
         // Goes on reading to the end, so that the server never waits for its log to be read.
         thread::spawn(move || {
             for line in BufReader::new(log).lines().map_while(Result::ok) {
-                match listen_address(&line) {
-                    Some(address) => drop(found.send(address)),
+                match listen_addresses(&line) {
+                    Some(addresses) => drop(found.send(addresses)),
                     None if line.contains("\"level\":\"INFO\"") => {}
                     None => eprintln!("  server: {line}"),
                 }
             }
         });
-        let address = serving
+        let addresses = serving
             .recv_timeout(START_PATIENCE)
             .map_err(|_| anyhow!("{} did not say that it serves", process.command))?;
-        Ok(Self { process, subject, address })
+        let address = *addresses.first().context("it listens nowhere")?;
+        let tls_address = addresses.get(1).copied().filter(|_| subject.is_tls());
+        Ok(Self { process, subject, address, tls_address })
     }
 
-    fn start_peer(programs: &Programs, name: &str, shape: &Shape, port: Option<u16>) -> Result<Self> {
+    fn start_peer(programs: &Programs, subject: Subject, shape: &Shape, port: Option<u16>) -> Result<Self> {
+        let name = subject.peer().context("a peer")?;
         let peer = programs.peer(name).with_context(|| format!("no peer {name}"))?;
         let port = port.map_or_else(free_port, Ok)?;
-        let words: Vec<String> = [
+        let mut words: Vec<String> = [
             &text(&peer.folder.join("start")),
             "--port",
             &port.to_string(),
@@ -188,6 +217,18 @@ impl Server {
         ]
         .map(|word| word.to_string())
         .to_vec();
+        let mut tls_address = None;
+        if subject.is_tls() {
+            let (files, tls_port) = (tls::files(&programs.certificates)?, free_port()?);
+            tls_address = Some(SocketAddrV4::new(Ipv4Addr::LOCALHOST, tls_port));
+            words.extend(["--tls-port".into(), tls_port.to_string()]);
+            words.extend([
+                "--certificate".into(),
+                text(&files.certificate),
+                "--key".into(),
+                text(&files.key),
+            ]);
+        }
         let mut process = Process::start(&words, shape.pinned.then_some(SERVER_CPU), |command| {
             command.stdin(Stdio::null()).stdout(Stdio::null());
         })?;
@@ -203,7 +244,7 @@ impl Server {
             }
             thread::sleep(Duration::from_millis(20));
         }
-        Ok(Self { process, subject: Subject::Peer(peer.name), address })
+        Ok(Self { process, subject, address, tls_address })
     }
 
     pub fn pid(&self) -> u32 {
@@ -216,7 +257,7 @@ impl Server {
 
     fn pids(&self) -> Vec<u32> {
         match self.subject {
-            Subject::Peer(_) => proc::tree(self.pid()),
+            Subject::Peer(_) | Subject::PeerTls(_) => proc::tree(self.pid()),
             _ => vec![self.pid()],
         }
     }
@@ -251,9 +292,9 @@ impl Server {
     }
 }
 
-fn words(programs: &Programs, subject: Subject, shape: &Shape, port: u16) -> Vec<String> {
+fn words(programs: &Programs, subject: Subject, shape: &Shape, port: u16) -> Result<Vec<String>> {
     let (workers, listen) = (shape.workers.to_string(), format!("127.0.0.1:{port}"));
-    if subject == Subject::Pushline {
+    if subject.is_pushline() {
         let mut words = vec![text(&programs.pushline)];
         words.extend(["serve", "--workers", &workers, "--listen", &listen].map(String::from));
         words.extend(["--set".into(), "log.format=json".into()]);
@@ -263,18 +304,30 @@ fn words(programs: &Programs, subject: Subject, shape: &Shape, port: u16) -> Vec
         for setting in &shape.settings {
             words.extend(["--set".into(), setting.clone()]);
         }
+        if subject.is_tls() {
+            let files = tls::files(&programs.certificates)?;
+            let (certificate, key) = (text(&files.certificate), text(&files.key));
+            words.extend(["--set".into(), "tls.listen=127.0.0.1:0".into(), "--set".into()]);
+            words.push(format!(
+                "tls.certificates=[{{ certificate_file = '{certificate}', key_file = '{key}' }}]"
+            ));
+        }
         words.extend(programs.pushline_args.iter().cloned());
-        return words;
+        return Ok(words);
     }
     let mut words = vec![text(&programs.floor)];
     match subject {
         Subject::FloorCoalescing => words.push("--coalesce".into()),
         Subject::FloorRing(batch) => words.extend(["--ring".into(), batch.to_string()]),
         Subject::FloorPing(ms) => words.extend(["--ping".into(), (f64::from(ms) / 1e3).to_string()]),
-        Subject::Floor | Subject::Pushline | Subject::Peer(_) => {}
+        Subject::Floor
+        | Subject::Pushline
+        | Subject::PushlineTls
+        | Subject::Peer(_)
+        | Subject::PeerTls(_) => {}
     }
     words.extend(["--threads".into(), workers, "--listen".into(), listen]);
-    words
+    Ok(words)
 }
 
 fn free_port() -> Result<u16> {
@@ -283,16 +336,17 @@ fn free_port() -> Result<u16> {
     Ok(net::local_port(&reserved)?)
 }
 
-/// The address in a `{"message":"serving","listen":…}` line; tracing may put the fields into `fields`.
-fn listen_address(line: &str) -> Option<SocketAddrV4> {
+/// The addresses in a `{"message":"serving","listen":…}` line; tracing may put the fields into `fields`.
+fn listen_addresses(line: &str) -> Option<Vec<SocketAddrV4>> {
     let line: Value = serde_json::from_str(line).ok()?;
     let fields = line.get("fields").unwrap_or(&line);
     if fields.get("message")?.as_str()? != "serving" {
         return None;
     }
     let listen = fields.get("listen")?;
-    let first = listen.as_str().or_else(|| listen.get(0)?.as_str())?;
-    first.trim_matches(['[', ']', '"']).split([',', ' ']).next()?.parse().ok()
+    let text = listen.as_str().or_else(|| listen.get(0)?.as_str())?;
+    let parts = text.split([',', ' ']).map(|part| part.trim_matches(['[', ']', '"', '(', ')']));
+    Some(parts.filter_map(|part| part.parse().ok()).collect())
 }
 
 /// The peers of a folder that can run here; `wanted`: only these. Says which are skipped, and why.

@@ -1,17 +1,19 @@
 //! Orders carried out, one after the other, on readers that are open: who publishes what, when, and what came of it.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
-use crate::api::Api;
-use crate::board::{Board, Command};
+use crate::api::{Api, channel_name};
+use crate::board::{Board, Command, Cursor};
 use crate::message::Stamp;
 use crate::order::{By, CLIENT_BUSY_MAX, Order, Outcome};
 use crate::publisher::{Publisher, Target};
 use crate::swarm::Plan;
-use crate::{net, poster, proc, stats};
+use crate::{http, net, poster, proc, stats, transport};
 
 const READERS_SERVED_PER_S_MIN: u64 = 10_000;
 const RETURN_PATIENCE: Duration = Duration::from_secs(120);
@@ -87,6 +89,7 @@ impl<'a> Session<'a> {
             Order::Flow { ms } => self.flow(ms)?,
             Order::End { ms } => self.end(ms),
             Order::Return => self.come_back()?,
+            Order::Move { ms } => self.move_away(ms)?,
             Order::Watch { ms } => {
                 thread::sleep(Duration::from_millis(ms));
                 Done::default()
@@ -124,6 +127,8 @@ impl<'a> Session<'a> {
             answers: done.answers + tally.answers,
             unchanged: tally.unchanged,
             heartbeats: tally.heartbeats,
+            left: tally.left,
+            back: tally.back,
             retried: self.board.retried() as u64,
             open: self.board.open() as u64,
         })
@@ -315,6 +320,27 @@ impl<'a> Session<'a> {
         Done::default()
     }
 
+    fn move_away(&mut self, ms: u64) -> Result<Done> {
+        let Some((second, _)) = &self.plan.second else { bail!("no second server was named (--second)") };
+        let cursor = head_cursor(self.plan, &channel_name(self.plan.first_channel))?;
+        self.board.command(Command::Move { cursor, began_ns: net::now_ns() })?;
+        let until = Instant::now() + Duration::from_millis(ms);
+        let (mut left, mut back) = (0, 0);
+        while back < self.plan.readers && Instant::now() < until {
+            if self.board.failed() {
+                bail!("a reader thread failed on its way to {second}");
+            }
+            thread::sleep(Duration::from_millis(20));
+            (left, back) = self.board.moved();
+        }
+        if back < self.plan.readers {
+            eprintln!("load: {left} of {} readers were ended, {back} came back", self.plan.readers);
+        }
+        // What each is told when it is back comes within a moment.
+        thread::sleep(POLLS_SETTLE);
+        Ok(Done::default())
+    }
+
     fn come_back(&mut self) -> Result<Done> {
         let until = Instant::now() + RETURN_PATIENCE;
         if self.board.open() > 0 {
@@ -328,6 +354,27 @@ impl<'a> Session<'a> {
             thread::sleep(Duration::from_millis(1));
         }
         Ok(Done::default())
+    }
+}
+
+/// One channel's head. Readers that have all its messages are there.
+fn head_cursor(plan: &Plan, channel: &[u8]) -> Result<Cursor> {
+    let channel = std::str::from_utf8(channel)?;
+    let request = http::get(&plan.dest.to_string(), &format!("/channels/{channel}?limit=0"), &[]);
+    let mut stream = TcpStream::connect(plan.dest)?;
+    stream.set_read_timeout(Some(plan.patience))?;
+    stream.write_all(&request)?;
+    let (mut got, mut part) = (Vec::new(), [0; 4_096]);
+    loop {
+        let bytes = stream.read(&mut part)?;
+        got.extend_from_slice(&part[..bytes]);
+        if let Some(answer) = http::parse_answer(&got) {
+            let cursor = transport::cursor_in(&got[answer.head_bytes..answer.used]).and_then(Cursor::new);
+            return cursor.with_context(|| format!("no cursor: {}", String::from_utf8_lossy(&got)));
+        }
+        if bytes == 0 {
+            bail!("{} gave no answer", plan.dest);
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! Readers by the thousand: a thread opens its share at a bounded rate, then counts what comes.
 //! Owns the sockets, one file table and one epoll set to a thread. Never publishes.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsRawFd as _;
@@ -9,14 +11,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use rustls::ClientConfig;
 
 use crate::api::channel_name;
-use crate::board::{Board, Command, Tally};
+use crate::board::{Board, Command, Cursor, Tally, count_tenth};
 use crate::count::Count;
 use crate::message::{self, Stamp};
 use crate::net::{self, Connect, Epoll, Events};
 use crate::reader::{Desk, Reader, State};
 use crate::script::Script;
+use crate::tls::Tls;
 use crate::ws;
 
 /// Readers that one thread can hold: 20,000 descriptors less a reserve.
@@ -30,13 +34,18 @@ const HANDSHAKES_AT_ONCE: usize = 256;
 /// Refused or reset handshakes that are tried again, for each reader on average.
 const TRIES_MAX: usize = 3;
 const SCRATCH_BYTES: usize = 256 * 1024;
+/// Read at once of a connection by TLS.
+const WIRE_BYTES: usize = 64 * 1024;
 /// The token of a thread's own waker.
 const WAKER: u64 = u64::MAX;
 
 /// What all readers of a load do.
 pub struct Plan {
     pub dest: SocketAddrV4,
+    pub tls: Option<Arc<ClientConfig>>,
     pub script: Script,
+    /// Where readers come after a move, and what they say there.
+    pub second: Option<(SocketAddrV4, Script)>,
     pub readers: usize,
     /// Readers of each channel.
     pub members: usize,
@@ -111,9 +120,16 @@ struct Swarm<'a> {
     again: Vec<(usize, Count, Option<u32>)>,
     /// What readers had seen when they were ended, for `Return`.
     ended: Vec<(usize, Count)>,
+    /// A move is under way: with this cursor, since then.
+    moving: Option<(Cursor, u64)>,
+    /// Slots that come back, and when (`net::now_ns`).
+    returns: BinaryHeap<Reverse<(u64, usize)>>,
     waiting: usize,
     retries: usize,
     scratch: Box<[u8]>,
+    /// What was read by TLS, and what it comes to.
+    wire: Box<[u8]>,
+    plain: Vec<u8>,
     out: Vec<u8>,
 }
 
@@ -133,9 +149,13 @@ impl<'a> Swarm<'a> {
             readers: Vec::with_capacity(count),
             again: Vec::new(),
             ended: Vec::new(),
+            moving: None,
+            returns: BinaryHeap::new(),
             waiting: 0,
             retries: 0,
             scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
+            wire: vec![0; if plan.tls.is_some() { WIRE_BYTES } else { 0 }].into_boxed_slice(),
+            plain: Vec::new(),
             out: Vec::with_capacity(1024),
         })
     }
@@ -173,9 +193,10 @@ impl<'a> Swarm<'a> {
 
     /// Begins the handshakes that are due; returns how long the next may be waited for (-1: for ever).
     fn open_some(&mut self) -> Result<i32> {
+        let next_return_ms = self.call_back();
         let left = self.count - self.readers.len() + self.again.len();
         if left == 0 {
-            return Ok(-1);
+            return Ok(next_return_ms);
         }
         let (due, waiting_max, timeout_ms) = match self.pace {
             Pace::Ramp { began, per_s } => {
@@ -193,6 +214,36 @@ impl<'a> Swarm<'a> {
         Ok(timeout_ms as i32)
     }
 
+    /// Has those come back whose time it is; returns how long the next may be waited for (-1: for ever).
+    fn call_back(&mut self) -> i32 {
+        let now_ns = net::now_ns();
+        while let Some(&Reverse((at_ns, slot))) = self.returns.peek() {
+            if at_ns > now_ns {
+                return ((at_ns - now_ns) / 1_000_000 + 1).min(1_000) as i32;
+            }
+            self.returns.pop();
+            self.again.push((slot, Count::default(), None));
+        }
+        -1
+    }
+
+    /// Where readers connect now, and what they say there.
+    fn destination(&self) -> (SocketAddrV4, &'a Script) {
+        match (&self.plan.second, self.moving) {
+            (Some((dest, script)), Some(_)) => (*dest, script),
+            _ => (self.plan.dest, &self.plan.script),
+        }
+    }
+
+    fn write_first(&mut self, channel: &[u8]) {
+        let (_, script) = self.destination();
+        self.out.clear();
+        match self.moving {
+            Some((cursor, _)) => script.write_resumed(&mut self.out, channel, cursor.text()),
+            None => script.write_first(&mut self.out, channel),
+        }
+    }
+
     /// Begins the next handshake; false when all have begun.
     fn open_one(&mut self) -> Result<bool> {
         let (slot, count, began) = match self.again.pop() {
@@ -204,14 +255,18 @@ impl<'a> Swarm<'a> {
             None => return Ok(false),
         };
         let source = source_address(self.first + slot);
-        let (socket, connected) = match net::connect(source, self.plan.dest, self.plan.receive_buffer_bytes) {
-            Ok(Connect::Done(socket)) => (socket, true),
-            Ok(Connect::Pending(socket)) => (socket, false),
-            Err(error) => return Err(error).with_context(|| format!("connecting from {source}")),
-        };
+        let (socket, connected) =
+            match net::connect(source, self.destination().0, self.plan.receive_buffer_bytes) {
+                Ok(Connect::Done(socket)) => (socket, true),
+                Ok(Connect::Pending(socket)) => (socket, false),
+                Err(error) => return Err(error).with_context(|| format!("connecting from {source}")),
+            };
         let mut reader = Reader::new(socket, count);
         if let Some(began) = began {
             reader.set_began(began);
+        }
+        if let Some(config) = &self.plan.tls {
+            reader.tls = Some(Box::new(Tls::new(config)?));
         }
         let fd = reader.socket.as_raw_fd();
         self.epoll.add(fd, if connected { net::IN | net::EDGE } else { net::OUT }, slot as u64)?;
@@ -226,9 +281,15 @@ impl<'a> Swarm<'a> {
     /// Sends the first request.
     fn ask(&mut self, slot: usize) -> Result<()> {
         let channel = self.channel(slot);
+        self.write_first(&channel);
         let Some(reader) = self.readers[slot].as_mut() else { return Ok(()) };
-        self.out.clear();
-        self.plan.script.write_first(&mut self.out, &channel);
+        if reader.tls.is_some() {
+            self.out.clear();
+            let _ = reader.seal(&mut self.out);
+            reader.state = State::Shaking;
+            net::send(reader.socket.as_raw_fd(), &self.out).context("sending a handshake")?;
+            return Ok(());
+        }
         let sent = net::send(reader.socket.as_raw_fd(), &self.out).context("sending a request")?;
         if sent < self.out.len() {
             bail!("a fresh socket took {sent} of {} bytes", self.out.len());
@@ -262,8 +323,17 @@ impl<'a> Swarm<'a> {
                 return self.on_end(slot, tally).map(|()| 0);
             }
             self.epoll.change(reader.socket.as_raw_fd(), net::IN | net::EDGE, slot as u64)?;
-            self.out.clear();
-            self.plan.script.write_first(&mut self.out, &channel);
+            if reader.tls.is_some() {
+                self.out.clear();
+                let sealed = reader.seal(&mut self.out);
+                reader.state = State::Shaking;
+                if sealed.is_err() || net::send(reader.socket.as_raw_fd(), &self.out).is_err() {
+                    return self.on_end(slot, tally).map(|()| 0);
+                }
+                return Ok(0);
+            }
+            self.write_first(&channel);
+            let Some(reader) = self.readers[slot].as_mut() else { return Ok(0) };
             if !net::send(reader.socket.as_raw_fd(), &self.out).is_ok_and(|sent| sent == self.out.len()) {
                 return self.on_end(slot, tally).map(|()| 0);
             }
@@ -278,11 +348,16 @@ impl<'a> Swarm<'a> {
         if reader.stalled {
             return Ok(0);
         }
+        let (_, script) = self.destination();
+        let Some(reader) = self.readers[slot].as_mut() else { return Ok(0) };
         let mut delivered = 0;
         loop {
             let before = reader.take_cut(&mut self.scratch);
             let fd = reader.socket.as_raw_fd();
-            let got = match net::recv(fd, &mut self.scratch[before..]) {
+            let is_tls = reader.tls.is_some();
+            let room = if is_tls { &mut self.wire[..] } else { &mut self.scratch[before..] };
+            let emptied = room.len();
+            let mut got = match net::recv(fd, room) {
                 Ok(0) => return self.on_end(slot, tally).map(|()| delivered),
                 Ok(got) => got,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -291,16 +366,37 @@ impl<'a> Swarm<'a> {
                 }
                 Err(_) => return self.on_end(slot, tally).map(|()| delivered),
             };
+            let is_short = got < emptied;
+            if let Some(tls) = &mut reader.tls {
+                self.plain.clear();
+                if tls.feed(&self.wire[..got], &mut self.plain).is_err() {
+                    return self.on_end(slot, tally).map(|()| delivered);
+                }
+                got = self.plain.len();
+                self.scratch[before..before + got].copy_from_slice(&self.plain);
+            }
             let filled = before + got;
             let was_open = matches!(reader.state, State::Live | State::Resting);
             self.out.clear();
-            let mut desk = Desk {
-                script: &self.plan.script,
-                polling: self.board.polling(),
-                channel,
-                out: &mut self.out,
-                tally,
-            };
+            if reader.state == State::Shaking {
+                if reader.tls.as_ref().is_some_and(|tls| tls.is_open()) {
+                    script.write_first(&mut self.out, &channel);
+                    reader.state = State::Head;
+                    if script.opens_by_asking() {
+                        reader.state = State::Live;
+                        self.waiting -= 1;
+                        self.board.note_open();
+                    }
+                }
+                if reader.seal(&mut self.out).is_err() || net::send(fd, &self.out).is_err() {
+                    return self.on_end(slot, tally).map(|()| delivered);
+                }
+                if is_short {
+                    return Ok(delivered);
+                }
+                continue;
+            }
+            let mut desk = Desk { script, polling: self.board.polling(), channel, out: &mut self.out, tally };
             match reader.on_bytes(&self.scratch[..filled], &mut desk) {
                 Ok(more) => delivered += more,
                 Err(_) => return self.on_end(slot, tally).map(|()| delivered),
@@ -309,13 +405,19 @@ impl<'a> Swarm<'a> {
                 self.waiting -= 1;
                 self.board.note_open();
                 tally.waits.saturating_record(reader.waited_ns());
+                if let Some((_, began_ns)) = self.moving {
+                    count_tenth(&mut tally.back, began_ns, net::now_ns());
+                }
+            }
+            if is_tls && reader.seal(&mut self.out).is_err() {
+                return self.on_end(slot, tally).map(|()| delivered);
             }
             // A socket that takes no answer is one whose server has stopped to read.
             if !self.out.is_empty() && !net::send(fd, &self.out).is_ok_and(|sent| sent == self.out.len()) {
                 return self.on_end(slot, tally).map(|()| delivered);
             }
             // A short read has emptied the socket; what comes later raises an edge of its own.
-            if filled < self.scratch.len() {
+            if is_short {
                 return Ok(delivered);
             }
         }
@@ -328,7 +430,15 @@ impl<'a> Swarm<'a> {
             tally.told += u64::from(reader.told);
             tally.cut += u64::from(!reader.told);
             self.board.note_ended();
-            self.ended.push((slot, reader.count()));
+            match self.moving {
+                Some((_, began_ns)) => {
+                    let now_ns = net::now_ns();
+                    count_tenth(&mut tally.left, began_ns, now_ns);
+                    let away_ms = reader.away_ms.map_or(0, |ms| u64::from(ms.get()));
+                    self.returns.push(Reverse((now_ns + away_ms * 1_000_000, slot)));
+                }
+                None => self.ended.push((slot, reader.count())),
+            }
             return Ok(());
         }
         self.waiting -= 1;
@@ -343,7 +453,7 @@ impl<'a> Swarm<'a> {
 
     fn speak(&mut self, member: usize, number: u32) -> Result<()> {
         let mut message = Vec::new();
-        for (slot, reader) in self.readers.iter().enumerate() {
+        for (slot, reader) in self.readers.iter_mut().enumerate() {
             let Some(reader) = reader else { continue };
             if (self.first + slot) % self.plan.members == member {
                 message.clear();
@@ -351,6 +461,7 @@ impl<'a> Swarm<'a> {
                 message::write(&mut message, stamp, self.plan.message_bytes);
                 self.out.clear();
                 ws::write_client_frame(&mut self.out, ws::TEXT, &message);
+                let _ = reader.seal(&mut self.out);
                 net::send(reader.socket.as_raw_fd(), &self.out).context("speaking")?;
             }
         }
@@ -381,11 +492,17 @@ impl<'a> Swarm<'a> {
                 self.retries = 0;
                 self.again.extend(self.ended.drain(..).map(|(slot, count)| (slot, count, None)));
             }
+            Command::Move { cursor, began_ns } => {
+                self.pace = Pace::AtOnce;
+                self.retries = 0;
+                self.moving = Some((cursor, began_ns));
+            }
             Command::Speak { member, number } => self.speak(member, number)?,
             Command::Poll => {
                 for reader in self.readers.iter_mut().flatten() {
                     self.out.clear();
                     reader.ask_again(&mut self.out);
+                    let _ = reader.seal(&mut self.out);
                     if !self.out.is_empty() {
                         net::send(reader.socket.as_raw_fd(), &self.out).context("sending a poll")?;
                     }

@@ -1,6 +1,8 @@
 //! What a reader hears on each transport: the items of the stream that follows its request.
 //! Pure: slices in, values out.
 
+use std::num::NonZeroU32;
+
 use clap::ValueEnum;
 use memchr::{memchr, memmem};
 use serde::{Deserialize, Serialize};
@@ -102,6 +104,14 @@ pub fn tells_gap(piece: &[u8]) -> bool {
         .any(|sign| memmem::find(piece, sign).is_some())
 }
 
+/// When the server that says goodbye wants the reader back.
+pub fn away_ms(piece: &[u8]) -> Option<NonZeroU32> {
+    const KEY: &[u8] = b"\"reconnect_ms\":";
+    let from = memmem::find(piece, KEY)? + KEY.len();
+    let digits = piece[from..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+    str::from_utf8(&piece[from..from + digits]).ok()?.parse().ok()
+}
+
 /// The `cursor` in the body of a poll's answer: no message of ours has such a member.
 pub fn cursor_in(body: &[u8]) -> Option<&[u8]> {
     let from = memmem::find(body, b"\"cursor\":\"")? + 10;
@@ -150,6 +160,19 @@ mod tests {
             for cut in 0..wire.len() {
                 assert_eq!(transport.parse(&wire[..cut]), None, "{name} cut at {cut}");
             }
+        }
+    }
+
+    #[test]
+    fn goodbyes_say_when_to_come_back() {
+        for (piece, ms) in [
+            (&b"{\"type\":\"closing\",\"reason\":\"drain\",\"reconnect_ms\":1234}"[..], Some(1_234)),
+            (b"event: $close\ndata: {\"reconnect_ms\":7,\"reason\":\"drain\"}\n\n", Some(7)),
+            (b"event: $close\ndata: {}\n\n", None),
+            (b"{\"reconnect_ms\":0}", None),
+            (b"{\"reconnect_ms\":", None),
+        ] {
+            assert_eq!(away_ms(piece).map(NonZeroU32::get), ms);
         }
     }
 

@@ -11,6 +11,9 @@ use super::cursor::Cursor;
 use super::history::{Bounds, From, Page, PageMax, take_page};
 use super::message::{Body, Message};
 
+/// How many encodings there are.
+pub const ENCODINGS: usize = Encoding::Poll as usize + 1;
+
 /// In which form a reader takes messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {
@@ -45,6 +48,8 @@ pub struct Reader {
     /// The tick in which something was last sent to it.
     pub sent_tick: u32,
     pub standing: Standing,
+    /// Its connection encrypts what it sends: the lane's bytes are not what goes out.
+    pub sealed: bool,
     /// Its connection reads other channels too: two sends to it must not be in one batch.
     pub shared: bool,
     /// Reads several channels by SSE: each event ends with an id line of its own.
@@ -116,6 +121,20 @@ impl Lane {
     /// All bytes after position `seq`, which the lane holds.
     pub fn bytes_after(&self, seq: u64) -> &[u8] {
         &self.buf[self.offset(seq)..]
+    }
+
+    /// Of the bytes after position `seq`, which the lane holds, those of whole messages that are no more than `bytes_max`,
+    /// or of the first message alone; and the last of these messages.
+    pub fn some_after(&self, seq: u64, bytes_max: usize) -> (u64, &[u8]) {
+        let all = self.bytes_after(seq);
+        if all.len() <= bytes_max {
+            return (self.head(), all);
+        }
+        let from = self.offset(seq);
+        let until = self.base + (from + bytes_max) as u64;
+        let first = (seq - self.after) as usize;
+        let whole = self.ends.range(first..).take_while(|end| end.at <= until).count().max(1) as u64;
+        (seq + whole, &self.buf[from..self.offset(seq + whole)])
     }
 
     /// The messages after position `seq`, which the lane holds, one by one.
@@ -220,6 +239,8 @@ pub struct Feed {
     pub leased_until_ms: u64,
     /// In the fan-out's queue, or in the middle of its pass.
     pub queued: bool,
+    /// When the oldest message was placed for which no pass has begun (µs of the node's clock); 0: there is none.
+    pub placed_us: u64,
     incarnation: u64,
     head: u64,
     recent: VecDeque<Arc<Message>>,
@@ -235,6 +256,7 @@ impl Feed {
             lanes: Vec::new(),
             leased_until_ms: 0,
             queued: false,
+            placed_us: 0,
             incarnation: 0,
             head: 0,
             recent: VecDeque::new(),
@@ -489,6 +511,7 @@ mod tests {
             messages: 0,
             sent_tick: 0,
             standing: Standing::Live,
+            sealed: false,
             shared: false,
             joined: false,
         }

@@ -61,6 +61,70 @@ struct Channel {
     used_ms: u64,
     /// Workers with a feed of it, and whether each has lost its place (told to pull).
     readers: Vec<(WorkerIndex, bool)>,
+    rate: Rate,
+}
+
+/// How long a rate looks back.
+const RATE_MS: u64 = 10_000;
+
+/// How often a channel is published to: the messages of the last ten seconds, from those of a window that ended and of the
+/// one that goes on.
+#[derive(Debug, Clone, Copy, Default)]
+struct Rate {
+    begun_ms: u64,
+    begun_seq: u64,
+    before: u32,
+}
+
+impl Rate {
+    /// A channel that was sized up before `now_ms` is sized up again when its window is over.
+    fn turn(&mut self, head: u64, now_ms: u64) {
+        let age_ms = now_ms.saturating_sub(self.begun_ms);
+        if age_ms >= RATE_MS {
+            // One window that was open for longer counts as if it had been spread over it.
+            let messages = head.saturating_sub(self.begun_seq) * RATE_MS / age_ms;
+            *self =
+                Self { begun_ms: now_ms, begun_seq: head, before: messages.min(u64::from(u32::MAX)) as u32 };
+        }
+    }
+
+    fn per_second(&self, head: u64, now_ms: u64) -> f64 {
+        let age_ms = now_ms.saturating_sub(self.begun_ms);
+        let messages = head.saturating_sub(self.begun_seq) as f64;
+        let window_s = RATE_MS as f64 / 1_000.0;
+        if age_ms >= RATE_MS {
+            return messages * 1_000.0 / age_ms as f64;
+        }
+        let before = f64::from(self.before) * (RATE_MS - age_ms) as f64 / RATE_MS as f64;
+        (before + messages) / window_s
+    }
+}
+
+/// What one channel is, at a glance.
+#[derive(Debug, Clone, Copy)]
+pub struct Look<'c> {
+    pub name: &'c Name,
+    pub head: Cursor,
+    pub messages: usize,
+    pub bytes: usize,
+    /// Messages placed per second, over the last ten seconds or so.
+    pub per_second: f64,
+    /// Workers with readers of it.
+    pub workers: usize,
+}
+
+impl Channel {
+    fn look(&self, now_ms: u64) -> Look<'_> {
+        let head = self.history.head();
+        Look {
+            name: &self.name,
+            head,
+            messages: self.history.len(),
+            bytes: self.history.bytes(),
+            per_second: self.rate.per_second(head.seq, now_ms),
+            workers: self.readers.len(),
+        }
+    }
 }
 
 /// The channels at home on one worker.
@@ -232,6 +296,9 @@ impl Home {
             self.sweep_at = (self.sweep_at + 1) % self.channels.len();
             let slot = self.sweep_at as u32;
             self.with_history(slot, |history| history.trim(bounds, now_ms));
+            if let Some(Some(channel)) = self.channels.get_mut(self.sweep_at) {
+                channel.rate.turn(channel.history.head().seq, now_ms);
+            }
             if self.is_unused(slot, now_ms, bounds.age_ms) {
                 self.forget(slot);
             }
@@ -247,6 +314,25 @@ impl Home {
 
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Messages that are kept, of all channels.
+    pub fn messages(&self) -> usize {
+        self.kept
+    }
+
+    /// What the channels in the places from `at` on are, and their places. A look at them leaves them as they are.
+    pub fn look_from(&self, at: usize, now_ms: u64) -> impl Iterator<Item = (usize, Option<Look<'_>>)> {
+        self.channels
+            .iter()
+            .enumerate()
+            .skip(at)
+            .map(move |(at, channel)| (at, channel.as_ref().map(|channel| channel.look(now_ms))))
+    }
+
+    /// What a channel is, if it is known.
+    pub fn look(&self, name: &Name, now_ms: u64) -> Option<Look<'_>> {
+        Some(self.channels.get(*self.by_name.get(name)? as usize)?.as_ref()?.look(now_ms))
     }
 
     fn place(
@@ -326,7 +412,8 @@ impl Home {
                 History::new(incarnation)
             }
         };
-        let channel = Channel { name: name.clone(), history, used_ms: now_ms, readers: Vec::new() };
+        let rate = Rate { begun_ms: now_ms, begun_seq: history.head().seq, before: 0 };
+        let channel = Channel { name: name.clone(), history, used_ms: now_ms, readers: Vec::new(), rate };
         let slot = match self.free.pop() {
             Some(slot) => {
                 self.channels[slot as usize] = Some(channel);
@@ -526,5 +613,26 @@ mod tests {
         assert_eq!(told, 2);
         let page = home.join(&name("a"), 3, ALL, 0).expect("room");
         assert_eq!((page.after, page.head, page.messages.len()), (0, 3, 3));
+    }
+
+    #[test]
+    fn a_rate_is_of_the_last_seconds() {
+        let mut home = home(1 << 20, 10);
+        let rate = |home: &Home, now_ms| home.look(&name("a"), now_ms).expect("known").per_second;
+        // Ten a second for a minute, then none.
+        for tenth in 0..600 {
+            home.publish(&name("a"), draft(1), None, tenth * 100, |_, _| true).expect("published");
+            if tenth % 10 == 0 {
+                home.sweep(tenth * 100, 10);
+            }
+        }
+        let at_end = rate(&home, 60_000);
+        assert!((9.0..=11.0).contains(&at_end), "{at_end}");
+        let later = rate(&home, 64_000);
+        assert!(later < at_end, "{later}");
+        home.sweep(71_000, 10);
+        home.sweep(82_000, 10);
+        assert!(home.look(&name("a"), 82_000).is_none_or(|look| look.per_second == 0.0));
+        assert!(home.look(&name("unknown"), 0).is_none());
     }
 }

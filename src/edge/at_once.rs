@@ -5,7 +5,9 @@
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
+use std::time::Instant;
 
+use crate::domain::auth::{Act, Bearer};
 use crate::domain::channel::Name;
 use crate::domain::home::{PublishRefusal, Published};
 use crate::proto::http::fields::Accept;
@@ -13,6 +15,8 @@ use crate::proto::http::head::HeadScanner;
 use crate::proto::http::request::{BodyLength, FieldSlots, Method, Request, Upgrade, Version, parse};
 use crate::proto::http::target::{Target, decode_path};
 use crate::runtime::entry::ConnId;
+use crate::runtime::noted::Noted;
+use crate::runtime::peer::Peer;
 use crate::runtime::publishing::Publishing;
 use crate::runtime::turns::steps_max;
 use crate::runtime::worker::{Done, Worker};
@@ -22,7 +26,7 @@ use super::ask;
 use super::channels::parse_names;
 use super::conn::OUT_BYTES;
 use super::origin::Passed;
-use super::publish::{self, Labels, Refused};
+use super::publish::{self, Labels, Publisher, Refused};
 use super::read::{self, Polled};
 use super::site::Site;
 
@@ -30,15 +34,25 @@ use super::site::Site;
 /// yet, and all is for a task, what is wrong with it included.
 pub fn serve(site: &Site, worker: &Rc<Worker>, conn: ConnId, input: &[u8], out: &mut Vec<u8>) -> Done {
     let requests_max = steps_max(site.settings().history.messages);
-    let mut batch =
-        Batch { site, worker, conn, out, start: 0, answers: 0, publishing: Publishing::default() };
+    let mut batch = Batch {
+        site,
+        worker,
+        conn,
+        out,
+        start: 0,
+        answers: 0,
+        publishing: Publishing::default(),
+        begun: None,
+    };
     batch.start = batch.out.len();
+    let is_noted = worker.with(|state| state.notes());
     let mut bytes = 0;
     while batch.len() < requests_max
         && batch.out.len() - batch.start < OUT_BYTES
         && let Some(rest) = input.get(bytes..)
         && !rest.is_empty()
     {
+        batch.begun = is_noted.then(Instant::now);
         match batch.serve(rest) {
             Some(Served::Done { bytes: used }) => bytes += used,
             Some(Served::Held) => bytes = input.len(),
@@ -47,7 +61,6 @@ pub fn serve(site: &Site, worker: &Rc<Worker>, conn: ConnId, input: &[u8], out: 
     }
     let Batch { answers, publishing, .. } = batch;
     worker.with(|state| {
-        state.stats().requests.add(u64::from(answers) + publishing.len() as u64);
         if !publishing.is_empty() {
             state.hold_publishing(conn, publishing, input.get(bytes..).unwrap_or_default());
             bytes = input.len();
@@ -63,10 +76,12 @@ pub fn write_published(
     name: &Name,
     result: Result<Published, PublishRefusal>,
     out: &mut Vec<u8>,
-) {
+) -> u16 {
     let result = result.map(|published| vec![published]).map_err(Refused::Key);
     let answer = publish::answer(worker, std::slice::from_ref(name), result);
+    worker.stats().answer(answer.status);
     answer.write(out, &manner(site, Method::Post, Passed::default()));
+    answer.status
 }
 
 /// How requests that are served here want their answers told.
@@ -86,6 +101,8 @@ struct Batch<'b> {
     answers: u32,
     /// From the first publish on that another worker is asked for.
     publishing: Publishing,
+    /// When the request that is served was looked at, where somebody wants to know of it.
+    begun: Option<Instant>,
 }
 
 enum Served {
@@ -112,13 +129,18 @@ impl Batch<'_> {
         let passed = self.site.gate.pass(&request).ok()?;
         let manner = manner(self.site, request.method, passed);
         match request.method {
-            Method::Post => self.publish(&request, content, &manner)?,
-            Method::Get if self.publishing.is_empty() => match self.poll(&request)? {
-                Polled::Answer(answer) => self.tell(&answer, &manner),
+            Method::Post => {
+                let names = names_of(&request)?;
+                let bearer = self.admit(&request, Act::Publish, &names, manner.unix_s)?;
+                self.publish(&request, content, &manner, &names, bearer.as_deref())?;
+            }
+            Method::Get if self.publishing.is_empty() => match self.poll(&request, manner.unix_s)? {
+                Polled::Answer(answer) => self.tell(&request, &answer, &manner),
                 Polled::Hold { places, limit, wait_s } => {
+                    let noted = self.note(&request);
                     self.worker.with(|state| {
-                        state.stats().requests.add(1);
-                        let held = read::held(state, &manner, limit, wait_s, behind.to_vec());
+                        let mut held = read::held(state, &manner, limit, wait_s, behind.to_vec());
+                        held.hold_noted(noted);
                         read::hold_on(state, self.conn, &places, held);
                     });
                     return Some(Served::Held);
@@ -129,22 +151,86 @@ impl Batch<'_> {
         Some(Served::Done { bytes: span.used() + content.len() })
     }
 
-    fn tell(&mut self, answer: &Answer, manner: &Manner<'_>) {
+    /// What is kept of the request, if somebody wants to know of it.
+    fn note(&self, request: &Request<'_>) -> Option<Noted> {
+        let begun = self.begun?;
+        self.worker.with(|state| {
+            let peer = state.conn(self.conn)?.peer;
+            state.note(request, peer, begun)
+        })
+    }
+
+    fn note_answer(&self, request: &Request<'_>, status: u16, bytes: usize) {
+        let Some(noted) = self.note(request) else { return };
+        self.worker.with(|state| {
+            let bearer = state.conn(self.conn).and_then(|entry| entry.bearer.clone());
+            state.on_answered(
+                noted,
+                status,
+                bytes,
+                bearer.as_ref().and_then(|is| is.subject.as_deref()),
+                None,
+            );
+        });
+    }
+
+    fn tell(&mut self, request: &Request<'_>, answer: &Answer, manner: &Manner<'_>) {
         // No handler that was asked closes a connection: it would have to be told so.
         debug_assert!(!answer.close);
+        self.worker.stats().answer(answer.status);
+        let before = self.out.len();
+        let mut bytes_own = 0;
         if self.publishing.is_empty() {
             answer.write(self.out, manner);
             self.answers += 1;
         } else {
             let mut bytes = Vec::with_capacity(320);
             answer.write(&mut bytes, manner);
+            bytes_own = bytes.len();
             self.publishing.add(bytes);
+        }
+        if self.begun.is_some() {
+            self.note_answer(request, answer.status, self.out.len() - before + bytes_own);
         }
     }
 
-    fn publish(&mut self, request: &Request<'_>, content: &[u8], manner: &Manner<'_>) -> Option<()> {
-        let names = names_of(request)?;
-        let [name] = &names[..] else { return None };
+    /// Whom a request is of that does this to channels; `Some(None)`: no authentication is configured. Who may not, or whose
+    /// token is no good, is for a task.
+    #[allow(clippy::option_option)]
+    fn admit(
+        &self,
+        request: &Request<'_>,
+        act: Act,
+        names: &[Name],
+        now_s: u64,
+    ) -> Option<Option<Rc<Bearer>>> {
+        let doorman = &self.site.doorman;
+        if doorman.is_open() {
+            return Some(None);
+        }
+        let Target::Path { query, .. } = request.target else { return None };
+        let peer = self.worker.with(|state| state.conn(self.conn).map(|entry| entry.peer))?;
+        let bearer = doorman.identify(request, query, peer, now_s).ok()?;
+        if !names.iter().all(|name| doorman.may(&bearer, act, name)) {
+            return None;
+        }
+        self.worker.with(|state| {
+            if let Some(entry) = state.conn_mut(self.conn) {
+                entry.bearer = Some(Rc::clone(&bearer));
+            }
+        });
+        Some(Some(bearer))
+    }
+
+    fn publish(
+        &mut self,
+        request: &Request<'_>,
+        content: &[u8],
+        manner: &Manner<'_>,
+        names: &[Name],
+        bearer: Option<&Bearer>,
+    ) -> Option<()> {
+        let [name] = names else { return None };
         if content.len() > self.site.settings().limits.message_bytes {
             return None;
         }
@@ -155,23 +241,26 @@ impl Batch<'_> {
         }
         let draft = labels.draft(content.to_vec()).ok()?;
         if is_home {
-            let answer = now(publish::publish(self.worker, &names, draft, labels.key()))?;
-            self.tell(&answer, manner);
+            // It was asked already whether they may.
+            let doorman = &self.site.doorman;
+            let publisher =
+                bearer.map_or(Publisher::ANYONE, |bearer| Publisher::of(doorman, bearer, Peer::UNIX));
+            let answer = now(publish::publish(self.worker, names, draft, labels.key(), publisher))?;
+            self.tell(request, &answer, manner);
             return Some(());
         }
         let (conn, publishing) = (self.conn, &mut self.publishing);
-        let asked = self.worker.with(|state| {
-            state.stats().published.add(1);
-            state.ask_to_publish(conn, publishing, name.clone(), draft)
-        });
+        let asked = self.worker.with(|state| state.ask_to_publish(conn, publishing, name.clone(), draft));
         if asked.is_err() {
-            let answer = publish::answer(self.worker, &names, Err(Refused::Overloaded));
-            self.tell(&answer, manner);
+            let answer = publish::answer(self.worker, names, Err(Refused::Overloaded));
+            self.tell(request, &answer, manner);
+        } else if let Some(noted) = self.note(request) {
+            self.publishing.note(noted);
         }
         Some(())
     }
 
-    fn poll(&self, request: &Request<'_>) -> Option<Polled> {
+    fn poll(&self, request: &Request<'_>, now_s: u64) -> Option<Polled> {
         let accept = Accept::parse(request.fields.all("accept"));
         if accept.event_stream || !accept.json || !request.body.is_empty() {
             return None;
@@ -181,6 +270,7 @@ impl Batch<'_> {
             return None;
         }
         let Target::Path { query, .. } = request.target else { return None };
+        self.admit(request, Act::Subscribe, &names, now_s)?;
         // Answers that are made but not sent go before what a held request is answered with.
         if self.answers > 0 && read::wait_of(query, request).map_or(true, |wait_s| wait_s > 0) {
             return None;

@@ -1,4 +1,5 @@
-//! The command line: `pushline [serve]`, `pushline check-config`, `pushline --version`.
+//! The command line: `pushline [serve]`, `pushline check-config`, `pushline doctor`, `pushline api-key`,
+//! `pushline --version`.
 //! Owns flags, their help, exit codes (0, 1: could not serve, or the doctor found why not, 2: wrong command line or
 //! configuration, 128 and more: a second signal) and what is printed before logs exist. Never checks a value: flags go to
 //! `config` as they came, like every other layer.
@@ -10,10 +11,14 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use toml::Value;
 
+use crate::domain::auth::Act;
+use crate::edge::api_key;
+use crate::edge::certificates;
 use crate::edge::config::{self, Config, Inputs};
 use crate::edge::doctor::{self, Wanted};
 use crate::edge::machine::Machine;
 use crate::edge::start;
+use crate::edge::watch::{self, Watching};
 use crate::runtime::server::Ended;
 
 /// Stopped by a second signal in the middle of a drain: this and the signal's number, as shells tell of signals.
@@ -49,6 +54,48 @@ enum Command {
     /// Tell what on this machine would stop so many connections, and the remedy; exit code 1 when something would
     #[command(after_help = AFTER_HELP)]
     Doctor(Examination),
+    /// Make an API key for a server-side publisher: prints the key, and the line of pushline.toml that permits it
+    ApiKey {
+        /// Who it is for: stands in logs, and tells its publishes from those of others
+        name: String,
+        /// Channels that it may publish to, as patterns; repeatable [default: **]
+        #[arg(long, value_name = "PATTERN")]
+        publish: Vec<String>,
+        /// Channels that it may read; repeatable [default: none]
+        #[arg(long, value_name = "PATTERN")]
+        subscribe: Vec<String>,
+        /// Channels whose history it may delete; repeatable [default: none]
+        #[arg(long, value_name = "PATTERN")]
+        delete: Vec<String>,
+    },
+    /// Show, live, what happens to a client or a channel of a node that runs: an event a line, until Ctrl-C
+    Trace(Trace),
+}
+
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("of").required(true).multiple(true)))]
+struct Trace {
+    /// Where the node's admin listener is (admin.listen): http://ADDR:PORT or unix:PATH
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9180")]
+    admin: String,
+    /// A file with the admin listener's token, where it has one
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// A connection, by the id that `$open` or `open` gave it
+    #[arg(long, value_name = "ID", group = "of")]
+    connection: Vec<String>,
+    /// All that one subject (`sub` of tokens) does
+    #[arg(long, value_name = "SUB", group = "of")]
+    subject: Vec<String>,
+    /// A channel: who comes and goes, what is published and sent
+    #[arg(long, value_name = "NAME", group = "of")]
+    channel: Vec<String>,
+    /// Clients at an address, in a network (10.0.0.0/8), or, with `unix`, at unix sockets
+    #[arg(long, value_name = "IP", group = "of")]
+    address: Vec<String>,
+    /// Each event as the JSON object that it is
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -112,17 +159,34 @@ impl Flags {
 /// The whole program: reads the command line, does what it says, and gives the exit code.
 pub fn main() -> ExitCode {
     let Cli { command, flags } = Cli::parse();
-    let (flags, then): (Flags, Box<dyn FnOnce(Config) -> ExitCode>) = match command {
+    let (flags, then): (Flags, Box<dyn FnOnce(Config, Inputs) -> ExitCode>) = match command {
         None => (flags, Box::new(serve)),
         Some(Command::Serve(flags)) => (flags, Box::new(serve)),
-        Some(Command::CheckConfig(flags)) => (flags, Box::new(show)),
+        Some(Command::CheckConfig(flags)) => (flags, Box::new(|config, _| show(config))),
         Some(Command::Doctor(Examination { connections, json, flags })) => {
             let connections = connections.map(|number| number as usize);
-            (flags, Box::new(move |config| examine(&config, connections, json)))
+            (flags, Box::new(move |config, _| examine(&config, connections, json)))
         }
+        Some(Command::ApiKey { name, publish, subscribe, delete }) => {
+            return match api_key::make(
+                &name,
+                &[(Act::Publish, publish), (Act::Subscribe, subscribe), (Act::Delete, delete)],
+            ) {
+                Ok(text) => {
+                    let _ = write!(std::io::stdout(), "{text}");
+                    ExitCode::SUCCESS
+                }
+                Err(error) => {
+                    eprintln!("pushline: {error}");
+                    ExitCode::from(EXIT_USAGE)
+                }
+            };
+        }
+        Some(Command::Trace(asked)) => return trace(asked),
     };
-    match config::load(&flags.into_inputs()) {
-        Ok(config) => then(config),
+    let inputs = flags.into_inputs();
+    match config::load(&inputs) {
+        Ok(config) => then(config, inputs),
         Err(refusals) => {
             refusals.iter().for_each(|refusal| eprintln!("pushline: {refusal}"));
             ExitCode::from(EXIT_USAGE)
@@ -130,8 +194,12 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn serve(config: Config) -> ExitCode {
-    match start::run(config) {
+fn serve(config: Config, inputs: Inputs) -> ExitCode {
+    let tls = match certificates::load(&config.settings.tls, None) {
+        Ok(tls) => tls,
+        Err(error) => return refuse(&error),
+    };
+    match start::run(config, inputs, tls) {
         Ok(Ended::Drained) => ExitCode::SUCCESS,
         // Workers are in the middle of things: only the end of the process stops them.
         Ok(Ended::AtOnce(signal)) => std::process::exit(EXIT_SIGNALLED + signal.number()),
@@ -142,8 +210,39 @@ fn serve(config: Config) -> ExitCode {
     }
 }
 
+fn trace(asked: Trace) -> ExitCode {
+    let Trace { admin, token_file, connection, subject, channel, address, json } = asked;
+    let token = match token_file.as_ref().map(std::fs::read_to_string).transpose() {
+        Ok(token) => token.map(|token| token.trim().to_owned()),
+        Err(error) => {
+            let file = token_file.unwrap_or_default();
+            eprintln!("pushline: --token-file {}: cannot be read ({error})", file.display());
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    let named =
+        [("connection", connection), ("subject", subject), ("channel", channel), ("address", address)];
+    let of =
+        named.into_iter().flat_map(|(name, texts)| texts.into_iter().map(move |text| (name, text))).collect();
+    match watch::run(&Watching { admin, token, of, json }, &mut std::io::stdout()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("pushline: {error}");
+            ExitCode::from(EXIT_FAILED)
+        }
+    }
+}
+
+fn refuse(refusal: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("pushline: {refusal}");
+    ExitCode::from(EXIT_USAGE)
+}
+
 /// All of it is TOML, so that it can be kept as a file.
 fn show(config: Config) -> ExitCode {
+    if let Err(error) = certificates::load(&config.settings.tls, None) {
+        return refuse(&error);
+    }
     // Whoever closes the pipe (`| head`) has seen enough: no failure.
     let _ = writeln!(std::io::stdout(), "# configuration ok\n\n{config}");
     ExitCode::SUCCESS
@@ -186,6 +285,8 @@ mod tests {
             let flags = match cli.command {
                 Some(Command::Serve(flags) | Command::CheckConfig(flags)) => flags,
                 Some(Command::Doctor(examination)) => examination.flags,
+                Some(Command::ApiKey { .. }) => unreachable!("no such word here"),
+                Some(Command::Trace(_)) => unreachable!("not among the words"),
                 None => cli.flags,
             };
             let listen = vec!["127.0.0.1:1", "[::1]:2", "127.0.0.1:3"];

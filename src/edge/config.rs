@@ -5,6 +5,7 @@
 //! "unlimited". All refusals are told at once.
 //! Never logs or exits: `cli` does.
 
+pub mod auth;
 mod key;
 mod layer;
 mod value;
@@ -18,15 +19,19 @@ use self::key::{DRIVERS, FILES, FORMATS, KEYS, Key, POLICIES, Range};
 use self::layer::Layers;
 pub use self::layer::{Inputs, Source, from_text};
 use self::value::Read;
+use super::auth::{KeyError, Policy};
 use crate::proto::client_frame::frame_bytes_max;
 use crate::runtime::settings::{
-    Drain, FeedLimits, Heartbeat, HistoryLimits, Limits, Log, Origins, Settings, SlowReaders, Timeouts,
+    Access, Admin, AdminAddress, Authentication, Drain, FeedLimits, Heartbeat, HistoryLimits, Limits, Log,
+    Origins, Settings, SlowReaders, Timeouts, TlsListeners,
 };
 
 /// Checked settings, and how they came to be.
 #[derive(Debug)]
 pub struct Config {
     pub settings: Settings,
+    /// The keys and rules that `settings.auth` names, read from their files.
+    pub policy: Policy,
     layers: Layers,
 }
 
@@ -43,10 +48,23 @@ pub enum Refusal {
     #[error("{first} must be {relation} {second}: {why}")]
     Conflict { first: String, relation: String, second: String, why: &'static str },
     #[error(
-        "listen = {address} ({from}): is not a loopback address, and without authentication anyone who reaches it could \
-         read and publish; listen on 127.0.0.1, or permit that with --open (open = true)"
+        "{key} = {address} ({from}): is not a loopback address, and without authentication anyone who reaches it could \
+         read and publish; configure [auth], listen on 127.0.0.1, or permit that with --open (open = true)"
     )]
-    NotLoopback { address: std::net::SocketAddr, from: Source },
+    NotLoopback { key: &'static str, address: std::net::SocketAddr, from: Source },
+    #[error("tls.listen = {address} ({from}): stands in listen too; an address speaks TLS or does not")]
+    BothWays { address: std::net::SocketAddr, from: Source },
+    #[error(
+        "admin.listen = {address} ({from}): is not a loopback address, and without a token anyone who reaches it could look \
+         into the node and close connections; set admin.token_sha256, or listen on 127.0.0.1 or unix:/path"
+    )]
+    AdminWithoutToken { address: std::net::SocketAddr, from: Source },
+    #[error(
+        "open = true ({from}): permits anyone to do anything, and {configured} permits only some; leave one of them out"
+    )]
+    OpenAndStrict { from: Source, configured: &'static str },
+    #[error(transparent)]
+    TokenKeys(#[from] KeyError),
     #[error("--set {given}: must be KEY=VALUE, like --set limits.connections=1000")]
     NotAssigned { given: String },
     #[error("cannot read {}: {error}", path.display())]
@@ -76,7 +94,12 @@ pub fn load(inputs: &Inputs) -> Result<Config, Vec<Refusal>> {
     if check.refusals.is_empty() {
         check.together(&settings);
     }
-    if check.refusals.is_empty() { Ok(Config { settings, layers }) } else { Err(check.refusals) }
+    let policy = check.policy(&settings);
+    let refusals = check.refusals;
+    match policy {
+        Some(policy) if refusals.is_empty() => Ok(Config { settings, policy, layers }),
+        _ => Err(refusals),
+    }
 }
 
 /// A key whose default grows with another key, and what it must be at least for the other's value.
@@ -122,7 +145,7 @@ impl fmt::Display for Config {
                 table = key_table;
             }
             let given = self.layers.get(key);
-            write!(f, "{leaf} = {}", given.value)?;
+            write!(f, "{leaf} = {}", auth::hide_secrets(key.name, given.value))?;
             match given.source {
                 Source::Default => f.write_char('\n')?,
                 source => writeln!(f, "  # {source}")?,
@@ -145,7 +168,7 @@ impl Check<'_> {
         let given = self.layers.get(key);
         read(&given.value, key.range).unwrap_or_else(|right| {
             let Key { name, default, range } = *key;
-            let (given, from) = (given.value, given.source);
+            let (given, from) = (auth::hide_secrets(name, given.value), given.source);
             self.refusals.push(Refusal::BadValue { key: name, given, from, right, default });
             read(&key.default_value(), range).expect("defaults are right; a test reads them all")
         })
@@ -154,6 +177,11 @@ impl Check<'_> {
     fn settings(&mut self) -> Settings {
         Settings {
             listen: self.read("listen", value::addresses),
+            passed: Vec::new(),
+            tls: TlsListeners {
+                listen: self.read("tls.listen", value::addresses_or_none),
+                certificates: self.read("tls.certificates", value::certificates),
+            },
             workers: self.read("workers", value::workers),
             driver: self.read("driver", |value, _| value::choice(value, DRIVERS)),
             files: self.read("files", |value, _| value::choice(value, FILES)),
@@ -181,12 +209,50 @@ impl Check<'_> {
                 rules: self.read("slow.rules", value::rules),
                 kernel_bytes: self.read("slow.kernel_bytes", value::count),
             },
-            drain: Drain { window: self.read("drain.window_seconds", value::seconds) },
+            drain: Drain {
+                window: self.read("drain.window_seconds", value::seconds),
+                delay: self.read("drain.delay_seconds", value::seconds),
+            },
             origins: Origins { allow: self.read("origins.allow", value::origins) },
+            auth: self.auth(),
             log: Log {
                 level: self.read("log.level", value::log_level),
                 format: self.read("log.format", |value, _| value::choice(value, FORMATS)),
             },
+            admin: Admin {
+                listen: self.read("admin.listen", value::admin_address),
+                token_sha256: self.read("admin.token_sha256", value::sha256),
+            },
+            access_log: Access {
+                to: self.read("access_log.to", value::access_to),
+                format: self.read("access_log.format", |value, _| value::choice(value, FORMATS)),
+            },
+        }
+    }
+
+    fn auth(&mut self) -> Authentication {
+        Authentication {
+            keys: self.read("auth.keys", auth::keys),
+            jwks_file: self.read("auth.jwks_file", auth::file),
+            audience: self.read("auth.audience", auth::names),
+            issuer: self.read("auth.issuer", auth::names),
+            cookie: self.read("auth.cookie", auth::cookie),
+            leeway: self.read("auth.leeway_seconds", value::seconds),
+            lifetime_max: self.read("auth.lifetime_seconds_max", value::seconds),
+            revocations_max: self.read("auth.revocations_max", value::count),
+            api_keys: self.read("auth.api_keys", auth::api_keys),
+            anonymous: self.read("auth.anonymous", auth::anonymous),
+        }
+    }
+
+    /// Reads the files of keys that the settings name.
+    fn policy(&mut self, settings: &Settings) -> Option<Policy> {
+        match Policy::load(&settings.auth) {
+            Ok(policy) => Some(policy),
+            Err(errors) => {
+                self.refusals.extend(errors.into_iter().map(Refusal::TokenKeys));
+                None
+            }
         }
     }
 
@@ -222,6 +288,16 @@ impl Check<'_> {
                 ("history.node_bytes", "at least", "history.bytes"),
                 "one channel cannot keep more than all channels together",
             ),
+            (
+                settings.tls.listen.is_empty() || !settings.tls.certificates.is_empty(),
+                ("tls.certificates", "given with", "tls.listen"),
+                "a client that comes by TLS must be shown a certificate",
+            ),
+            (
+                settings.tls.certificates.is_empty() || !settings.tls.listen.is_empty(),
+                ("tls.listen", "given with", "tls.certificates"),
+                "without an address for TLS, nobody is shown a certificate",
+            ),
         ];
         for (holds, (first, relation, second), why) in rules {
             if !holds {
@@ -230,9 +306,30 @@ impl Check<'_> {
             }
         }
         let reachable = |address: &&std::net::SocketAddr| !address.ip().to_canonical().is_loopback();
-        if let Some(&address) = settings.listen.iter().find(reachable).filter(|_| !settings.open) {
-            let from = self.given("listen").source;
-            self.refusals.push(Refusal::NotLoopback { address, from });
+        let strict = settings.auth.is_configured();
+        let permitted = settings.open || strict;
+        for (key, addresses) in [("listen", &settings.listen), ("tls.listen", &settings.tls.listen)] {
+            if let Some(&address) = addresses.iter().find(reachable).filter(|_| !permitted) {
+                let from = self.given(key).source;
+                self.refusals.push(Refusal::NotLoopback { key, address, from });
+            }
+        }
+        let plain =
+            |address: &&std::net::SocketAddr| address.port() != 0 && settings.listen.contains(address);
+        if let Some(&address) = settings.tls.listen.iter().find(plain) {
+            self.refusals.push(Refusal::BothWays { address, from: self.given("tls.listen").source });
+        }
+        if let Admin { listen: Some(AdminAddress::Tcp(address)), token_sha256: None } = settings.admin
+            && reachable(&&address)
+        {
+            let from = self.given("admin.listen").source;
+            self.refusals.push(Refusal::AdminWithoutToken { address, from });
+        }
+        if settings.open && strict {
+            let keys = ["auth.keys", "auth.jwks_file", "auth.api_keys", "auth.anonymous"];
+            let configured = keys.into_iter().find(|key| self.given(key).source != Source::Default);
+            let configured = configured.unwrap_or("[auth]");
+            self.refusals.push(Refusal::OpenAndStrict { from: self.given("open").source, configured });
         }
     }
 

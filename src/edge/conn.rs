@@ -11,11 +11,12 @@ use crate::proto::http::body::BodyDecoder;
 use crate::proto::http::date::format_imf_date;
 use crate::proto::http::error::HttpError;
 use crate::proto::http::head::HeadScanner;
-use crate::proto::http::request::{FieldSlots, Method, Request, parse};
+use crate::proto::http::request::{FieldSlots, Method, Request, Version, parse};
 use crate::proto::http::response::{CONTINUE, write_refusal};
 use crate::proto::http::target::{Query, Target};
 use crate::runtime::close::{Reason, Transport};
 use crate::runtime::entry::{HeldPoll, Kind};
+use crate::runtime::stats::Refusal;
 use crate::runtime::stream::{Stream, StreamError};
 use crate::runtime::turns::Pace;
 use crate::runtime::worker::Worker;
@@ -74,10 +75,12 @@ impl Conn {
             match self.read_head(&mut head).await {
                 Ok(Some(span)) => {
                     let mut slots = FieldSlots::new();
-                    self.worker.with(|state| state.stats().requests.add(1));
                     let parsed = parse(&head, span, &mut slots);
                     let next = match parsed {
-                        Ok(request) => self.on_request(request).await,
+                        Ok(request) => {
+                            self.note(&request);
+                            self.on_request(request).await
+                        }
                         Err(error) => {
                             self.refuse(error, &head);
                             Next::End(self, Reason::BadRequest)
@@ -100,13 +103,32 @@ impl Conn {
                     }
                     return;
                 }
-                Err(reason) => {
-                    if reason == Reason::Gone {
-                        return;
-                    }
-                    return self.end(reason).await;
-                }
+                Err(Stop::Lost(Lost)) => return,
+                Err(Stop::Ends(reason)) => return self.end(reason).await,
             }
+        }
+    }
+
+    /// A request came: somebody may want to know of it.
+    fn note(&mut self, request: &Request<'_>) {
+        let peer = self.stream.socket.peer;
+        self.stream.noted = self
+            .worker
+            .with(|state| if state.notes() { state.note(request, peer, Instant::now()) } else { None });
+    }
+
+    /// The same for what could not be read as a request, of which the first byte came at `begun`.
+    fn note_unread(&mut self, head: &[u8], begun: Instant) {
+        let peer = self.stream.socket.peer;
+        self.stream.noted = self.worker.with(|state| state.note_unread(head, peer, begun));
+    }
+
+    /// The request that is noted has its answer, of so many bytes.
+    pub(super) fn note_answer(&mut self, status: u16, bytes: usize) {
+        if let Some(noted) = self.stream.noted.take() {
+            let bearer = self.stream.socket.bearer.as_ref();
+            let subject = bearer.and_then(|bearer| bearer.subject.as_deref());
+            self.worker.with(|state| state.on_answered(noted, status, bytes, subject, None));
         }
     }
 
@@ -115,9 +137,9 @@ impl Conn {
     async fn read_head(
         &mut self,
         head: &mut Vec<u8>,
-    ) -> Result<Option<crate::proto::http::head::HeadSpan>, Reason> {
+    ) -> Result<Option<crate::proto::http::head::HeadSpan>, Stop> {
         let mut scanner = HeadScanner::new(self.site.settings().limits.head_bytes);
-        let mut until = None;
+        let mut begun = None;
         loop {
             match scanner.find(&self.input) {
                 Ok(Some(span)) => {
@@ -133,7 +155,7 @@ impl Conn {
                 Err(error) => {
                     let begun = std::mem::take(&mut self.input);
                     self.refuse(error, &begun);
-                    return Err(Reason::BadRequest);
+                    return Err(Stop::Ends(Reason::BadRequest));
                 }
             }
             // Whoever waits for more of a request waits with all earlier ones answered.
@@ -141,22 +163,26 @@ impl Conn {
             if self.input.is_empty() {
                 return Ok(None);
             }
-            let until = *until.get_or_insert_with(|| Instant::now() + self.site.settings().timeouts.head);
+            let begun = *begun.get_or_insert_with(Instant::now);
+            let until = begun + self.site.settings().timeouts.head;
             let left = until.saturating_duration_since(Instant::now());
             match self.stream.read(&mut self.input, left).await {
                 Ok(()) => {}
                 Err(StreamError::Late) => {
+                    let head = std::mem::take(&mut self.input);
+                    self.note_unread(&head, begun);
                     if self.worker.drain_ends().is_some() {
                         let answer = publish::refusal(&self.worker, publish::Refused::Draining);
                         self.tell(&answer, &self.unknown());
-                        return Err(Reason::Drain);
+                        return Err(Stop::Ends(Reason::Drain));
                     }
+                    self.worker.stats().refuse(Refusal::SlowRequest);
                     let late =
                         "the request's head came too slowly; send it whole within timeouts.head_seconds";
                     self.tell(&Answer::problem(408, late).closing(), &self.unknown());
-                    return Err(Reason::RequestTimeout);
+                    return Err(Stop::Ends(Reason::RequestTimeout));
                 }
-                Err(StreamError::Eof | StreamError::Broken) => return Err(Reason::Gone),
+                Err(StreamError::Eof | StreamError::Broken) => return Err(Stop::Lost(Lost)),
             }
         }
     }
@@ -165,7 +191,7 @@ impl Conn {
     fn unknown(&self) -> Manner<'static> {
         Manner {
             method: Method::Get,
-            version: crate::proto::http::request::Version::Http11,
+            version: Version::Http11,
             keep_alive: false,
             passed: Passed::default(),
             unix_s: self.site.node.clock.now_ms() / 1_000,
@@ -174,21 +200,33 @@ impl Conn {
 
     /// Refuses what could not be read as a request. A page that sent it is still shown the answer.
     fn refuse(&mut self, error: HttpError, head: &[u8]) {
+        let stats = self.worker.stats();
+        stats.answer(error.status());
+        stats.refuse(Refusal::BadRequest);
         let passed = self.site.gate.pass_unread(head);
         let date = format_imf_date(self.site.node.clock.now_ms() / 1_000);
         let head_only = head.starts_with(b"HEAD ");
+        let before = self.out.len();
         write_refusal(&mut self.out, error, &date, head_only, |writer| {
             passed.write(writer).field("Vary", vary_of(head))
         });
+        let bytes = self.out.len() - before;
+        self.note_unread(head, Instant::now());
+        self.note_answer(error.status(), bytes);
     }
 
     /// Puts an answer behind those that wait. Returns whether the connection goes on.
     fn tell(&mut self, answer: &Answer, manner: &Manner<'_>) -> bool {
         self.stream.socket.sent_messages += 1;
-        answer.write(&mut self.out, manner)
+        self.worker.stats().answer(answer.status);
+        let before = self.out.len();
+        let goes_on = answer.write(&mut self.out, manner);
+        let bytes = self.out.len() - before;
+        self.note_answer(answer.status, bytes);
+        goes_on
     }
 
-    pub(super) async fn flush(&mut self) -> Result<(), Reason> {
+    pub(super) async fn flush(&mut self) -> Result<(), Lost> {
         if self.out.is_empty() {
             return Ok(());
         }
@@ -196,7 +234,7 @@ impl Conn {
         let sent = self.stream.write_all(&self.out, deadline).await;
         self.out.clear();
         self.out.shrink_to(OUT_BYTES);
-        sent.map_err(|_| Reason::Gone)
+        sent.map_err(|_| Lost)
     }
 
     /// Sends what waits, then lingers, so that the last answer is not lost to a reset.
@@ -214,11 +252,16 @@ impl Conn {
     }
 
     /// Tells the answer, and goes on or ends as it says.
-    pub(super) async fn answered(mut self, answer: &Answer, manner: &Manner<'_>) -> Next {
+    pub(super) async fn answered(self, answer: &Answer, manner: &Manner<'_>) -> Next {
+        self.answered_for(answer, manner, Reason::Answered).await
+    }
+
+    /// The same. `reason`: why the connection ends, if it is the answer that ends it.
+    async fn answered_for(mut self, answer: &Answer, asked: &Manner<'_>, reason: Reason) -> Next {
         let draining = self.worker.with(|state| state.draining.is_some());
-        let manner = Manner { keep_alive: manner.keep_alive && !draining, ..*manner };
+        let manner = Manner { keep_alive: asked.keep_alive && !draining, ..*asked };
         if !self.tell(answer, &manner) {
-            return Next::End(self, Reason::Answered);
+            return Next::End(self, why_it_ends(asked, draining, answer.close.then_some(reason)));
         }
         if self.out.len() > OUT_BYTES && self.flush().await.is_err() {
             return Next::Gone;
@@ -267,7 +310,7 @@ impl Conn {
             if decoder.is_done() {
                 return Ok(content);
             }
-            self.flush().await.map_err(|_| BodyFailed::Gone)?;
+            self.flush().await.map_err(|Lost| BodyFailed::Gone)?;
             let left = until.saturating_duration_since(Instant::now());
             match self.stream.read(&mut self.input, left).await {
                 Ok(()) => {}
@@ -278,7 +321,7 @@ impl Conn {
     }
 
     /// Answers a held poll that a feed could not: with what the channels' homes hold.
-    pub(super) async fn repoll(mut self, names: Vec<Name>, cursors: Vec<Cursor>, held: Box<HeldPoll>) {
+    pub(super) async fn repoll(mut self, names: Vec<Name>, cursors: Vec<Cursor>, mut held: Box<HeldPoll>) {
         let from = cursors.iter().copied().map(From::After).collect();
         let poll = PollRequest { names, from, limit: held.limit, has_cursor: true };
         self.input = held.leftover.clone();
@@ -287,7 +330,12 @@ impl Conn {
                 // The request's own fields were written when it came.
                 answer.fields.retain(|(name, _)| !matches!(*name, "Cache-Control" | "Preference-Applied"));
                 let unix_s = self.site.node.clock.now_ms() / 1_000;
+                self.worker.stats().answer(answer.status);
+                let before = self.out.len();
                 let goes_on = super::answer::write_held(&mut self.out, &answer, &held, unix_s);
+                let bytes = self.out.len() - before;
+                self.stream.noted = held.noted.take();
+                self.note_answer(answer.status, bytes);
                 if goes_on {
                     self.run().await;
                 } else {
@@ -295,12 +343,43 @@ impl Conn {
                 }
             }
             Waited::Hold(places) => {
-                let Conn { worker, stream, .. } = self;
+                let Conn { worker, stream, site, .. } = self;
                 if let Some(socket) = stream.into_socket() {
-                    worker.with(|state| read::hold(state, socket, &places, held));
+                    worker.with(|state| {
+                        let conn = read::hold(state, socket, &places, held);
+                        site.doorman.recheck(state, conn);
+                    });
                 }
             }
         }
+    }
+}
+
+/// The connection is broken: its stream knows why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Lost;
+
+/// Why no further request is read.
+enum Stop {
+    Lost(Lost),
+    /// Once what waits is sent.
+    Ends(Reason),
+}
+
+impl std::convert::From<Lost> for Stop {
+    fn from(lost: Lost) -> Self {
+        Self::Lost(lost)
+    }
+}
+
+/// Why a connection ends with an answer. `asked`: how the request wanted it; `closing`: the answer ends it itself.
+pub(super) fn why_it_ends(asked: &Manner<'_>, draining: bool, closing: Option<Reason>) -> Reason {
+    match closing {
+        Some(reason) => reason,
+        None if draining && asked.keep_alive => Reason::Drain,
+        None if asked.version == Version::Http11 => Reason::Asked,
+        // HTTP/1.0 goes on only where it is asked to.
+        None => Reason::Answered,
     }
 }
 
@@ -315,6 +394,13 @@ impl BodyFailed {
     /// The answer that ends the connection.
     pub(super) async fn tell(self, conn: Conn, call: &Call<'_>) -> Next {
         let limits = &conn.site.settings().limits;
+        let reason = match self {
+            Self::Refused(HttpError::BodyTooLarge) => Reason::TooBig,
+            Self::Refused(_) => Reason::BadRequest,
+            Self::Late if conn.worker.drain_ends().is_some() => Reason::Drain,
+            Self::Late => Reason::RequestTimeout,
+            Self::Gone => return Next::Gone,
+        };
         let answer = match self {
             Self::Refused(HttpError::BodyTooLarge) if is_batch(call) => Answer::problem(
                 413,
@@ -330,13 +416,16 @@ impl BodyFailed {
             Self::Late if conn.worker.drain_ends().is_some() => {
                 publish::refusal(&conn.worker, publish::Refused::Draining)
             }
-            Self::Late => Answer::problem(
-                408,
-                "the request's body came too slowly; send it whole within timeouts.body_seconds",
-            ),
+            Self::Late => {
+                conn.worker.stats().refuse(Refusal::SlowRequest);
+                Answer::problem(
+                    408,
+                    "the request's body came too slowly; send it whole within timeouts.body_seconds",
+                )
+            }
             Self::Gone => return Next::Gone,
         };
-        conn.answered(&answer.closing(), &call.manner).await
+        conn.answered_for(&answer.closing(), &call.manner, reason).await
     }
 }
 

@@ -2,26 +2,34 @@
 
 use std::rc::Rc;
 
+use crate::domain::auth::Act;
 use crate::domain::channel::Name;
 use crate::domain::cursor::Cursor;
 use crate::domain::feed::Encoding;
 use crate::domain::history::From;
+use crate::domain::home::Published;
 use crate::domain::message::{Body, Draft};
 use crate::proto::client_frame::{Operation, Start, parse_v1};
 use crate::proto::envelope::{self, Seq};
 use crate::proto::publish::Publish;
 use crate::proto::refusal::{ErrorCode, Refusal};
 use crate::runtime::close::Reason;
-use crate::runtime::entry::ConnId;
+use crate::runtime::entry::{ConnId, Kind};
 use crate::runtime::framing::text_frame;
 use crate::runtime::holder::Last;
 use crate::runtime::state::Frame;
+use crate::runtime::stats::Refusal as Counted;
+use crate::runtime::trace::What;
 use crate::runtime::turns::Pace;
 use crate::runtime::worker::Worker;
 
 use super::ask;
+use super::auth::Denied;
 use super::channels::newest;
-use super::publish::{Refused, publish_one, publish_parsed};
+use super::doorman::bearer_of;
+use super::publish::{self, Publisher, Refused, publish_one, publish_parsed};
+use super::renewal;
+use super::site::Site;
 use super::stream::{end_unless, has_channel, subscribed_frame};
 
 /// Ends a connection whose frames were not acted on to the end: that was a fault of ours.
@@ -47,12 +55,12 @@ impl Drop for Unfinished {
 
 /// Acts on frames, in order.
 pub async fn act(
+    site: Rc<Site>,
     worker: Rc<Worker>,
     conn: ConnId,
     raw: Option<Name>,
     frames: Vec<Frame>,
     last: Option<Last>,
-    message_bytes_max: usize,
 ) {
     let mut unfinished = Unfinished { worker: Rc::clone(&worker), conn, finished: false };
     let mut pace = Pace::new(worker.with(|state| state.node.settings.history.messages));
@@ -62,9 +70,13 @@ pub async fn act(
             Frame::Binary(bytes) => bytes.len(),
         };
         pace.step(bytes).await;
+        if !site.doorman.is_open() && is_ended(&worker, conn) {
+            // Its token has ended, or was taken back: what it still asked for is not done.
+            break;
+        }
         match (&raw, frame) {
             (Some(channel), frame) => {
-                if let Err(refused) = publish_raw(&worker, channel, frame).await {
+                if let Err(refused) = publish_raw(&site, &worker, conn, channel, frame).await {
                     unfinished.finished = true;
                     worker.with(|state| {
                         let reconnect_ms = state.reconnect_ms();
@@ -76,7 +88,7 @@ pub async fn act(
                     return;
                 }
             }
-            (None, Frame::Text(text)) => on_text(&worker, conn, &text, message_bytes_max).await,
+            (None, Frame::Text(text)) => on_text(&site, &worker, conn, &text).await,
             // Refused by the session already.
             (None, Frame::Binary(_)) => {}
         }
@@ -85,25 +97,63 @@ pub async fn act(
     worker.with(|state| state.on_acted(conn, last));
 }
 
-async fn publish_raw(worker: &Rc<Worker>, channel: &Name, frame: Frame) -> Result<(), Reason> {
+/// A connection has published: whoever watches it hears of it.
+fn trace_published(worker: &Rc<Worker>, conn: ConnId, channel: &Name, bytes: usize, published: &Published) {
+    worker.with(|state| {
+        if state.is_traced() {
+            let Published { cursor, replayed } = *published;
+            state.trace_publisher(conn, channel, || What::Published {
+                cursor,
+                bytes: bytes as u64,
+                replayed,
+            });
+        }
+    });
+}
+
+fn is_ended(worker: &Rc<Worker>, conn: ConnId) -> bool {
+    worker.with(|state| state.conn(conn).is_none_or(|entry| matches!(entry.kind, Kind::Ending { .. })))
+}
+
+async fn publish_raw(
+    site: &Site,
+    worker: &Rc<Worker>,
+    conn: ConnId,
+    channel: &Name,
+    frame: Frame,
+) -> Result<(), Reason> {
+    worker
+        .with(|state| site.doorman.permit_conn(state, conn, Act::Publish, channel))
+        .map_err(|denied| if denied.status() == 403 { Reason::NotAllowed } else { denied.reason() })?;
     let body = match frame {
         Frame::Text(text) => Body::Text(text.into()),
         Frame::Binary(bytes) => Body::Binary(bytes.into()),
     };
+    let bytes = body.bytes().len();
     let draft = Draft { event: None, body, ttl_seconds: None };
     match publish_one(worker, channel, draft, None).await {
-        Ok(_) => Ok(()),
-        Err(Refused::Draining) => Err(Reason::Drain),
-        Err(Refused::Overloaded | Refused::Key(_)) => Err(Reason::Full),
+        Ok(published) => {
+            trace_published(worker, conn, channel, bytes, &published);
+            Ok(())
+        }
+        Err(refused) => {
+            publish::count(worker, refused);
+            Err(if refused == Refused::Draining { Reason::Drain } else { Reason::Full })
+        }
     }
 }
 
-async fn on_text(worker: &Rc<Worker>, conn: ConnId, text: &str, message_bytes_max: usize) {
+async fn on_text(site: &Site, worker: &Rc<Worker>, conn: ConnId, text: &str) {
     let (seq, result) = match parse_v1(text) {
-        Ok(frame) => (frame.seq, operate(worker, conn, frame.operation, frame.seq, message_bytes_max).await),
+        Ok(frame) => (frame.seq, operate(site, worker, conn, frame.operation, frame.seq).await),
         Err(refused) => (refused.seq, Err(refused.refusal)),
     };
     if let Err(refusal) = result {
+        worker.with(|state| {
+            if state.is_traced() && state.conn(conn).is_some() {
+                state.trace_conn(conn.slot, || What::Denied { why: refusal.detail.into() });
+            }
+        });
         say(worker, conn, |json| {
             envelope::write_v1_error(json, refusal.code, refusal.detail, None, seq);
         });
@@ -122,23 +172,27 @@ fn say(worker: &Rc<Worker>, conn: ConnId, write: impl FnOnce(&mut Vec<u8>)) {
 }
 
 async fn operate(
+    site: &Site,
     worker: &Rc<Worker>,
     conn: ConnId,
     operation: Operation<'_>,
     seq: Option<Seq>,
-    message_bytes_max: usize,
 ) -> Result<(), Refusal> {
     match operation {
         Operation::Ping => say(worker, conn, |json| envelope::write_v1_pong(json, seq)),
-        Operation::Auth { .. } => {
-            return Err(Refusal::new(
-                ErrorCode::Unauthorized,
-                "this server takes no tokens: it has no keys configured; leave auth out",
-            ));
+        Operation::Auth { token } => renewal::authenticate(site, worker, conn, &token, seq).await?,
+        Operation::Subscribe { channel, start } => {
+            renewal::has_begun(site, worker, conn)?;
+            subscribe(site, worker, conn, &channel, &start, seq).await?;
         }
-        Operation::Subscribe { channel, start } => subscribe(worker, conn, &channel, &start, seq).await?,
-        Operation::Unsubscribe { channel } => unsubscribe(worker, conn, &channel, seq)?,
-        Operation::Publish(publish) => publish_v1(worker, conn, publish, seq, message_bytes_max).await?,
+        Operation::Unsubscribe { channel } => {
+            renewal::has_begun(site, worker, conn)?;
+            unsubscribe(worker, conn, &channel, seq)?;
+        }
+        Operation::Publish(publish) => {
+            renewal::has_begun(site, worker, conn)?;
+            publish_v1(site, worker, conn, publish, seq).await?;
+        }
     }
     Ok(())
 }
@@ -148,6 +202,7 @@ fn name_of(channel: &str) -> Result<Name, Refusal> {
 }
 
 async fn subscribe(
+    site: &Site,
     worker: &Rc<Worker>,
     conn: ConnId,
     channel: &str,
@@ -155,6 +210,9 @@ async fn subscribe(
     seq: Option<Seq>,
 ) -> Result<(), Refusal> {
     let name = name_of(channel)?;
+    worker
+        .with(|state| site.doorman.permit_conn(state, conn, Act::Subscribe, &name))
+        .map_err(Denied::refusal)?;
     let from = match start {
         Start::Now => From::Now,
         Start::Cursor(text) => From::After(
@@ -180,6 +238,7 @@ async fn subscribe(
         ));
     }
     let place = ask::place(worker, &name, from).await.map_err(|_| {
+        worker.stats().refuse(Counted::Overloaded);
         Refusal::new(ErrorCode::Overloaded, "the server has more to do than it can; subscribe again later")
     })?;
     let mut out = Vec::with_capacity(128);
@@ -219,14 +278,21 @@ fn unsubscribe(worker: &Rc<Worker>, conn: ConnId, channel: &str, seq: Option<Seq
 }
 
 async fn publish_v1(
+    site: &Site,
     worker: &Rc<Worker>,
     conn: ConnId,
     publish: Publish<'_>,
     seq: Option<Seq>,
-    message_bytes_max: usize,
 ) -> Result<(), Refusal> {
-    let (name, published) =
-        publish_parsed(worker, publish, message_bytes_max).await.map_err(|(refusal, _)| refusal)?;
+    let bytes = publish.data.bytes();
+    let bearer = worker.with(|state| bearer_of(state, conn)).map_err(Denied::refusal)?;
+    let publisher = bearer
+        .as_ref()
+        .map_or(Publisher::ANYONE, |(bearer, peer)| Publisher::of(&site.doorman, bearer, *peer));
+    let message_bytes_max = site.settings().limits.message_bytes;
+    let published = publish_parsed(worker, publish, message_bytes_max, publisher).await;
+    let (name, published) = published.map_err(|(refusal, _)| refusal)?;
+    trace_published(worker, conn, &name, bytes, &published);
     say(worker, conn, |json| {
         envelope::write_v1_published(json, name.as_str(), &published.cursor.text(), published.replayed, seq);
     });

@@ -19,7 +19,51 @@ const EXPOSED: &str = "ETag, Pushline-Cursor, Retry-After, Idempotency-Replayed,
 pub struct Gate {
     /// Only loopback hosts and origins: nobody configured anything else.
     loopback_alone: bool,
-    allowed: Vec<String>,
+    allowed: Vec<Allowed>,
+}
+
+/// An entry of `origins.allow`.
+#[derive(Debug, Clone)]
+enum Allowed {
+    Exactly(String),
+    /// Every host that has one label or more before `domain`, which begins with a dot; never that domain itself.
+    Below {
+        scheme: String,
+        domain: String,
+        port: Option<u16>,
+    },
+}
+
+impl Allowed {
+    fn new(text: &str) -> Self {
+        match text.split_once("://*") {
+            Some((scheme, rest)) if rest.starts_with('.') => {
+                let (domain, port) = host::split(rest);
+                Self::Below { scheme: scheme.to_owned(), domain: domain.to_owned(), port }
+            }
+            _ => Self::Exactly(text.to_owned()),
+        }
+    }
+
+    fn fits(&self, origin: &str) -> bool {
+        match self {
+            Self::Exactly(allowed) => allowed.eq_ignore_ascii_case(origin),
+            Self::Below { scheme, domain, port } => {
+                let Some((its_scheme, authority)) = origin.split_once("://") else { return false };
+                let (name, its_port) = host::split(authority);
+                let Some((below, end)) =
+                    name.len().checked_sub(domain.len()).and_then(|at| name.split_at_checked(at))
+                else {
+                    return false;
+                };
+                its_scheme.eq_ignore_ascii_case(scheme)
+                    && its_port == *port
+                    && end.eq_ignore_ascii_case(domain)
+                    && below.split('.').all(|label| !label.is_empty())
+                    && below.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+            }
+        }
+    }
 }
 
 /// A request that passed, and the origin to tell its browser of.
@@ -51,7 +95,9 @@ impl Barred {
 
 impl Gate {
     pub fn new(settings: &Settings) -> Self {
-        Self { loopback_alone: !settings.open, allowed: settings.origins.allow.clone() }
+        let loopback_alone = !settings.open && !settings.auth.is_configured();
+        let allowed = settings.origins.allow.iter().map(|origin| Allowed::new(origin)).collect();
+        Self { loopback_alone, allowed }
     }
 
     /// # Errors
@@ -90,7 +136,7 @@ impl Gate {
             "http" => 80,
             "https" => 443,
             // Pages of extensions and apps have schemes of their own: only by name.
-            _ => return self.allowed.iter().any(|allowed| allowed.eq_ignore_ascii_case(origin)),
+            _ => return self.allowed.iter().any(|allowed| allowed.fits(origin)),
         };
         if host::parse(authority.as_bytes()).is_none() {
             return false;
@@ -100,13 +146,13 @@ impl Gate {
         let same_port = port.unwrap_or(default_port) == own_port.unwrap_or(default_port);
         (!own.is_empty() && name.eq_ignore_ascii_case(own_name) && same_port)
             || (self.loopback_alone && self.allowed.is_empty() && is_loopback(name))
-            || self.allowed.iter().any(|allowed| allowed.eq_ignore_ascii_case(origin))
+            || self.allowed.iter().any(|allowed| allowed.fits(origin))
     }
 }
 
 /// A name or address of this machine for itself. DNS decides about no literal, so a page of another name cannot be made
 /// to come from one.
-fn is_loopback(host: &str) -> bool {
+pub(super) fn is_loopback(host: &str) -> bool {
     let literal = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
         Some(v6) => v6.parse().map(IpAddr::V6),
         None => host.parse().map(IpAddr::V4),
@@ -133,5 +179,40 @@ impl Passed<'_> {
             .field("Access-Control-Allow-Methods", methods)
             .field("Access-Control-Allow-Headers", FIELDS)
             .number("Access-Control-Max-Age", MAX_AGE_S)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn origins_by_pattern() {
+        let below = "https://*.example.com";
+        for (allowed, origin, want) in [
+            (below, "https://app.example.com", true),
+            (below, "https://a.b.example.com", true),
+            (below, "HTTPS://App.Example.COM", true),
+            (below, "https://example.com", false),
+            (below, "https://.example.com", false),
+            (below, "https://a..example.com", false),
+            (below, "https://evilexample.com", false),
+            (below, "https://app.example.com.evil.example", false),
+            (below, "https://app.example.com.", false),
+            (below, "http://app.example.com", false),
+            (below, "https://app.example.com:8443", false),
+            (below, "https://evil.example/.example.com", false),
+            (below, "https://evil.example?.example.com", false),
+            (below, "https://user@x.example.com", false),
+            (below, "https://*.example.com", false),
+            (below, "null", false),
+            ("https://*.example.com:8443", "https://a.example.com:8443", true),
+            ("https://*.example.com:8443", "https://a.example.com", false),
+            ("app://*.example.com", "app://a.example.com", true),
+            ("https://app.example.com", "https://app.example.com", true),
+            ("https://app.example.com", "https://b.app.example.com", false),
+        ] {
+            assert_eq!(Allowed::new(allowed).fits(origin), want, "{allowed} {origin}");
+        }
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use sha1::{Digest, Sha1};
 
+use crate::domain::auth::{Act, Bearer, Proof};
 use crate::domain::channel::Name;
 use crate::domain::history::{From, PageMax};
 use crate::domain::home::{PublishRefusal, Published};
@@ -17,11 +18,15 @@ use crate::proto::json;
 use crate::proto::publish::{Publish, PublishData, check_event, check_key, parse_batch_line, parse_ttl};
 use crate::proto::refusal::{ErrorCode, Refusal};
 use crate::runtime::mail::{Answer as Told, Ask};
+use crate::runtime::peer::Peer;
+use crate::runtime::stats::Refusal as Counted;
 use crate::runtime::turns::Pace;
 use crate::runtime::worker::Worker;
 
 use super::answer::Answer;
+use super::auth::Denied;
 use super::channels::refused;
+use super::doorman::Doorman;
 
 /// A publish that waits for the first one with its key asks so often, and so many times.
 const IN_FLIGHT_PAUSE: Duration = Duration::from_millis(5);
@@ -37,6 +42,46 @@ pub struct Labels {
     ttl_seconds: Option<u32>,
     key: Option<Box<[u8]>>,
     kind: ContentKind,
+}
+
+/// Who publishes.
+#[derive(Clone, Copy)]
+pub struct Publisher<'b>(Option<(&'b Doorman, &'b Bearer, Peer)>);
+
+impl<'b> Publisher<'b> {
+    /// Anyone: no authentication is configured.
+    pub const ANYONE: Self = Self(None);
+
+    pub const fn of(doorman: &'b Doorman, bearer: &'b Bearer, peer: Peer) -> Self {
+        Self(Some((doorman, bearer, peer)))
+    }
+
+    /// Whether they may publish to a channel. That they may not is told of in the log.
+    ///
+    /// # Errors
+    /// [`Denied`]
+    pub fn may_publish(self, name: &Name) -> Result<(), Denied> {
+        match self.0 {
+            Some((doorman, bearer, peer)) => {
+                doorman.permit(bearer, Act::Publish, std::slice::from_ref(name), peer)
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn key_space(self) -> Box<str> {
+        self.0.map_or_else(|| "".into(), |(_, bearer, _)| key_space(bearer))
+    }
+}
+
+/// Whose idempotency keys they are: a token's and an API key's are not of one publisher, though they are called alike.
+fn key_space(bearer: &Bearer) -> Box<str> {
+    let Some(subject) = &bearer.subject else { return "".into() };
+    match bearer.proof {
+        Proof::None => "".into(),
+        Proof::Token => format!("token:{subject}").into(),
+        Proof::ApiKey => format!("key:{subject}").into(),
+    }
 }
 
 /// Why a message was not published.
@@ -140,9 +185,15 @@ impl Labels {
     }
 }
 
-/// Publishes to all channels of a URL.
-pub async fn publish(worker: &Rc<Worker>, names: &[Name], draft: Draft, key: Option<&[u8]>) -> Answer {
-    let key = key.map(|key| Box::new(key_of(key, &draft)));
+/// Publishes to all channels of a URL, which `publisher` may.
+pub async fn publish(
+    worker: &Rc<Worker>,
+    names: &[Name],
+    draft: Draft,
+    key: Option<&[u8]>,
+    publisher: Publisher<'_>,
+) -> Answer {
+    let key = key.map(|key| Box::new(key_of(key, &draft, publisher)));
     let result = match names {
         [name] => publish_one(worker, name, draft, key).await.map(|published| vec![published]),
         names => publish_all(worker, names, &draft, key).await,
@@ -184,12 +235,25 @@ fn write_published(out: &mut Vec<u8>, name: &Name, published: &Published) {
 
 /// The answer to a publish that was not done.
 pub fn refusal(worker: &Rc<Worker>, refused: Refused) -> Answer {
+    count(worker, refused);
     let answer = Answer::problem(refused.status(), refused.detail());
     match refused {
         Refused::Key(PublishRefusal::KeyConflict) => answer,
         Refused::Draining => with_retry_after(worker, answer).closing(),
         Refused::Key(_) | Refused::Overloaded => with_retry_after(worker, answer),
     }
+}
+
+/// Counts what was refused because of the server, not of what was sent.
+pub fn count(worker: &Rc<Worker>, refused: Refused) {
+    let refusal = match refused {
+        Refused::Key(PublishRefusal::KeyConflict) => return,
+        Refused::Key(PublishRefusal::KeysFull) => Counted::Keys,
+        Refused::Key(PublishRefusal::ChannelsFull) => Counted::Channels,
+        Refused::Key(PublishRefusal::InFlight) | Refused::Overloaded => Counted::Overloaded,
+        Refused::Draining => Counted::Draining,
+    };
+    worker.stats().refuse(refusal);
 }
 
 /// Adds a jittered `Retry-After`.
@@ -199,7 +263,7 @@ pub fn with_retry_after(worker: &Rc<Worker>, answer: Answer) -> Answer {
 }
 
 /// A key with the digest of what it came with.
-fn key_of(key: &[u8], draft: &Draft) -> Key {
+fn key_of(key: &[u8], draft: &Draft, publisher: Publisher<'_>) -> Key {
     let mut digest = Sha1::new();
     digest.update([match draft.body {
         Body::Json(_) => 0,
@@ -212,7 +276,7 @@ fn key_of(key: &[u8], draft: &Draft) -> Key {
     digest.update((event.len() as u64).to_le_bytes());
     digest.update(event.as_bytes());
     digest.update(draft.body.bytes());
-    Key { publisher: "".into(), key: key.into(), digest: digest.finalize().into() }
+    Key { publisher: publisher.key_space(), key: key.into(), digest: digest.finalize().into() }
 }
 
 /// Until the first request with a key may be done. Boxed: seldom needed, and large.
@@ -233,7 +297,6 @@ pub async fn publish_one(
     if worker.with(|state| state.draining.is_some()) {
         return Err(Refused::Draining);
     }
-    worker.with(|state| state.stats().published.add(1));
     let Some(key) = key else {
         let ask = Ask::Publish { name: name.clone(), draft, key: None };
         return told(worker.ask(name, ask).await);
@@ -275,7 +338,6 @@ async fn publish_all(
             Err(_) => return Err(Refused::Overloaded),
         }
     }
-    worker.with(|state| state.stats().published.add(names.len() as u64));
     let Some(key) = key else {
         let mut published = Vec::with_capacity(names.len());
         for name in names {
@@ -345,9 +407,14 @@ pub async fn publish_parsed(
     worker: &Rc<Worker>,
     publish: Publish<'_>,
     message_bytes_max: usize,
+    publisher: Publisher<'_>,
 ) -> Result<(Name, Published), (Refusal, u16)> {
     let name = Name::parse(&publish.channel)
         .map_err(|error| (Refusal::new(ErrorCode::BadChannel, error.detail()), 400))?;
+    publisher.may_publish(&name).map_err(|denied| {
+        worker.stats().refuse(denied.counted());
+        (denied.refusal(), denied.status())
+    })?;
     let body = match publish.data {
         PublishData::Json(text) => Body::Json(text.into()),
         PublishData::Text(text) => Body::Text(text.into()),
@@ -357,11 +424,12 @@ pub async fn publish_parsed(
         return Err((Refusal::new(ErrorCode::MessageTooLarge, TOO_LARGE), 413));
     }
     let draft = Draft { event: publish.event.as_deref().map(Into::into), body, ttl_seconds: publish.ttl_s };
-    let key = publish.key.as_deref().map(|key| Box::new(key_of(key.as_bytes(), &draft)));
+    let key = publish.key.as_deref().map(|key| Box::new(key_of(key.as_bytes(), &draft, publisher)));
     let published = publish_one(worker, &name, draft, key).await;
-    published
-        .map(|published| (name, published))
-        .map_err(|refused| (Refusal::new(refused.code(), refused.detail()), refused.status()))
+    published.map(|published| (name, published)).map_err(|refused| {
+        count(worker, refused);
+        (Refusal::new(refused.code(), refused.detail()), refused.status())
+    })
 }
 
 const TOO_LARGE: &str =
@@ -375,7 +443,12 @@ pub fn too_large(bytes_max: usize) -> String {
 }
 
 /// Publishes the lines of a batch, in order; each is answered by one line.
-pub async fn batch(worker: &Rc<Worker>, body: &[u8], message_bytes_max: usize) -> Answer {
+pub async fn batch(
+    worker: &Rc<Worker>,
+    body: &[u8],
+    message_bytes_max: usize,
+    publisher: Publisher<'_>,
+) -> Answer {
     if memchr::memchr_iter(b'\n', body).count() > BATCH_LINES_MAX {
         return Answer::problem(413, "a batch has at most 65536 lines; split it");
     }
@@ -387,7 +460,7 @@ pub async fn batch(worker: &Rc<Worker>, body: &[u8], message_bytes_max: usize) -
             continue;
         }
         let result = match parse_batch_line(line) {
-            Ok(publish) => publish_parsed(worker, publish, message_bytes_max).await,
+            Ok(publish) => publish_parsed(worker, publish, message_bytes_max, publisher).await,
             Err(refusal) => Err((refusal, 400)),
         };
         match result {
@@ -422,4 +495,31 @@ pub async fn delete(worker: &Rc<Worker>, names: &[Name]) -> Answer {
         }
     }
     Answer::new(204).field("Cache-Control", "no-store")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::auth::Grants;
+
+    #[test]
+    fn idempotency_keys_are_each_publishers_own() {
+        let bearer = |proof, subject: Option<&str>| Bearer {
+            proof,
+            subject: subject.map(Into::into),
+            token_id: None,
+            issued_s: None,
+            expires_s: None,
+            digest: [0; 32],
+            grants: Grants::default(),
+        };
+        let stranger = bearer(Proof::None, None);
+        let (token, key) = (bearer(Proof::Token, Some("app")), bearer(Proof::ApiKey, Some("app")));
+        let other = bearer(Proof::Token, Some("other"));
+        let spaces = [&stranger, &token, &key, &other].map(key_space);
+        for (at, space) in spaces.iter().enumerate() {
+            assert!(!spaces[..at].contains(space), "{spaces:?}");
+        }
+        assert_eq!(Publisher::ANYONE.key_space(), spaces[0]);
+    }
 }

@@ -15,18 +15,21 @@ use crate::domain::cursor::Cursor;
 use crate::domain::feed::Encoding;
 use crate::domain::history::{From, Page, PageMax};
 use crate::proto::http::fields::{if_none_match, prefer_wait};
-use crate::proto::http::request::{Fields, Method, Request, Version};
+use crate::proto::http::request::{Method, Request, Version};
 use crate::proto::http::response::ResponseWriter;
 use crate::proto::http::target::{Query, Target};
 use crate::runtime::clock::TICK_MS;
+use crate::runtime::close::Transport;
 use crate::runtime::entry::{ConnId, HeldPoll, Kind};
 use crate::runtime::poll::{cursor_of, next_of, write_body};
 use crate::runtime::state::{Overloaded, Place, Socket, State};
+use crate::runtime::stats::Refusal;
 use crate::runtime::worker::Worker;
 
 use super::answer::{Answer, Content, Manner, VARY_READ};
 use super::ask;
 use super::channels::{LIMIT_MAX, WAIT_MAX_S, cursor, newest, number};
+use super::doorman::CREDENTIALS;
 use super::publish::with_retry_after;
 
 /// Answers remembered by one worker; beyond it all are forgotten.
@@ -56,6 +59,7 @@ const HOT_MS: u64 = 1_000;
 
 struct ShortAnswer {
     body: Rc<Vec<u8>>,
+    messages: u64,
     etag: String,
     /// The heads that it was made at.
     heads: Vec<(Name, Cursor)>,
@@ -66,7 +70,7 @@ struct ShortAnswer {
 
 impl Remembered {
     /// The answer to the poll at `target`, if it was given before and still holds.
-    pub fn get(&self, worker: &Rc<Worker>, target: &str, fields: &Fields<'_>) -> Option<Answer> {
+    pub fn get(&self, worker: &Rc<Worker>, target: &str, request: &Request<'_>) -> Option<Answer> {
         let remembered = self.0.borrow().get(target).cloned()?;
         ask::read_mail(worker);
         let holds = worker.with(|state| {
@@ -83,7 +87,7 @@ impl Remembered {
             self.0.borrow_mut().remove(target);
             return None;
         }
-        Some(short_answer(&remembered, fields))
+        Some(short_answer(worker, &remembered, request))
     }
 
     fn put(&self, target: &str, answer: Rc<ShortAnswer>) {
@@ -130,21 +134,21 @@ async fn polled(
     query: Query<'_>,
     names: Vec<Name>,
 ) -> Result<Polled, Answer> {
-    let fields = &request.fields;
     let wait_s = wait_of(query, request)?;
     let target = match request.target {
         Target::Path { path, query } if query.is_empty() => Cow::Borrowed(path),
-        Target::Path { path, query } => Cow::Owned(format!("{path}?{}", query.raw())),
+        // Who asks changes no answer, and what they ask with is not remembered.
+        Target::Path { path, query } => Cow::Owned(format!("{path}?{}", query.without(&CREDENTIALS))),
         Target::Asterisk => Cow::Borrowed(""),
     };
     if wait_s == 0
-        && let Some(answer) = remembered.get(worker, &target, fields)
+        && let Some(answer) = remembered.get(worker, &target, request)
     {
         return Ok(Polled::Answer(answer));
     }
     let poll = poll_of(query, names)?;
     if wait_s == 0 || !poll.has_cursor {
-        return Ok(Polled::Answer(short_poll(worker, remembered, &target, &poll, fields).await));
+        return Ok(Polled::Answer(short_poll(worker, remembered, &target, &poll, request).await));
     }
     if request.method == Method::Head {
         return Ok(Polled::Answer(long_poll_head(worker, &poll, wait_s).await));
@@ -182,7 +186,7 @@ async fn short_poll(
     remembered: &Remembered,
     target: &str,
     poll: &PollRequest,
-    fields: &Fields<'_>,
+    request: &Request<'_>,
 ) -> Answer {
     let mut pages = match pages(worker, poll).await {
         Ok(pages) => pages,
@@ -203,17 +207,21 @@ async fn short_poll(
             made_ms: state.node.clock.now_ms(),
             until_ms: until.min().unwrap_or(u64::MAX),
             heads: heads.collect(),
+            messages: pages.iter().map(|(_, page)| page.messages.len() as u64).sum(),
             body: Rc::new(body),
             etag,
         }
     });
     let answer = Rc::new(answer);
     remembered.put(target, Rc::clone(&answer));
-    short_answer(&answer, fields)
+    short_answer(worker, &answer, request)
 }
 
-fn short_answer(answer: &ShortAnswer, fields: &Fields<'_>) -> Answer {
-    let fresh = if_none_match(fields.all("if-none-match"), answer.etag.as_bytes());
+fn short_answer(worker: &Rc<Worker>, answer: &ShortAnswer, request: &Request<'_>) -> Answer {
+    let fresh = if_none_match(request.fields.all("if-none-match"), answer.etag.as_bytes());
+    if !fresh && request.method == Method::Get {
+        worker.stats().deliveries.add(Transport::Http as usize, answer.messages);
+    }
     let told = Answer::new(if fresh { 304 } else { 200 });
     let told =
         told.field("ETag", answer.etag.clone()).field("Cache-Control", "private, no-cache").vary(VARY_READ);
@@ -234,6 +242,7 @@ async fn pages(worker: &Rc<Worker>, poll: &PollRequest) -> Result<Vec<(Name, Pag
 }
 
 fn overloaded(worker: &Rc<Worker>) -> Answer {
+    worker.stats().refuse(Refusal::Overloaded);
     let answer = Answer::problem(503, "the server has more to do than it can; ask again later");
     with_retry_after(worker, answer).vary(VARY_READ)
 }
@@ -253,6 +262,8 @@ pub async fn long_poll(worker: &Rc<Worker>, poll: &PollRequest, wait_s: u64) -> 
             Err(Overloaded) => return Waited::Answer(overloaded(worker)),
         };
         if let Some(answer) = found(&mut pages, poll.limit, wait_s) {
+            let messages = pages.iter().map(|(_, page)| page.messages.len() as u64).sum();
+            worker.stats().deliveries.add(Transport::LongPoll as usize, messages);
             return Waited::Answer(answer);
         }
         let mut places = Vec::with_capacity(poll.names.len());
@@ -328,20 +339,23 @@ fn held_fields(manner: &Manner<'_>, wait_s: u64) -> Vec<u8> {
 pub fn held(state: &State, manner: &Manner<'_>, limit: u32, wait_s: u64, leftover: Vec<u8>) -> Box<HeldPoll> {
     let until_tick = state.tick() + (wait_s * 1_000 / TICK_MS) as u32;
     let fields = held_fields(manner, wait_s).into();
-    Box::new(HeldPoll { limit, until_tick, fields, keep_alive: manner.keep_alive, leftover })
+    Box::new(HeldPoll { limit, until_tick, fields, keep_alive: manner.keep_alive, leftover, noted: None })
 }
 
 /// Gives a poll to the holder, as a reader of the feeds at `places`.
-pub fn hold(state: &mut State, socket: Socket, places: &[Place], held: Box<HeldPoll>) {
+pub fn hold(state: &mut State, socket: Socket, places: &[Place], held: Box<HeldPoll>) -> ConnId {
     let conn = state.adopt(socket, Kind::Poll(held));
     read_at(state, conn, places);
+    conn
 }
 
 /// The same, for a connection that the holder has.
 pub fn hold_on(state: &mut State, conn: ConnId, places: &[Place], held: Box<HeldPoll>) {
     let Some(entry) = state.conn_mut(conn) else { return };
     entry.kind = Kind::Poll(held);
-    if entry.flags.once {
+    let is_told_once = entry.flags.once;
+    state.count_began(Transport::LongPoll);
+    if is_told_once {
         state.set_interest(conn.slot);
     }
     state.schedule(conn);

@@ -1,22 +1,31 @@
 //! Which handler a request goes to, by path and method, and what each asks for: one `match` a step.
 //! Owns the URLs. Never reads from the connection itself, nor writes to it.
 
+use std::rc::Rc;
+
+use crate::domain::auth::{Act, Bearer, Proof};
 use crate::domain::channel::Name;
 use crate::proto::http::date::format_imf_date;
 use crate::proto::http::fields::Accept;
 use crate::proto::http::request::{Method, Request, Upgrade};
 use crate::proto::http::target::{Query, Target, decode_path};
 use crate::proto::ws::handshake::{self, Subprotocol};
-use crate::runtime::close::Reason;
+use crate::runtime::close::{Reason, Transport};
+use crate::runtime::stats::Refusal;
+use crate::runtime::trace::{What, Who};
 
 use super::answer::{Answer, Manner, VARY_READ};
+use super::auth::{Denied, TicketUse};
 use super::channels::{parse_names, refused, stream_start, switch};
-use super::conn::{Call, Conn, Next};
+use super::conn::{Call, Conn, Next, why_it_ends};
+use super::doorman::{self, Admitted};
 use super::lab;
 use super::origin::Passed;
-use super::publish::{self, Labels};
+use super::publish::{self, Labels, Publisher};
 use super::read::{self, Polled};
-use super::stream::{Handshake, open_events, open_websocket};
+use super::renewal;
+use super::stream::{Handshake, open_events, open_websocket, refuse_websocket};
+use super::tickets;
 
 impl Conn {
     pub(super) async fn on_request(self, request: Request<'_>) -> Next {
@@ -31,6 +40,7 @@ impl Conn {
         let passed = match self.site.gate.pass(&request) {
             Ok(passed) => passed,
             Err(barred) => {
+                self.worker.stats().refuse(Refusal::Origin);
                 let call = Call { request, manner, query: Query::default() };
                 let answer = Answer::problem(403, barred.detail());
                 let answer = if is_read(&request) { answer.vary(VARY_READ) } else { answer };
@@ -59,9 +69,23 @@ impl Conn {
                 let body = b"{\"status\":\"ok\"}\n".to_vec();
                 self.fixed(call, Answer::json(200, body).field("Cache-Control", "no-store")).await
             }
+            "/readyz" => {
+                let answer = self.readiness();
+                self.fixed(call, answer).await
+            }
             "/publish" => self.on_batch(call).await,
+            "/tickets" => self.on_tickets(call).await,
+            path if renewed_by(path).is_some() => {
+                self.on_renewal(call, renewed_by(path).unwrap_or_default()).await
+            }
             #[cfg(debug_assertions)]
             "/$debug/panic" => panic!("a panic that a test asked for"),
+            // Holds its worker up, as a loop without end would.
+            #[cfg(debug_assertions)]
+            "/$debug/hang" => {
+                std::thread::sleep(std::time::Duration::from_secs(2));
+                self.fixed(call, Answer::new(204)).await
+            }
             path => match path.strip_prefix("/channels") {
                 Some("") => self.on_channels(call, None).await,
                 Some(rest) if rest.starts_with('/') => self.on_channels(call, rest.get(1..)).await,
@@ -77,6 +101,8 @@ impl Conn {
         let unix_s = call.manner.unix_s;
         let draining = self.worker.with(|state| state.draining.is_some());
         let keep_alive = call.manner.keep_alive && !draining;
+        self.worker.stats().answer(204);
+        let before = self.out.len();
         let writer = crate::proto::http::response::ResponseWriter::new(&mut self.out, 204);
         call.manner
             .passed
@@ -85,7 +111,23 @@ impl Conn {
             .field("Vary", "Origin")
             .connection(call.manner.version, keep_alive)
             .end();
-        if keep_alive { Next::Request(self) } else { Next::End(self, Reason::Answered) }
+        let bytes = self.out.len() - before;
+        self.note_answer(204, bytes);
+        if keep_alive {
+            Next::Request(self)
+        } else {
+            Next::End(self, why_it_ends(&call.manner, draining, None))
+        }
+    }
+
+    /// Whether new clients should come here.
+    fn readiness(&self) -> Answer {
+        let phase = self.site.node.progress.phase();
+        if phase.is_ready() {
+            return Answer::json(200, b"{\"status\":\"serving\"}\n".to_vec())
+                .field("Cache-Control", "no-store");
+        }
+        publish::with_retry_after(&self.worker, Answer::problem(503, phase.detail()))
     }
 
     /// An answer that GET and HEAD have.
@@ -101,6 +143,10 @@ impl Conn {
         if call.request.method != Method::Post {
             return self.without_body(call, not_allowed("POST, OPTIONS")).await;
         }
+        let bearer = match self.admit(&call).and_then(|admitted| may_publish_somewhere(admitted.bearer)) {
+            Ok(bearer) => bearer,
+            Err(denied) => return self.denied(call, denied).await,
+        };
         let fields = &call.request.fields;
         let content_type = fields.get("content-type").unwrap_or_default();
         let media_type = content_type.split(|byte| *byte == b';').next().unwrap_or_default();
@@ -131,11 +177,12 @@ impl Conn {
             let answer = publish::refusal(&self.worker, publish::Refused::Draining);
             return self.answered(&answer, &call.manner).await;
         }
-        let answer = publish::batch(&self.worker, &content, message_bytes).await;
+        let publisher = self.publisher(&bearer);
+        let answer = publish::batch(&self.worker, &content, message_bytes, publisher).await;
         self.answered(&answer, &call.manner).await
     }
 
-    async fn on_channels(self, call: Call<'_>, path: Option<&str>) -> Next {
+    async fn on_channels(mut self, call: Call<'_>, path: Option<&str>) -> Next {
         let names = match path.map(parse_names).transpose() {
             Ok(names) => names,
             Err(answer) if is_read(&call.request) => {
@@ -143,33 +190,140 @@ impl Conn {
             }
             Err(answer) => return self.without_body(call, answer).await,
         };
-        match (call.request.method, names) {
+        let (act, names) = match (call.request.method, names) {
             (Method::Get, names) if matches!(call.request.upgrade, Upgrade::WebSocket { .. }) => {
-                self.on_websocket(call, names.unwrap_or_default()).await
+                return self.on_websocket(call, names.unwrap_or_default()).await;
             }
-            (Method::Get | Method::Head, Some(names)) => self.on_read(call, names).await,
-            (Method::Post, Some(names)) => self.on_publish(call, &names).await,
-            (Method::Delete, Some(names)) => {
-                let mut conn = self;
-                if let Err(failed) = conn.discard_body(&call).await {
-                    return failed.tell(conn, &call).await;
-                }
-                let answer = publish::delete(&conn.worker, &names).await;
-                conn.answered(&answer, &call.manner).await
-            }
+            (Method::Get | Method::Head, Some(names)) => (Act::Subscribe, names),
+            (Method::Post, Some(names)) => (Act::Publish, names),
+            (Method::Delete, Some(names)) => (Act::Delete, names),
             (Method::Get | Method::Head, None) => {
                 let answer = Answer::problem(
                     404,
                     "no channel is named; read /channels/NAME, or open a WebSocket here with the subprotocol pushline.v1",
                 );
-                self.without_body(call, answer).await
+                return self.without_body(call, answer).await;
             }
-            (_, None) => self.without_body(call, not_allowed("GET, HEAD, OPTIONS")).await,
-            (_, Some(_)) => self.without_body(call, not_allowed(METHODS)).await,
+            (_, None) => return self.without_body(call, not_allowed("GET, HEAD, OPTIONS")).await,
+            (_, Some(_)) => return self.without_body(call, not_allowed(METHODS)).await,
+        };
+        let admitted = match self.admit(&call).and_then(|admitted| self.permit(admitted, act, &names)) {
+            Ok(admitted) => admitted,
+            Err(denied) => return self.denied(call, denied).await,
+        };
+        match act {
+            Act::Subscribe => self.on_read(call, names, admitted).await,
+            Act::Publish => self.on_publish(call, &names, &admitted.bearer).await,
+            Act::Delete => self.on_delete(call, &names).await,
         }
     }
 
-    async fn on_publish(mut self, call: Call<'_>, names: &[Name]) -> Next {
+    async fn on_delete(mut self, call: Call<'_>, names: &[Name]) -> Next {
+        if let Err(failed) = self.discard_body(&call).await {
+            return failed.tell(self, &call).await;
+        }
+        let answer = publish::delete(&self.worker, names).await;
+        self.answered(&answer, &call.manner).await
+    }
+
+    /// Who a request is of. The connection is theirs from now on.
+    fn admit(&mut self, call: &Call<'_>) -> Result<Admitted, Denied> {
+        let peer = self.stream.socket.peer;
+        let doorman = &self.site.doorman;
+        let admitted = doorman.admit(&call.request, call.query, peer, call.manner.unix_s);
+        if !doorman.is_open() {
+            if let Err(denied) = &admitted {
+                doorman::note(*denied, peer, None, None);
+            }
+            self.stream.socket.bearer = admitted.as_ref().ok().map(|admitted| Rc::clone(&admitted.bearer));
+            self.trace_admitted(
+                admitted.as_ref().map(|admitted| admitted.bearer.proof).map_err(|denied| *denied),
+            );
+        }
+        admitted
+    }
+
+    /// Whether they may do this to all of the channels.
+    fn permit(&self, admitted: Admitted, act: Act, names: &[Name]) -> Result<Admitted, Denied> {
+        if !self.site.doorman.is_open() {
+            let permitted = self.site.doorman.permit(&admitted.bearer, act, names, self.stream.socket.peer);
+            permitted.inspect_err(|denied| self.trace_admitted(Err(*denied)))?;
+        }
+        Ok(admitted)
+    }
+
+    /// Who it is of, or exactly why not: for whoever watches.
+    fn trace_admitted(&self, admitted: Result<Proof, Denied>) {
+        // Where nobody wants to know of requests, nobody watches.
+        if self.stream.noted.is_none() {
+            return;
+        }
+        self.worker.with(|state| {
+            if state.is_traced() {
+                let who = Who::of_socket(&self.stream.socket, Transport::Http);
+                match admitted {
+                    Ok(Proof::None) => {}
+                    Ok(proof) => state.trace(who, || What::Authenticated { proof }),
+                    Err(denied) => state.trace(who, || What::Denied { why: denied.to_string().into() }),
+                }
+            }
+        });
+    }
+
+    fn publisher<'b>(&'b self, bearer: &'b Bearer) -> Publisher<'b> {
+        if self.site.doorman.is_open() {
+            Publisher::ANYONE
+        } else {
+            Publisher::of(&self.site.doorman, bearer, self.stream.socket.peer)
+        }
+    }
+
+    async fn denied(self, call: Call<'_>, denied: Denied) -> Next {
+        self.worker.stats().refuse(denied.counted());
+        let answer = doorman::answer(denied);
+        let answer = if is_read(&call.request) { answer.vary(VARY_READ) } else { answer };
+        self.without_body(call, answer).await
+    }
+
+    async fn on_tickets(self, call: Call<'_>) -> Next {
+        if call.request.method != Method::Post {
+            return self.without_body(call, not_allowed("POST, OPTIONS")).await;
+        }
+        if self.site.doorman.is_open() {
+            return self.without_body(call, tickets::none_needed()).await;
+        }
+        let now_s = call.manner.unix_s;
+        match self.site.doorman.give_ticket(&call.request, call.query, now_s) {
+            Ok(asked) => {
+                let answer = tickets::answer(&self.worker, asked);
+                self.without_body(call, answer).await
+            }
+            Err(denied) => {
+                doorman::note(denied, self.stream.socket.peer, None, None);
+                self.denied(call, denied).await
+            }
+        }
+    }
+
+    async fn on_renewal(mut self, call: Call<'_>, id: &str) -> Next {
+        if call.request.method != Method::Post {
+            return self.without_body(call, not_allowed("POST, OPTIONS")).await;
+        }
+        if self.site.doorman.is_open() {
+            return self.without_body(call, renewal::none_needed()).await;
+        }
+        let bearer = match self.admit(&call) {
+            Ok(admitted) => admitted.bearer,
+            Err(denied) => return self.denied(call, denied).await,
+        };
+        if let Err(failed) = self.discard_body(&call).await {
+            return failed.tell(self, &call).await;
+        }
+        let answer = renewal::renew(&self.site, &self.worker, id, &bearer).await;
+        self.answered(&answer, &call.manner).await
+    }
+
+    async fn on_publish(mut self, call: Call<'_>, names: &[Name], bearer: &Bearer) -> Next {
         let labels = match Labels::of(&call.request.fields) {
             Ok(labels) => labels,
             Err(answer) => return self.without_body(call, answer).await,
@@ -179,13 +333,16 @@ impl Conn {
             Err(failed) => return failed.tell(self, &call).await,
         };
         let answer = match labels.draft(content) {
-            Ok(draft) => publish::publish(&self.worker, names, draft, labels.key()).await,
+            Ok(draft) => {
+                let publisher = self.publisher(bearer);
+                publish::publish(&self.worker, names, draft, labels.key(), publisher).await
+            }
             Err(answer) => answer,
         };
         self.answered(&answer, &call.manner).await
     }
 
-    async fn on_websocket(self, call: Call<'_>, names: Vec<Name>) -> Next {
+    async fn on_websocket(mut self, call: Call<'_>, names: Vec<Name>) -> Next {
         let Upgrade::WebSocket { key } = call.request.upgrade else {
             return Next::End(self, Reason::Internal);
         };
@@ -209,20 +366,54 @@ impl Conn {
         });
         match good {
             Ok((handshake, from)) => {
-                let Conn { worker, mut stream, input, out, site } = self;
+                let admitted = self.admit(&call);
+                let waits = handshake.subprotocol == Subprotocol::V1
+                    && admitted.as_ref().is_ok_and(|admitted| self.brings_token_later(admitted, &names));
+                let admitted = admitted.and_then(|admitted| {
+                    if waits { Ok(admitted) } else { self.permit_websocket(admitted, &names) }
+                });
                 // Answers of pipelined requests go first.
-                let deadline = site.settings().timeouts.body;
-                if !out.is_empty() && stream.write_all(&out, deadline).await.is_err() {
+                if self.flush().await.is_err() {
                     return Next::Gone;
                 }
-                open_websocket(&worker, stream, &handshake, &names, &from, input).await;
+                let Conn { worker, stream, input, site, .. } = self;
+                match admitted {
+                    Ok(_) if waits => renewal::open_waiting(&worker, stream, &handshake, names, from, input),
+                    Ok(Admitted { ticket, .. }) => {
+                        let doorman = &site.doorman;
+                        let opened =
+                            open_websocket(&worker, doorman, stream, &handshake, &names, &from, input).await;
+                        tickets::opened(&site, &worker, ticket, opened);
+                    }
+                    Err(denied) => {
+                        worker.stats().refuse(denied.counted());
+                        refuse_websocket(&worker, stream, &handshake, denied.reason());
+                    }
+                }
                 Next::Gone
             }
             Err(answer) => self.answered(&answer.vary(VARY_READ), &call.manner).await,
         }
     }
 
-    async fn on_read(mut self, call: Call<'_>, names: Vec<Name>) -> Next {
+    /// Whether somebody who came without a token is to bring one, by `pushline.v1`: strangers may not have what the URL names.
+    fn brings_token_later(&self, admitted: &Admitted, names: &[Name]) -> bool {
+        let (doorman, bearer) = (&self.site.doorman, &admitted.bearer);
+        let has_all = names.iter().all(|name| doorman.may(bearer, Act::Subscribe, name));
+        bearer.proof == Proof::None && (may_nothing(bearer) || !has_all)
+    }
+
+    /// The same for a WebSocket: its channels, and where it names none, that it may do anything at all.
+    fn permit_websocket(&self, admitted: Admitted, names: &[Name]) -> Result<Admitted, Denied> {
+        if names.is_empty() && !self.site.doorman.is_open() && may_nothing(&admitted.bearer) {
+            let denied = doorman::refusal(&admitted.bearer, Act::Subscribe);
+            doorman::note(denied, self.stream.socket.peer, Some(&admitted.bearer), None);
+            return Err(denied);
+        }
+        self.permit(admitted, Act::Subscribe, names)
+    }
+
+    async fn on_read(mut self, call: Call<'_>, names: Vec<Name>, admitted: Admitted) -> Next {
         if let Err(failed) = self.discard_body(&call).await {
             return failed.tell(self, &call).await;
         }
@@ -230,7 +421,7 @@ impl Conn {
         let fields = call.request.fields;
         let accept = Accept::parse(fields.all("accept"));
         if accept.event_stream {
-            return self.on_events(call, &names, head_only).await;
+            return self.on_events(call, &names, head_only, admitted.ticket).await;
         }
         if !accept.json {
             let answer = Answer::problem(
@@ -248,11 +439,14 @@ impl Conn {
         match read::poll(&self.worker, remembered, &call.request, call.query, names).await {
             Polled::Answer(answer) => self.answered(&answer, &call.manner).await,
             Polled::Hold { places, limit, wait_s } => {
-                let Conn { worker, stream, input, .. } = self;
+                let Conn { worker, mut stream, input, site, .. } = self;
+                let noted = stream.noted.take();
                 if let Some(socket) = stream.into_socket() {
                     worker.with(|state| {
-                        let held = read::held(state, &call.manner, limit, wait_s, input);
-                        read::hold(state, socket, &places, held);
+                        let mut held = read::held(state, &call.manner, limit, wait_s, input);
+                        held.hold_noted(noted);
+                        let conn = read::hold(state, socket, &places, held);
+                        site.doorman.recheck(state, conn);
                     });
                 }
                 Next::Gone
@@ -260,7 +454,13 @@ impl Conn {
         }
     }
 
-    async fn on_events(mut self, call: Call<'_>, names: &[Name], head_only: bool) -> Next {
+    async fn on_events(
+        mut self,
+        call: Call<'_>,
+        names: &[Name],
+        head_only: bool,
+        ticket: Option<TicketUse>,
+    ) -> Next {
         let fields = call.request.fields;
         let start = stream_start(call.query, fields.get("last-event-id"), names.len());
         let envelope = switch(call.query, "envelope");
@@ -271,14 +471,28 @@ impl Conn {
         if self.flush().await.is_err() {
             return Next::Gone;
         }
+        self.worker.stats().answer(200);
         if head_only {
             super::stream::event_stream_head(&mut self.out, &call.manner);
+            let bytes = self.out.len();
+            self.note_answer(200, bytes);
             return Next::End(self, Reason::Answered);
         }
-        let Conn { worker, stream, .. } = self;
-        open_events(&worker, stream, &call.manner, names, &from, envelope).await;
+        let Conn { worker, stream, site, .. } = self;
+        let opened = open_events(&worker, &site.doorman, stream, &call.manner, names, &from, envelope).await;
+        tickets::opened(&site, &worker, ticket, opened);
         Next::Gone
     }
+}
+
+/// Whether someone may publish to any channel: else no line of a batch can be done.
+fn may_publish_somewhere(bearer: Rc<Bearer>) -> Result<Rc<Bearer>, Denied> {
+    if bearer.grants.publish.is_empty() { Err(doorman::refusal(&bearer, Act::Publish)) } else { Ok(bearer) }
+}
+
+/// Whether there is nothing that someone may do.
+fn may_nothing(bearer: &Bearer) -> bool {
+    bearer.proof == Proof::None && bearer.grants == Default::default()
 }
 
 /// Fields that speak of one message, and the members of a batch's line that say the same.
@@ -298,11 +512,18 @@ fn is_read(request: &Request<'_>) -> bool {
 /// The methods that a path takes; `None`: nothing is there.
 fn methods_of(path: &str) -> Option<&'static str> {
     match path {
-        "/" | "/healthz" | "/channels" => Some("GET, HEAD, OPTIONS"),
-        "/publish" => Some("POST, OPTIONS"),
+        "/" | "/healthz" | "/readyz" | "/channels" => Some("GET, HEAD, OPTIONS"),
+        "/publish" | "/tickets" => Some("POST, OPTIONS"),
+        path if renewed_by(path).is_some() => Some("POST, OPTIONS"),
         path if path.starts_with("/channels/") => Some(METHODS),
         _ => None,
     }
+}
+
+/// The id of the connection that is renewed at a path.
+fn renewed_by(path: &str) -> Option<&str> {
+    let id = path.strip_prefix("/connections/")?.strip_suffix("/auth")?;
+    (!id.is_empty() && !id.contains('/')).then_some(id)
 }
 
 const METHODS: &str = "GET, HEAD, POST, DELETE, OPTIONS";

@@ -14,7 +14,9 @@ use crate::runtime::stream::Stream;
 use crate::runtime::worker::{Done, Edge, LocalTask, Worker};
 
 use super::at_once;
+use super::auth::Auth;
 use super::conn::Conn;
+use super::doorman::Doorman;
 use super::frames;
 use super::origin::Gate;
 use super::read::Remembered;
@@ -23,12 +25,18 @@ use super::read::Remembered;
 pub struct Site {
     pub(super) node: Arc<Node>,
     pub(super) gate: Gate,
+    pub(super) doorman: Doorman,
     pub(super) remembered: Remembered,
 }
 
 impl Site {
-    pub fn new(node: &Arc<Node>) -> Self {
-        Self { node: Arc::clone(node), gate: Gate::new(&node.settings), remembered: Remembered::default() }
+    pub fn new(node: &Arc<Node>, auth: &Arc<Auth>) -> Self {
+        Self {
+            node: Arc::clone(node),
+            gate: Gate::new(&node.settings),
+            doorman: Doorman::new(auth, !node.settings.auth.is_configured()),
+            remembered: Remembered::default(),
+        }
     }
 
     pub(super) fn settings(&self) -> &Settings {
@@ -47,8 +55,8 @@ impl Edge for Site {
         name: &Name,
         result: Result<Published, PublishRefusal>,
         out: &mut Vec<u8>,
-    ) {
-        at_once::write_published(self, worker, name, result, out);
+    ) -> u16 {
+        at_once::write_published(self, worker, name, result, out)
     }
 
     fn serve(self: Rc<Self>, worker: Rc<Worker>, socket: Socket, input: Vec<u8>) -> LocalTask {
@@ -80,7 +88,6 @@ impl Edge for Site {
         frames: Vec<Frame>,
         last: Option<Last>,
     ) -> LocalTask {
-        let message_bytes_max = self.settings().limits.message_bytes;
-        Box::pin(frames::act(worker, conn, raw, frames, last, message_bytes_max))
+        Box::pin(frames::act(self, worker, conn, raw, frames, last))
     }
 }

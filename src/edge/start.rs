@@ -1,29 +1,111 @@
 //! From checked settings to a serving node.
 //! Owns the order of starting: logs first, so that everything after can speak. Never parses settings.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
-use crate::edge::config::Config;
+use rustls::ServerConfig;
+
+use crate::edge::admin::{self, Admin};
+use crate::edge::auth::{Auth, Policy};
+use crate::edge::certificates;
+use crate::edge::config::{self, Config, Inputs};
 use crate::edge::doctor::{self, Wanted};
 use crate::edge::log;
 use crate::edge::machine::Machine;
 use crate::edge::site::Site;
+use crate::runtime::activation::{self, Passed};
 use crate::runtime::server::{self, Ended, ServeError};
+use crate::runtime::settings::Settings;
+use crate::runtime::state::Node;
 
 /// Serves until told to stop.
 ///
 /// # Errors
 /// [`ServeError`] when the node cannot start; nothing was served then.
-pub fn run(config: Config) -> Result<Ended, ServeError> {
+pub fn run(config: Config, inputs: Inputs, tls: Option<Arc<ServerConfig>>) -> Result<Ended, ServeError> {
     log::init(&config.settings.log);
     warn_of_limits(&config);
-    let settings = config.settings;
-    if !settings.open {
+    let Config { mut settings, policy, .. } = config;
+    settings.passed = passed(&settings)?;
+    let is_strict = settings.auth.is_configured();
+    if is_strict {
+        tell_keys("authentication is configured", &policy);
+    } else if !settings.open {
         tracing::info!(
-            "listening on loopback alone; anyone on this machine may read and publish. --open permits other addresses"
+            "listening on loopback alone; anyone on this machine may read and publish. [auth] says who may do what; \
+             --open permits other addresses without it"
         );
     }
-    server::serve(settings, Site::new, greet)
+    let auth = Arc::new(Auth::new(policy, settings.auth.revocations_max));
+    let make_edge = {
+        let auth = Arc::clone(&auth);
+        move |node: &Arc<Node>| Site::new(node, &auth)
+    };
+    certificates::tell(&settings.tls);
+    let (plain_count, listeners) = (settings.listen.len(), settings.tls.clone());
+    let (listening, operators) = (Cell::new(None), Cell::new(None));
+    let ended = server::serve(
+        settings,
+        tls,
+        make_edge,
+        |settings| {
+            listening.set(admin::listen(settings)?);
+            Ok(())
+        },
+        |node, addresses| {
+            operators.set(listening.take().map(|listening| Admin::start(node, &auth.revocations, listening)));
+            greet(addresses, plain_count);
+        },
+        |node| {
+            reload(&inputs, &auth, is_strict);
+            certificates::reload(&listeners, node);
+        },
+    );
+    // Operators look on until the last client is gone.
+    drop(operators);
+    ended
+}
+
+/// The sockets that a service manager passed, if those that they reach may be reached.
+fn passed(settings: &Settings) -> Result<Vec<Passed>, ServeError> {
+    let passed = activation::passed()?;
+    let loopback_alone = !settings.open && !settings.auth.is_configured();
+    match passed.iter().find(|passed| loopback_alone && !passed.addr.ip().to_canonical().is_loopback()) {
+        Some(Passed { name, addr, .. }) => {
+            Err(ServeError::PassedReachable { name: name.clone(), addr: *addr })
+        }
+        None => Ok(passed),
+    }
+}
+
+/// Reads the configuration and its files again. What of them is wrong changes nothing.
+fn reload(inputs: &Inputs, auth: &Auth, is_strict: bool) {
+    match config::load(inputs) {
+        Ok(Config { settings, policy, .. }) if settings.auth.is_configured() == is_strict => {
+            if is_strict {
+                auth.replace(policy);
+                tell_keys("keys and rules are loaded anew", &auth.policy());
+            }
+        }
+        Ok(_) => tracing::error!(
+            "reload: authentication is turned on or off by a restart alone; the keys and rules stay as they were"
+        ),
+        Err(refusals) => {
+            for refusal in refusals {
+                tracing::error!(%refusal, "reload: the configuration is wrong; the keys and rules stay as they were");
+            }
+        }
+    }
+}
+
+fn tell_keys(message: &str, policy: &Policy) {
+    let (keys, api_keys) = policy.counts();
+    tracing::info!(keys, api_keys, "{message}");
+    for left_out in policy.left_out() {
+        tracing::info!(left_out, "a key of auth.jwks_file is not used");
+    }
 }
 
 /// Says what keeps the node from the connections that it is configured for: what `pushline doctor` finds, or, when nobody
@@ -51,8 +133,11 @@ fn warn_of_limits(config: &Config) {
 }
 
 /// A line to try, for whoever started this in a terminal.
-fn greet(addresses: &[SocketAddr]) {
+fn greet(addresses: &[SocketAddr], plain_count: usize) {
     use std::io::Write;
+    for addr in addresses.iter().skip(plain_count) {
+        let _ = writeln!(std::io::stdout(), "Pushline serves https://{addr}/");
+    }
     let Some(addr) = addresses.first() else { return };
     // A closed stdout is no reason not to serve.
     let _ = writeln!(

@@ -14,12 +14,15 @@ use crate::proto::{envelope, sse};
 use crate::runtime::close::{Reason, Transport};
 use crate::runtime::entry::{ConnId, Kind};
 use crate::runtime::framing::text_frame;
+use crate::runtime::noted::Noted;
 use crate::runtime::state::{Overloaded, Place, State};
+use crate::runtime::stats::Refusal;
 use crate::runtime::stream::Stream;
 use crate::runtime::worker::Worker;
 
 use super::answer::{Manner, VARY_READ};
 use super::ask;
+use super::doorman::Doorman;
 use super::identity::connection_id;
 
 /// An EventSource that lost its stream waits so long, and up to so much longer, before it comes back.
@@ -40,15 +43,16 @@ pub fn event_stream_head(out: &mut Vec<u8>, manner: &Manner<'_>) {
         .end();
 }
 
-/// Opens an event stream.
+/// Opens an event stream. `None`: it was refused, or the client is gone.
 pub async fn open_events(
     worker: &Rc<Worker>,
-    stream: Stream,
+    doorman: &Doorman,
+    mut stream: Stream,
     manner: &Manner<'_>,
     names: &[Name],
     from: &[From],
     envelope: bool,
-) {
+) -> Option<ConnId> {
     let mut head = Vec::with_capacity(512);
     event_stream_head(&mut head, manner);
     let places = match places(worker, names, from).await {
@@ -56,10 +60,11 @@ pub async fn open_events(
         refused => {
             let reason = if refused.is_ok() { Reason::Drain } else { Reason::Full };
             refuse_events(worker, stream, head, reason);
-            return;
+            return None;
         }
     };
-    let Some(socket) = stream.into_socket() else { return };
+    let noted = stream.noted.take();
+    let socket = stream.into_socket()?;
     worker.with(|state| {
         let conn = state.adopt(socket, Kind::Sse);
         let mut out = head;
@@ -79,24 +84,45 @@ pub async fn open_events(
             }
         }
         state.say(conn.slot, &out);
+        on_opened(state, noted, 200, out.len(), conn);
         let many = places.len() > 1;
         let encoding = if many || envelope { Encoding::SseEnvelope } else { Encoding::Sse };
         let read = places.iter().all(|place| state.subscribe(conn.slot, *place, encoding, many));
         end_unless(state, conn, read);
+        doorman.recheck(state, conn);
+        state.bury();
+        Some(conn)
+    })
+}
+
+/// Chromium never comes back after an error status: a stream refused for a passing reason is a stream that ends.
+fn refuse_events(worker: &Rc<Worker>, mut stream: Stream, mut out: Vec<u8>, reason: Reason) {
+    let noted = stream.noted.take();
+    let Some(socket) = stream.into_socket() else { return };
+    worker.with(|state| {
+        let reconnect_ms = state.reconnect_ms();
+        count_refused(state, reason);
+        let conn = state.adopt(socket, Kind::Sse);
+        sse::write_close(&mut out, reason.as_str(), reconnect_ms);
+        on_opened(state, noted, 200, out.len(), conn);
+        state.end(conn.slot, Transport::Sse, reason, &out);
         state.bury();
     });
 }
 
-/// Chromium never comes back after an error status: a stream refused for a passing reason is a stream that ends.
-fn refuse_events(worker: &Rc<Worker>, stream: Stream, mut out: Vec<u8>, reason: Reason) {
-    let Some(socket) = stream.into_socket() else { return };
-    worker.with(|state| {
-        let reconnect_ms = state.reconnect_ms();
-        let conn = state.adopt(socket, Kind::Sse);
-        sse::write_close(&mut out, reason.as_str(), reconnect_ms);
-        state.end(conn.slot, Transport::Sse, reason, &out);
-        state.bury();
-    });
+/// A stream that is refused as it opens is full, or the node drains.
+fn count_refused(state: &State, reason: Reason) {
+    state.stats().refuse(if reason == Reason::Drain { Refusal::Draining } else { Refusal::Overloaded });
+}
+
+/// The request that a stream began with has its answer.
+pub fn on_opened(state: &mut State, noted: Option<Noted>, status: u16, bytes: usize, conn: ConnId) {
+    let Some(mut noted) = noted else { return };
+    let Some(entry) = state.conn(conn) else { return };
+    noted.becomes(entry.kind.transport());
+    let bearer = entry.bearer.clone();
+    let subject = bearer.as_ref().and_then(|bearer| bearer.subject.as_deref());
+    state.on_answered(noted, status, bytes, subject, Some(conn));
 }
 
 /// The cursor that a reader came with; nowhere, if it had none.
@@ -107,7 +133,7 @@ fn asked(from: From) -> Cursor {
     }
 }
 
-async fn places(worker: &Rc<Worker>, names: &[Name], from: &[From]) -> Result<Vec<Place>, Overloaded> {
+pub async fn places(worker: &Rc<Worker>, names: &[Name], from: &[From]) -> Result<Vec<Place>, Overloaded> {
     let mut places = Vec::with_capacity(names.len());
     for (name, from) in names.iter().zip(from) {
         places.push(ask::place(worker, name, *from).await?);
@@ -121,29 +147,51 @@ pub struct Handshake {
     pub subprotocol: Subprotocol,
 }
 
-/// Opens a WebSocket. `leftover` are the client's first frames, if they came already.
+/// Accepts a handshake only to say why it ends: a browser cannot see one that is refused.
+pub fn refuse_websocket(worker: &Rc<Worker>, mut stream: Stream, handshake: &Handshake, reason: Reason) {
+    let noted = stream.noted.take();
+    let v1 = handshake.subprotocol == Subprotocol::V1;
+    let mut out = Vec::with_capacity(256);
+    write_switching(&mut out, &handshake.accept, handshake.subprotocol);
+    let Some(socket) = stream.into_socket() else { return };
+    worker.with(|state| {
+        let conn = state.adopt(socket, Kind::Ws { v1, reader: Default::default() });
+        on_opened(state, noted, 101, out.len(), conn);
+        state.say(conn.slot, &out);
+        let reconnect_ms = state.reconnect_ms();
+        state.farewell(conn.slot, reason, reconnect_ms);
+        state.bury();
+    });
+}
+
+/// Opens a WebSocket. `leftover` are the client's first frames, if they came already. `None`: the client is gone.
 pub async fn open_websocket(
     worker: &Rc<Worker>,
-    stream: Stream,
+    doorman: &Doorman,
+    mut stream: Stream,
     handshake: &Handshake,
     names: &[Name],
     from: &[From],
     mut leftover: Vec<u8>,
-) {
+) -> Option<ConnId> {
     let v1 = handshake.subprotocol == Subprotocol::V1;
     let mut out = Vec::with_capacity(256);
     write_switching(&mut out, &handshake.accept, handshake.subprotocol);
     let places = places(worker, names, from).await;
-    let Some(socket) = stream.into_socket() else { return };
+    let noted = stream.noted.take();
+    let socket = stream.into_socket()?;
     worker.with(|state| {
         let conn = state.adopt(socket, Kind::Ws { v1, reader: Default::default() });
+        state.stats().answer(101);
+        on_opened(state, noted, 101, out.len(), conn);
         if state.draining.is_some() || places.is_err() {
             state.say(conn.slot, &out);
             let reason = if places.is_ok() { Reason::Drain } else { Reason::Full };
+            count_refused(state, reason);
             let reconnect_ms = state.reconnect_ms();
             state.farewell(conn.slot, reason, reconnect_ms);
             state.bury();
-            return;
+            return Some(conn);
         }
         let places = places.unwrap_or_default();
         if v1 {
@@ -158,21 +206,24 @@ pub async fn open_websocket(
             // Raw cannot tell a gap.
             state.farewell(conn.slot, Reason::Slow, 0);
             state.bury();
-            return;
+            return Some(conn);
         }
         let encoding = if v1 { Encoding::V1 } else { Encoding::Raw };
         let read = places.iter().all(|place| state.subscribe(conn.slot, *place, encoding, false));
         end_unless(state, conn, read);
+        doorman.recheck(state, conn);
         if !leftover.is_empty() {
             state.on_frames(conn, &mut leftover);
         }
         state.bury();
-    });
+        Some(conn)
+    })
 }
 
 /// A node so slow that a channel was let go of between finding it and reading it is too full: the client comes back.
 pub fn end_unless(state: &mut State, conn: ConnId, reads: bool) {
     if !reads {
+        count_refused(state, Reason::Full);
         let reconnect_ms = state.reconnect_ms();
         state.farewell(conn.slot, Reason::Full, reconnect_ms);
     }

@@ -125,6 +125,15 @@ pub enum PublishData<'a> {
 }
 
 impl PublishData<'_> {
+    /// How many there are.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Json(text) => text.len(),
+            Self::Text(text) => text.len(),
+            Self::Binary(bytes) => bytes.len(),
+        }
+    }
+
     /// The same, borrowed.
     pub fn as_payload(&self) -> Payload<'_> {
         match self {

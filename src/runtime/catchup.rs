@@ -9,6 +9,7 @@ use super::entry::{ConnId, Sub};
 use super::mail::{Answer, Ask};
 use super::settings::SlowPolicy;
 use super::state::{PAGE, Pending, State};
+use super::trace::What;
 
 /// How soon a reader that was too slow may come back: at least, and up to twice that.
 const SLOW_RECONNECT_MS: u64 = 1_000;
@@ -89,6 +90,12 @@ impl State {
                 }
             }
         }
+        if let Some(seq) = gap_at
+            && self.is_traced()
+            && let Some(cursor) = self.feeds.get(feed_slot).map(|feed| feed.at(seq))
+        {
+            self.trace_sub(conn.slot, feed_slot, || What::Gap { cursor });
+        }
         self.put_page(conn, sub, &page, gap_at);
         self.after_page(conn, feed_slot);
     }
@@ -134,6 +141,10 @@ impl State {
         let head = feed.head().seq;
         if feed.lanes[usize::from(sub.lane)].holds(seq) {
             feed.reader_mut(sub.lane, sub.index).standing = Standing::Live;
+            let cursor = feed.at(seq);
+            if self.is_traced() {
+                self.trace_sub(conn.slot, feed_slot, || What::CaughtUp { cursor });
+            }
             self.no_longer_fresh(conn, feed_slot);
             if seq < head {
                 self.touch(feed_slot);

@@ -1,7 +1,7 @@
 //! The node's clocks: ticks for deadlines, which never go back, and the time of day for messages.
 #![allow(unsafe_code)]
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Milliseconds in a tick.
 pub const TICK_MS: u64 = 100;
@@ -10,16 +10,24 @@ pub const TICK_MS: u64 = 100;
 pub struct Clock {
     /// Of the kernel's coarse clock.
     started_ms: u64,
+    started: Instant,
 }
 
 impl Clock {
     pub fn start() -> Self {
-        Self { started_ms: coarse_ms() }
+        Self { started_ms: coarse_ms(), started: Instant::now() }
     }
 
     /// Milliseconds since 1970, as the machine's clock has it: it may be set.
     pub fn now_ms(&self) -> u64 {
         SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+    }
+
+    /// Microseconds from the node's start to `now`, at least 1: what took how long.
+    pub fn us(&self, now: Instant) -> u64 {
+        let since = now.saturating_duration_since(self.started);
+        // `as_micros` divides 128 bits.
+        (since.as_secs() * 1_000_000 + u64::from(since.subsec_micros())).max(1)
     }
 
     /// Ticks since the node started.

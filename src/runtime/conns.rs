@@ -14,6 +14,7 @@ use super::framing::text_frame;
 use super::io::{self, Interest};
 use super::sendring::{Outcome, send_now};
 use super::state::{Place, Socket, Spawn, State};
+use super::trace::What;
 
 /// How long an ended connection may take to close after us.
 pub const LINGER_TICKS: u32 = 10;
@@ -42,7 +43,11 @@ impl State {
             batch: 0,
             sent_messages: socket.sent_messages,
             sent_bytes: socket.sent_bytes,
+            peer: socket.peer,
+            bearer: socket.bearer,
+            tls: socket.tls,
         };
+        self.count_began(entry.kind.transport());
         let (slot, generation) = self.conns.insert(entry);
         let conn = ConnId { slot, generation };
         let interest = self.conns.get_mut(slot).map_or(Interest::Read, interest);
@@ -83,6 +88,18 @@ impl State {
         let Some(entry) = self.conns.get_mut(slot) else { return };
         entry.said_tick = tick;
         entry.sent_bytes += bytes.len() as u64;
+        let transport = entry.kind.transport() as usize;
+        self.node.stats[usize::from(self.index)].sent_bytes.add(transport, bytes.len() as u64);
+        if entry.tls.is_some() {
+            self.send_sealed(slot, bytes);
+        } else {
+            self.put_wire(slot, bytes);
+        }
+    }
+
+    /// Sends bytes as they are, after what is owed.
+    pub(super) fn put_wire(&mut self, slot: u32, bytes: &[u8]) {
+        let Some(entry) = self.conns.get_mut(slot) else { return };
         if entry.flags.blocked || entry.owed.is_some() {
             let owed = entry.owed.get_or_insert_default();
             owed.bytes.extend_from_slice(bytes);
@@ -96,7 +113,7 @@ impl State {
             Outcome::Whole => {}
             Outcome::Short(sent) => self.block(slot, &bytes[sent..]),
             Outcome::Full => self.block(slot, bytes),
-            Outcome::Failed(_) => self.doom(slot),
+            Outcome::Failed(errno) => self.doom(slot, Reason::of_errno(errno)),
         }
     }
 
@@ -119,7 +136,9 @@ impl State {
         if !owed.is_empty() {
             entry.owed.get_or_insert_default().bytes.extend_from_slice(owed);
         }
-        entry.flags.blocked = true;
+        if !std::mem::replace(&mut entry.flags.blocked, true) {
+            self.blocked.insert(slot, self.node.clock.tick());
+        }
         for sub in entry.subs.as_slice() {
             if let Some(feed) = self.feeds.get_mut(sub.feed) {
                 let reader = feed.reader_mut(sub.lane, sub.index);
@@ -129,6 +148,9 @@ impl State {
             }
         }
         self.set_interest(slot);
+        if self.is_traced() {
+            self.trace_conn(slot, || What::Blocked { owed_bytes: owed.len() as u64 });
+        }
     }
 
     /// The socket takes more again: what is owed goes first, then every channel is visited. True: what was held back until
@@ -140,7 +162,13 @@ impl State {
         while let Some(owed) = &mut entry.owed {
             match send_now(entry.fd, &owed.bytes[owed.sent..]) {
                 Outcome::Whole => match owed.pong.take() {
-                    Some(pong) => (owed.bytes, owed.sent) = (pong, 0),
+                    Some(pong) => {
+                        owed.sent = 0;
+                        if !super::wire::to_wire(entry.tls.as_deref_mut(), pong, &mut owed.bytes) {
+                            self.doom(slot, Reason::TlsFailed);
+                            return false;
+                        }
+                    }
                     None => {
                         held_back = std::mem::take(&mut owed.held_back);
                         entry.owed = None;
@@ -153,15 +181,20 @@ impl State {
                     return false;
                 }
                 Outcome::Full => return false,
-                Outcome::Failed(_) => {
-                    self.doom(slot);
+                Outcome::Failed(errno) => {
+                    self.doom(slot, Reason::of_errno(errno));
                     return false;
                 }
             }
         }
         entry.said_tick = tick;
+        self.blocked.remove(&slot);
         entry.flags.blocked = false;
         entry.flags.input_off = false;
+        if self.is_traced() {
+            self.trace_conn(slot, || What::Unblocked);
+        }
+        let Some(entry) = self.conns.get_mut(slot) else { return false };
         match entry.kind {
             Kind::Ending { .. } => {
                 self.shut(slot);
@@ -191,7 +224,7 @@ impl State {
         let Some(entry) = self.conns.get_mut(slot) else { return };
         let interest = interest(entry);
         if self.epoll.modify(entry.fd, ConnId { slot, generation }.token(), interest).is_err() {
-            self.doom(slot);
+            self.doom(slot, Reason::Internal);
         }
     }
 
@@ -215,10 +248,11 @@ impl State {
             messages: 0,
             sent_tick: tick,
             standing: if blocked { Standing::Blocked } else { Standing::Live },
+            sealed: entry.tls.is_some(),
             shared,
             joined,
         };
-        let behind = seq < feed.head().seq;
+        let behind = feed.head().seq.saturating_sub(seq);
         let (lane, index) = feed.add_reader(encoding, reader);
         if !blocked && encoding != Encoding::Poll && !feed.lanes[usize::from(lane)].holds(seq) {
             feed.reader_mut(lane, index).standing = Standing::CatchUp;
@@ -230,13 +264,17 @@ impl State {
             feed.reader_mut(first.lane, first.index).shared = true;
         }
         entry.subs.push(Sub { feed: feed_slot, index, lane, fresh: standing == Standing::CatchUp });
+        if self.is_traced() && encoding != Encoding::Poll {
+            let (cursor, gap) = (place.cursor(), place.gap);
+            self.trace_sub(slot, feed_slot, || What::Subscribed { cursor, behind, gap });
+        }
         match standing {
             Standing::CatchUp => {
                 if let Some(conn) = self.conn_id(slot) {
                     self.catchups.push_back((conn, feed_slot));
                 }
             }
-            Standing::Live if behind => self.touch(feed_slot),
+            Standing::Live if behind > 0 => self.touch(feed_slot),
             Standing::Live | Standing::Blocked => {}
         }
         true
@@ -244,6 +282,9 @@ impl State {
 
     /// Takes the connection out of one feed.
     pub fn unsubscribe(&mut self, slot: u32, feed: u32) {
+        if self.is_traced() {
+            self.trace_sub(slot, feed, || What::Unsubscribed { because: None });
+        }
         let Some(entry) = self.conns.get_mut(slot) else { return };
         if let Some(sub) = entry.subs.remove(feed) {
             self.leave(slot, sub);
@@ -284,21 +325,15 @@ impl State {
     pub fn release(&mut self, slot: u32) -> Option<Socket> {
         self.unsubscribe_all(slot);
         let entry = self.conns.remove(slot)?;
+        self.count_left(slot, &entry);
         // What is told once stays in the set: it comes back, and a change costs less than going and coming.
         let is_in_epoll = entry.flags.once;
         // A socket that cannot be taken out of the set would be told of twice.
         if !is_in_epoll && self.epoll.remove(entry.fd).is_err() {
-            io::close(entry.fd);
-            self.count_closed();
+            self.close(&socket_of(entry, is_in_epoll), Transport::Http, Reason::Internal);
             return None;
         }
-        Some(Socket {
-            fd: entry.fd,
-            is_in_epoll,
-            opened_tick: entry.opened_tick,
-            sent_messages: entry.sent_messages,
-            sent_bytes: entry.sent_bytes,
-        })
+        Some(socket_of(entry, is_in_epoll))
     }
 
     /// What was held back is served next; until then nothing is read.
@@ -339,14 +374,18 @@ impl State {
         let mut notice = Vec::new();
         match entry.kind {
             Kind::Ending { .. } => return,
-            Kind::Idle => {}
-            Kind::Publishing(_) => {
+            Kind::Handshake => {
+                self.remove(slot, reason);
+                return;
+            }
+            Kind::Publishing(_) if reason == Reason::Drain => {
                 // The homes answer within a moment.
                 self.reschedule(slot);
                 return;
             }
+            Kind::Idle | Kind::Publishing(_) => {}
             Kind::Poll(_) => {
-                self.drain_poll(slot, reconnect_ms);
+                self.answer_poll_with(slot, reason, reconnect_ms);
                 return;
             }
             Kind::Sse => sse::write_close(&mut notice, reason.as_str(), reconnect_ms),
@@ -364,11 +403,17 @@ impl State {
 
     /// Says `last`, then nothing more, and waits a little for the client to close.
     pub fn end(&mut self, slot: u32, transport: Transport, reason: Reason, last: &[u8]) {
+        if self.is_traced() {
+            self.trace_conn(slot, || What::Closing { reason });
+        }
         self.unsubscribe_all(slot);
         let until_tick = self.tick() + NOTICE_TICKS;
         let Some(entry) = self.conns.get_mut(slot) else { return };
         entry.kind = Kind::Ending { transport, reason, until_tick };
         entry.flags.busy = false;
+        if std::mem::take(&mut entry.flags.waiting) {
+            self.waiting.remove(&slot);
+        }
         self.lingering += 1;
         if !last.is_empty() {
             self.put(slot, last);
@@ -387,40 +432,57 @@ impl State {
         if entry.flags.shut {
             return;
         }
+        if !self.close_sealed(slot) {
+            self.reschedule(slot);
+            return;
+        }
+        let Some(entry) = self.conns.get_mut(slot) else { return };
         entry.flags.shut = true;
         if io::shutdown_write(entry.fd).is_err() || self.lingering > LINGERING_MAX {
-            self.doom(slot);
+            // What it ends for was told when its ending began.
+            self.doom(slot, Reason::Gone);
             return;
         }
         if let Kind::Ending { until_tick, .. } = &mut entry.kind {
             *until_tick = until;
         }
-        entry.flags.blocked = false;
+        if std::mem::take(&mut entry.flags.blocked) {
+            self.blocked.remove(&slot);
+        }
         entry.flags.input_off = false;
         self.set_interest(slot);
         self.reschedule(slot);
     }
 
     /// The connection is lost; it is taken out when nothing is being walked over.
-    pub fn doom(&mut self, slot: u32) {
+    pub fn doom(&mut self, slot: u32, reason: Reason) {
         if let Some(conn) = self.conn_id(slot) {
-            self.pass.doomed.push(conn);
+            self.pass.doomed.push((conn, reason));
         }
     }
 
     /// Takes out what was found lost.
     pub fn bury(&mut self) {
-        while let Some(conn) = self.pass.doomed.pop() {
+        while let Some((conn, reason)) = self.pass.doomed.pop() {
             if self.conn(conn).is_some() {
-                self.remove(conn.slot, Reason::Gone);
+                self.remove(conn.slot, reason);
             }
         }
     }
 
     /// Closes the socket and forgets the connection.
     pub fn remove(&mut self, slot: u32, reason: Reason) {
+        let conn = self.conn_id(slot);
+        if self.is_traced() {
+            self.trace_leaving(slot, reason);
+        }
         self.unsubscribe_all(slot);
-        let Some(entry) = self.conns.remove(slot) else { return };
+        let Some(mut entry) = self.conns.remove(slot) else { return };
+        self.count_left(slot, &entry);
+        super::wire::close_at_once(&mut entry);
+        if entry.flags.waiting {
+            self.waiting.remove(&slot);
+        }
         let (transport, reason) = match entry.kind {
             Kind::Ending { transport, reason, .. } => {
                 self.lingering -= 1;
@@ -428,36 +490,39 @@ impl State {
             }
             ref kind => (kind.transport(), reason),
         };
-        let socket = Socket {
-            fd: entry.fd,
-            is_in_epoll: true,
-            opened_tick: entry.opened_tick,
-            sent_messages: entry.sent_messages,
-            sent_bytes: entry.sent_bytes,
-        };
-        self.close(&socket, transport, reason);
+        io::close(entry.fd);
+        self.on_closed(&socket_of(entry, true), conn, transport, reason);
     }
 
-    /// A connection's descriptor is closed.
-    pub fn count_closed(&mut self) {
-        self.connections -= 1;
-        self.node.places.give();
-        self.stats().closed.add(1);
+    /// A connection has become a stream, or a poll that waits. What is neither is open all the same.
+    pub fn count_began(&self, transport: Transport) {
+        if transport != Transport::Http {
+            self.stats().began.add(transport as usize, 1);
+        }
+    }
+
+    fn count_left(&mut self, slot: u32, entry: &Entry) {
+        if entry.flags.blocked {
+            self.blocked.remove(&slot);
+        }
+        let transport = entry.kind.transport();
+        if transport != Transport::Http {
+            self.stats().left.add(transport as usize, 1);
+        }
     }
 
     /// Closes a socket, and says why in the log.
     pub fn close(&mut self, socket: &Socket, transport: Transport, reason: Reason) {
         io::close(socket.fd);
-        self.count_closed();
-        tracing::debug!(
-            worker = self.index,
-            transport = transport.as_str(),
-            reason = reason.as_str(),
-            duration_ms = u64::from(self.tick() - socket.opened_tick) * super::clock::TICK_MS,
-            messages = socket.sent_messages,
-            bytes = socket.sent_bytes,
-            "closed"
-        );
+        self.on_closed(socket, None, transport, reason);
+    }
+
+    /// A connection's descriptor is closed: its place is free, and the logs say why. `conn`: its name with the holder.
+    pub fn on_closed(&mut self, socket: &Socket, conn: Option<ConnId>, transport: Transport, reason: Reason) {
+        self.connections -= 1;
+        self.node.places.give();
+        self.stats().close(transport, reason);
+        self.tell_closed(socket, conn, transport, reason);
     }
 
     /// The descriptor of a held connection.
@@ -514,11 +579,27 @@ impl State {
     }
 }
 
+/// The socket of a connection that is taken out of the holder.
+fn socket_of(entry: Entry, is_in_epoll: bool) -> Socket {
+    Socket {
+        fd: entry.fd,
+        is_in_epoll,
+        opened_tick: entry.opened_tick,
+        sent_messages: entry.sent_messages,
+        sent_bytes: entry.sent_bytes,
+        peer: entry.peer,
+        bearer: entry.bearer,
+        tls: entry.tls,
+    }
+}
+
 /// What a connection waits for, just now; it is asked for at once.
 fn interest(entry: &mut Entry) -> Interest {
     let reads = !entry.flags.busy && !entry.flags.input_off;
     let interest = match (reads, entry.flags.blocked) {
         (true, true) => Interest::ReadWrite,
+        // Its turn is awaited before it is read from.
+        (true, false) if matches!(entry.kind, Kind::Handshake) => Interest::ReadOnce,
         // Its first request makes a task of it, most likely: one that opens a stream.
         (true, false) if matches!(entry.kind, Kind::Idle) && entry.sent_messages == 0 => Interest::ReadOnce,
         (true, false) => Interest::Read,

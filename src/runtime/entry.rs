@@ -1,11 +1,16 @@
 //! A held connection: all that is kept of one that waits. What only some need is boxed and freed when done with.
 
 use std::os::fd::RawFd;
+use std::rc::Rc;
 
+use crate::domain::auth::Bearer;
 use crate::proto::ws::reader::ReaderState;
 
 use super::close::{Reason, Transport};
+use super::noted::Noted;
+use super::peer::Peer;
 use super::publishing::Publishing;
+use super::tls::Tls;
 
 /// A connection's slot and its generation: names it, and no later one in the same slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -105,11 +110,25 @@ pub struct HeldPoll {
     pub keep_alive: bool,
     /// What the client sent after the request.
     pub leftover: Vec<u8>,
+    /// Where somebody wants to know of the request.
+    pub noted: Option<Noted>,
+}
+
+impl HeldPoll {
+    /// Somebody wants to know of the request.
+    pub fn hold_noted(&mut self, noted: Option<Noted>) {
+        self.noted = noted.map(|mut noted| {
+            noted.becomes(Transport::LongPoll);
+            noted
+        });
+    }
 }
 
 /// What a held connection is.
 #[derive(Debug)]
 pub enum Kind {
+    /// Came to an address for TLS, and its handshake has not ended.
+    Handshake,
     /// A kept-alive connection between requests.
     Idle,
     /// Its publishes are at their channels' homes.
@@ -131,7 +150,7 @@ pub enum Kind {
 impl Kind {
     pub fn transport(&self) -> Transport {
         match self {
-            Self::Idle | Self::Publishing(_) => Transport::Http,
+            Self::Handshake | Self::Idle | Self::Publishing(_) => Transport::Http,
             Self::Poll(_) => Transport::LongPoll,
             Self::Sse => Transport::Sse,
             Self::Ws { v1: false, .. } => Transport::Raw,
@@ -141,13 +160,13 @@ impl Kind {
     }
 }
 
-/// Bytes that a socket would not take yet. Nothing else goes to it before them.
+/// Bytes that a socket would not take yet, as they stand on the wire. Nothing else goes to it before them.
 #[derive(Debug, Default)]
 pub struct Owed {
     pub bytes: Vec<u8>,
     /// So many of `bytes` are sent.
     pub sent: usize,
-    /// Only the latest pong is kept (RFC 6455 §5.5.3).
+    /// Only the latest pong is kept (RFC 6455 §5.5.3). Not encrypted yet.
     pub pong: Option<Vec<u8>>,
     /// What came after the requests that these answer: served when they are sent.
     pub held_back: Vec<u8>,
@@ -178,6 +197,10 @@ pub struct Flags {
     pub once: bool,
     /// Both directions are done with; only the client's close is awaited.
     pub shut: bool,
+    /// It was told that its token ends soon.
+    pub told_expiring: bool,
+    /// Without its token yet: what it waits for stands in `State::waiting`.
+    pub waiting: bool,
 }
 
 /// One held connection.
@@ -200,12 +223,23 @@ pub struct Entry {
     /// Of feeds that it has left, and outside of feeds.
     pub sent_messages: u32,
     pub sent_bytes: u64,
+    pub peer: Peer,
+    /// Who it was found to be of. `None`: nobody's word was asked for yet.
+    pub bearer: Option<Rc<Bearer>>,
+    /// `None`: it speaks plainly, or has not spoken yet.
+    pub tls: Option<Box<Tls>>,
 }
 
 impl Entry {
     /// Whether nothing is going on: neither a request nor the rest of an answer.
     pub fn is_between_requests(&self) -> bool {
         matches!(self.kind, Kind::Idle) && self.owed.is_none()
+    }
+
+    /// The tick until which a first request may be expected, `ticks` after its opening or its TLS handshake; 0 once one was
+    /// answered.
+    pub const fn first_request_due(&self, ticks: u32) -> u32 {
+        if self.sent_messages == 0 { self.heard_tick.saturating_add(ticks) } else { 0 }
     }
 }
 
@@ -215,6 +249,6 @@ mod tests {
 
     #[test]
     fn an_entry_is_small() {
-        assert!(size_of::<Entry>() <= 104, "{}", size_of::<Entry>());
+        assert!(size_of::<Entry>() <= 136, "{}", size_of::<Entry>());
     }
 }

@@ -5,15 +5,23 @@
 //! worker slices it in time.
 
 use std::collections::VecDeque;
+use std::ops::Range;
+use std::time::Instant;
 
-use crate::domain::feed::{Encoding, Standing};
+use crate::domain::feed::{ENCODINGS, Encoding, Standing};
 
+use super::close::{Reason, Transport};
 use super::entry::{ConnId, Kind, Sub};
 use super::sendring::{BATCH_MAX, Outcome, Send, send_now};
 use super::state::State;
+use super::stats::Load;
+use super::trace::Sent;
+use super::wire::SEALED_BYTES_MAX;
 
 /// Bytes in one batch, unless a single send has more.
 const BATCH_BYTES_MAX: usize = 1 << 20;
+/// Room for encrypted bytes that is kept for the next batch.
+const SEALED_ROOM_BYTES: usize = 256 * 1024;
 
 /// Where the fan-out is.
 #[derive(Default)]
@@ -25,27 +33,61 @@ pub struct Passes {
     resumes: bool,
     jobs: Vec<Job>,
     outcomes: Vec<(u32, Outcome)>,
+    /// What is encrypted for readers of this batch.
+    sealed: Vec<u8>,
     /// Feeds whose pass has come to its end in this batch.
     finished: Vec<u32>,
     batch: u32,
-    /// Connections found lost.
-    pub doomed: Vec<ConnId>,
+    /// Connections found lost, and why.
+    pub doomed: Vec<(ConnId, Reason)>,
+    /// When this batch began (µs of the node's clock).
+    now_us: u64,
+    /// What the batch gives to readers, by encoding.
+    loads: [Load; ENCODINGS],
+    /// Passes that sent for the first time in this batch: when their oldest message was placed.
+    opened: Vec<u64>,
+    /// Passes that sent, and have come to their end in this batch.
+    ended: Vec<Times>,
 }
 
 struct Pass {
     feed: u32,
     lane: usize,
     index: usize,
+    times: Times,
+    /// Something was sent.
+    has_sent: bool,
 }
 
-/// One send: everything after `from` in the lane.
+/// When a pass began, and when its oldest message was placed (0: it has no new one), in µs of the node's clock.
+#[derive(Debug, Clone, Copy)]
+struct Times {
+    begun_us: u64,
+    placed_us: u64,
+}
+
+impl Pass {
+    /// It sends, now.
+    fn sends(&mut self, opened: &mut Vec<u64>) {
+        if !std::mem::replace(&mut self.has_sent, true) && self.times.placed_us > 0 {
+            opened.push(self.times.placed_us);
+        }
+    }
+}
+
+/// One send: everything after `from` in the lane; or, where it is encrypted, so much of it as one pass may.
 struct Job {
     feed: u32,
     index: u32,
     lane: u8,
     from: u64,
     bytes: u64,
+    sealed: Option<Range<usize>>,
 }
+
+/// As what each encoding's readers came, in the encodings' order.
+pub const ENCODING_TRANSPORTS: [Transport; ENCODINGS] =
+    [Transport::Sse, Transport::Sse, Transport::Raw, Transport::V1, Transport::LongPoll];
 
 /// What to do about the next reader.
 enum Step {
@@ -78,13 +120,16 @@ impl State {
 
     /// The pass that goes on, or begins.
     fn next_pass(&mut self) -> Option<Pass> {
-        let begun = self.dirty.pop_front().map(|feed| Pass { feed, lane: 0, index: 0 });
-        begun.or_else(|| self.pass.waiting.pop_front())
+        let Some(feed) = self.dirty.pop_front() else { return self.pass.waiting.pop_front() };
+        let placed_us = self.feeds.get_mut(feed).map_or(0, |feed| std::mem::take(&mut feed.placed_us));
+        let times = Times { begun_us: self.pass.now_us, placed_us };
+        Some(Pass { feed, lane: 0, index: 0, times, has_sent: false })
     }
 
     /// Sends one batch, of `sends_max` at most, which is at most [`BATCH_MAX`]. False when there was nothing to send.
-    pub fn fan_out_batch(&mut self, sends_max: usize) -> bool {
+    pub fn fan_out_batch(&mut self, sends_max: usize, now: Instant) -> bool {
         let mut jobs = std::mem::take(&mut self.pass.jobs);
+        self.pass.now_us = self.node.clock.us(now);
         self.take_turns();
         self.pass.batch = self.pass.batch.wrapping_add(1);
         let (mut bytes, mut worked) = (0, false);
@@ -105,6 +150,8 @@ impl State {
         if !jobs.is_empty() {
             self.send(&jobs);
             jobs.clear();
+            self.pass.sealed.clear();
+            self.pass.sealed.shrink_to(SEALED_ROOM_BYTES);
         }
         self.pass.jobs = jobs;
         self.finish_passes();
@@ -125,6 +172,9 @@ impl State {
         let head = feed.head().seq;
         let Some(lane) = feed.lanes.get_mut(pass.lane) else {
             self.pass.finished.push(pass.feed);
+            if pass.has_sent {
+                self.pass.ended.push(pass.times);
+            }
             self.pass.current = None;
             return Step::Taken;
         };
@@ -145,6 +195,7 @@ impl State {
                 return Step::Flush;
             }
             pass.index += 1;
+            pass.sends(&mut self.pass.opened);
             let sub = Sub { feed: pass.feed, index: index as u32, lane: pass.lane as u8, fresh: false };
             let generation = self.conns.generation(reader.slot).unwrap_or_default();
             return Step::Alone(ConnId { slot: reader.slot, generation }, sub);
@@ -158,15 +209,31 @@ impl State {
             entry.batch = self.pass.batch;
         }
         pass.index += 1;
-        let job_bytes = lane.bytes_after(reader.seq).len();
+        let (mut upto, mut job_bytes, mut sealed) = (head, lane.bytes_after(reader.seq).len(), None);
+        if reader.sealed && job_bytes > 0 {
+            let plain;
+            (upto, plain) = lane.some_after(reader.seq, SEALED_BYTES_MAX);
+            job_bytes = plain.len();
+            let start = self.pass.sealed.len();
+            let tls = self.conns.get_mut(reader.slot).and_then(|entry| entry.tls.as_deref_mut());
+            if tls.is_none_or(|tls| tls.seal(plain, &mut self.pass.sealed).is_err()) {
+                self.doom(reader.slot, Reason::TlsFailed);
+                return Step::Taken;
+            }
+            sealed = Some(start..self.pass.sealed.len());
+        }
         let mover = &mut lane.readers[index];
-        mover.seq = head;
+        mover.seq = upto;
         if job_bytes == 0 {
             // Only numbers that ended by their own TTL.
             return Step::Taken;
         }
         *bytes += job_bytes;
-        mover.messages = mover.messages.wrapping_add((head - reader.seq) as u32);
+        pass.sends(&mut self.pass.opened);
+        let load = &mut self.pass.loads[lane.encoding as usize];
+        load.messages += upto - reader.seq;
+        load.bytes += job_bytes as u64;
+        mover.messages = mover.messages.wrapping_add((upto - reader.seq) as u32);
         mover.bytes += job_bytes as u64;
         mover.sent_tick = self.node.clock.tick();
         jobs.push(Job {
@@ -175,6 +242,7 @@ impl State {
             lane: pass.lane as u8,
             from: reader.seq,
             bytes: job_bytes as u64,
+            sealed,
         });
         Step::Taken
     }
@@ -187,7 +255,11 @@ impl State {
             for (send, job) in sends.iter_mut().zip(jobs) {
                 let Some(feed) = self.feeds.get(job.feed) else { continue };
                 let lane = &feed.lanes[usize::from(job.lane)];
-                *send = Send { fd: lane.readers[job.index as usize].fd, bytes: lane.bytes_after(job.from) };
+                let bytes = match &job.sealed {
+                    None => lane.bytes_after(job.from),
+                    Some(range) => &self.pass.sealed[range.clone()],
+                };
+                *send = Send { fd: lane.readers[job.index as usize].fd, bytes };
             }
             self.ring.send_batch(&sends[..jobs.len()], &mut outcomes);
         }
@@ -197,6 +269,54 @@ impl State {
             self.fall_short(&jobs[*at as usize], *outcome);
         }
         self.pass.outcomes = outcomes;
+        self.count_loads();
+        if self.is_traced() {
+            let sent: Vec<Sent> = jobs.iter().filter_map(|job| self.sent_by(job)).collect();
+            self.trace_batch(&sent);
+        }
+    }
+
+    /// What a send has come to, for traces.
+    fn sent_by(&self, job: &Job) -> Option<Sent> {
+        let lane = self.feeds.get(job.feed)?.lanes.get(usize::from(job.lane))?;
+        let reader = lane.readers.get(job.index as usize)?;
+        let messages = reader.seq.saturating_sub(job.from) as u32;
+        let bytes = lane.bytes_after(job.from).len() - lane.bytes_after(reader.seq).len();
+        let is_lost = self.pass.doomed.iter().any(|(conn, _)| conn.slot == reader.slot);
+        (messages > 0 && !is_lost).then_some(Sent {
+            slot: reader.slot,
+            feed: job.feed,
+            upto: reader.seq,
+            messages,
+            bytes: bytes as u64,
+        })
+    }
+
+    /// Adds what was given to readers to the worker's counters.
+    fn count_loads(&mut self) {
+        for (encoding, load) in ENCODING_TRANSPORTS.into_iter().zip(&mut self.pass.loads) {
+            if load.messages > 0 {
+                self.node.stats[usize::from(self.index)].deliver(encoding, std::mem::take(load));
+            }
+        }
+    }
+
+    /// After a batch, which ended `now`: how long what ended or began in it took.
+    pub fn time_passes(&mut self, now: Instant) {
+        if self.pass.opened.is_empty() && self.pass.ended.is_empty() {
+            return;
+        }
+        let now_us = self.node.clock.us(now);
+        let stats = &self.node.stats[usize::from(self.index)];
+        for placed_us in self.pass.opened.drain(..) {
+            stats.first_write.observe_us(now_us.saturating_sub(placed_us));
+        }
+        for Times { begun_us, placed_us } in self.pass.ended.drain(..) {
+            stats.pass.observe_us(now_us.saturating_sub(begun_us));
+            if placed_us > 0 {
+                stats.last_write.observe_us(now_us.saturating_sub(placed_us));
+            }
+        }
     }
 
     /// A send did not go out whole: the reader's position goes back to the last message that did at least in part.
@@ -204,21 +324,47 @@ impl State {
         let Some(feed) = self.feeds.get_mut(job.feed) else { return };
         let lane = &feed.lanes[usize::from(job.lane)];
         let slot = lane.readers[job.index as usize].slot;
+        if let Some(range) = &job.sealed {
+            self.owe_sealed(slot, range.clone(), outcome);
+            return;
+        }
         let (sent, (seq, owed)) = match outcome {
             Outcome::Whole => return,
             Outcome::Short(sent) => (sent, lane.split(job.from, sent)),
             Outcome::Full => (0, (job.from, &[][..])),
-            Outcome::Failed(_) => {
-                self.doom(slot);
+            Outcome::Failed(errno) => {
+                let load = &mut self.pass.loads[lane.encoding as usize];
+                load.messages = load.messages.saturating_sub(lane.readers[job.index as usize].seq - job.from);
+                load.bytes = load.bytes.saturating_sub(job.bytes);
+                self.doom(slot, Reason::of_errno(errno));
                 return;
             }
         };
-        let owed = owed.to_vec();
+        let (owed, encoding) = (owed.to_vec(), lane.encoding);
         let reader = feed.reader_mut(job.lane, job.index);
+        let load = &mut self.pass.loads[encoding as usize];
+        load.messages = load.messages.saturating_sub(reader.seq - seq);
+        load.bytes = (load.bytes + sent as u64 + owed.len() as u64).saturating_sub(job.bytes);
         reader.messages = reader.messages.wrapping_sub((reader.seq - seq) as u32);
         reader.bytes = reader.bytes + sent as u64 + owed.len() as u64 - job.bytes;
         reader.seq = seq;
         self.block(slot, &owed);
+    }
+
+    /// What is encrypted cannot be taken back: the position stays where it is, and all that did not go out is owed.
+    fn owe_sealed(&mut self, slot: u32, sealed: Range<usize>, outcome: Outcome) {
+        let sent = match outcome {
+            Outcome::Whole => return,
+            Outcome::Short(sent) => sent,
+            Outcome::Full => 0,
+            Outcome::Failed(errno) => {
+                self.doom(slot, Reason::of_errno(errno));
+                return;
+            }
+        };
+        let all = std::mem::take(&mut self.pass.sealed);
+        self.block(slot, &all[sealed.start + sent..sealed.end]);
+        self.pass.sealed = all;
     }
 
     /// Sends to one reader that the batch cannot hold: its bytes are its own, or it must catch up, or it is a poll.
@@ -231,6 +377,9 @@ impl State {
         } else if !lane.holds(reader.seq) {
             feed.reader_mut(sub.lane, sub.index).standing = Standing::CatchUp;
             self.catchups.push_back((conn, sub.feed));
+            if self.is_traced() {
+                self.trace_lag(conn.slot, sub.feed, reader.seq);
+            }
         } else if reader.joined {
             self.send_joined(conn.slot, sub);
         } else {
@@ -245,6 +394,11 @@ impl State {
         let head = feed.head().seq;
         let lane = &feed.lanes[usize::from(sub.lane)];
         let reader = lane.readers[sub.index as usize];
+        if reader.sealed {
+            self.send_one_sealed(sub);
+            return;
+        }
+        let encoding = lane.encoding;
         let bytes = lane.bytes_after(reader.seq);
         let outcome = if bytes.is_empty() { Outcome::Whole } else { send_now(reader.fd, bytes) };
         let job = Job {
@@ -253,14 +407,50 @@ impl State {
             lane: sub.lane,
             from: reader.seq,
             bytes: bytes.len() as u64,
+            sealed: None,
         };
         let mover = feed.reader_mut(sub.lane, sub.index);
         mover.seq = head;
         mover.messages = mover.messages.wrapping_add((head - job.from) as u32);
         mover.bytes += job.bytes;
         mover.sent_tick = tick;
+        let load = &mut self.pass.loads[encoding as usize];
+        load.messages += head - job.from;
+        load.bytes += job.bytes;
         self.stats().sends.add(1);
         self.fall_short(&job, outcome);
+        self.count_loads();
+        if self.is_traced() {
+            self.trace_batch(self.sent_by(&job).as_slice());
+        }
+    }
+
+    /// The same for one whose connection encrypts: so much as one pass may.
+    fn send_one_sealed(&mut self, sub: Sub) {
+        let Some(feed) = self.feeds.get(sub.feed) else { return };
+        let lane = &feed.lanes[usize::from(sub.lane)];
+        let Some(reader) = lane.readers.get(sub.index as usize).copied() else { return };
+        let (upto, plain) = lane.some_after(reader.seq, SEALED_BYTES_MAX);
+        let (bytes, plain, encoding) = (plain.len() as u64, plain.to_vec(), lane.encoding);
+        self.stats().sends.add(1);
+        if !plain.is_empty() && !self.send_sealed(reader.slot, &plain) {
+            return;
+        }
+        let tick = self.tick();
+        let Some(feed) = self.feeds.get_mut(sub.feed) else { return };
+        let mover = feed.reader_mut(sub.lane, sub.index);
+        mover.seq = upto;
+        mover.messages = mover.messages.wrapping_add((upto - reader.seq) as u32);
+        mover.bytes += bytes;
+        mover.sent_tick = tick;
+        let load = &mut self.pass.loads[encoding as usize];
+        load.messages += upto - reader.seq;
+        load.bytes += bytes;
+        self.count_loads();
+        if self.is_traced() {
+            let messages = (upto - reader.seq) as u32;
+            self.trace_batch(&[Sent { slot: reader.slot, feed: sub.feed, upto, messages, bytes }]);
+        }
     }
 
     /// Sends what the lane holds to a reader of several channels, each event with an id line of its own.
@@ -292,15 +482,20 @@ impl State {
     /// Sends bytes that were framed for one reader. `ends`: where each message ends, and its number.
     pub fn send_own(&mut self, slot: u32, sub: Sub, bytes: &[u8], ends: &[(usize, u64)]) {
         let tick = self.tick();
-        let Some(fd) = self.conns.get(slot).map(|entry| entry.fd) else { return };
+        let Some(entry) = self.conns.get(slot) else { return };
+        let fd = entry.fd;
         let Some(&(_, last)) = ends.last() else { return };
+        if entry.tls.is_some() {
+            self.send_own_sealed(slot, sub, bytes, ends);
+            return;
+        }
         let outcome = if bytes.is_empty() { Outcome::Whole } else { send_now(fd, bytes) };
         let sent = match outcome {
             Outcome::Whole => bytes.len(),
             Outcome::Short(sent) => sent,
             Outcome::Full => 0,
-            Outcome::Failed(_) => {
-                self.doom(slot);
+            Outcome::Failed(errno) => {
+                self.doom(slot, Reason::of_errno(errno));
                 return;
             }
         };
@@ -318,9 +513,44 @@ impl State {
             reader.messages = reader.messages.wrapping_add(reached as u32);
             reader.bytes += upto as u64;
             reader.sent_tick = tick;
+            let (upto_seq, messages) = (reader.seq, reached as u32);
+            let transport = ENCODING_TRANSPORTS[feed.lanes[usize::from(sub.lane)].encoding as usize];
+            let load = Load { messages: reached as u64, bytes: upto as u64 };
+            let stats = &self.node.stats[usize::from(self.index)];
+            stats.deliver(transport, load);
+            stats.sends.add(u64::from(!bytes.is_empty()));
+            if self.is_traced() {
+                let sent = Sent { slot, feed: sub.feed, upto: upto_seq, messages, bytes: upto as u64 };
+                self.trace_batch(&[sent]);
+            }
         }
         if sent < bytes.len() {
             self.block(slot, &bytes[sent..upto]);
+        }
+    }
+
+    /// The same to a connection that encrypts: whole messages alone, and no more of them than one pass may take.
+    fn send_own_sealed(&mut self, slot: u32, sub: Sub, bytes: &[u8], ends: &[(usize, u64)]) {
+        let fit = ends.partition_point(|(end, _)| *end <= SEALED_BYTES_MAX).max(1);
+        let (end, seq) = ends[fit - 1];
+        if end > 0 && !self.send_sealed(slot, &bytes[..end]) {
+            return;
+        }
+        let tick = self.tick();
+        if let Some(feed) = self.feeds.get_mut(sub.feed) {
+            let reader = feed.reader_mut(sub.lane, sub.index);
+            reader.seq = seq;
+            reader.messages = reader.messages.wrapping_add(fit as u32);
+            reader.bytes += end as u64;
+            reader.sent_tick = tick;
+            let transport = ENCODING_TRANSPORTS[feed.lanes[usize::from(sub.lane)].encoding as usize];
+            let stats = &self.node.stats[usize::from(self.index)];
+            stats.deliver(transport, Load { messages: fit as u64, bytes: end as u64 });
+            stats.sends.add(u64::from(end > 0));
+            if self.is_traced() {
+                let (messages, bytes) = (fit as u32, end as u64);
+                self.trace_batch(&[Sent { slot, feed: sub.feed, upto: seq, messages, bytes }]);
+            }
         }
     }
 
@@ -357,16 +587,47 @@ impl State {
                 continue;
             }
             reader.standing = Standing::Live;
-            if reader.seq >= head {
-                continue;
+            let is_behind = reader.seq < head;
+            if is_behind {
+                self.send_alone_while_it_takes(slot, sub);
             }
-            if let Some(conn) = self.conn_id(slot) {
-                self.send_alone(conn, sub);
+            if self.is_traced() {
+                self.trace_if_level(slot, sub.feed);
+            }
+            if !is_behind {
+                continue;
             }
             // It may have been the last that the lane was kept for: a pass lets go of it.
             self.touch(sub.feed);
         }
         // Those that were not reached are still marked as blocked, and wait for the next time.
+    }
+
+    /// One whose connection encrypts gets what it is behind in several goes.
+    fn send_alone_while_it_takes(&mut self, slot: u32, sub: Sub) {
+        let Some(conn) = self.conn_id(slot) else { return };
+        loop {
+            let before = self.behind(slot, sub);
+            self.send_alone(conn, sub);
+            let after = self.behind(slot, sub);
+            // Nothing went, nothing is left, or it is not for this to go on.
+            if after.is_none() || after == before {
+                return;
+            }
+        }
+    }
+
+    /// The position of a live reader whose connection encrypts and takes bytes, if it is behind.
+    fn behind(&self, slot: u32, sub: Sub) -> Option<u64> {
+        let entry = self.conns.get(slot)?;
+        let feed = self.feeds.get(sub.feed)?;
+        let reader = feed.lanes.get(usize::from(sub.lane))?.readers.get(sub.index as usize)?;
+        let goes_on = reader.slot == slot
+            && reader.sealed
+            && reader.standing == Standing::Live
+            && !entry.flags.blocked
+            && reader.seq < feed.head().seq;
+        goes_on.then_some(reader.seq)
     }
 
     /// After a batch: lanes that all have read are emptied, feeds with more to send queue up again.
@@ -383,6 +644,9 @@ impl State {
             }
             if feed.has_work() {
                 self.touch(slot);
+            } else {
+                // What came in the middle of the pass went out with it.
+                feed.placed_us = 0;
             }
         }
         self.pass.finished = finished;

@@ -10,8 +10,9 @@ use crate::proto::ws::reader::{Control, Event, Fed, ReaderState};
 
 use super::close::Reason;
 use super::entry::{ConnId, Kind};
-use super::io::{Ready, RecvOutcome, recv_nonblocking};
+use super::io::{Ready, RecvOutcome, recv_nonblocking, take_error};
 use super::state::{Frame, Spawn, State};
+use super::trace::What;
 
 /// Bytes read at once.
 pub const READ_BYTES: usize = 64 * 1024;
@@ -48,16 +49,18 @@ impl State {
         }
         let reads = ready.is_readable()
             && self.conn(conn).is_some_and(|entry| !entry.flags.busy && !entry.flags.input_off);
-        if reads {
+        if reads && self.conn(conn).is_some_and(|entry| matches!(entry.kind, Kind::Handshake)) {
+            self.queue_handshake(conn);
+        } else if reads {
             self.read(conn, buffer);
         } else if ready.is_dead() {
-            self.remove(conn.slot, Reason::Gone);
+            let errno = self.conn(conn).map_or(0, |entry| take_error(entry.fd));
+            self.remove(conn.slot, Reason::of_errno(errno));
         }
         self.bury();
     }
 
     fn read(&mut self, conn: ConnId, buffer: &mut [u8]) {
-        let tick = self.tick();
         for _ in 0..READS_MAX {
             let Some(entry) = self.conn_mut(conn) else { return };
             if entry.flags.busy || entry.flags.input_off {
@@ -70,46 +73,70 @@ impl State {
                 self.set_interest(conn.slot);
                 return;
             }
+            if entry.tls.is_some() {
+                if !self.read_sealed(conn, buffer) {
+                    return;
+                }
+                continue;
+            }
             let bytes = match recv_nonblocking(entry.fd, buffer) {
                 RecvOutcome::Bytes(bytes) => bytes,
                 RecvOutcome::Empty => {
-                    if entry.flags.once {
-                        // It was told of in vain.
-                        self.set_interest(conn.slot);
-                    }
+                    self.read_in_vain(conn);
                     return;
                 }
-                RecvOutcome::Eof | RecvOutcome::Failed(_) => {
+                RecvOutcome::Eof => {
                     self.remove(conn.slot, Reason::Gone);
                     return;
                 }
-            };
-            if !matches!(entry.kind, Kind::Ending { .. }) {
-                entry.heard_tick = tick;
-            }
-            entry.flags.pinged = false;
-            let input = &mut buffer[..bytes];
-            match &mut entry.kind {
-                Kind::Idle => {
-                    let input = input.to_vec();
-                    self.spawns.push(Spawn::Request { conn, input });
+                RecvOutcome::Failed(errno) => {
+                    self.remove(conn.slot, Reason::of_errno(errno));
                     return;
                 }
-                Kind::Poll(held) => {
-                    held.leftover.extend_from_slice(input);
-                    if held.leftover.len() >= LEFTOVER_BYTES_MAX {
-                        entry.flags.input_off = true;
-                        self.set_interest(conn.slot);
-                    }
-                }
-                // A stream's request was its last.
-                Kind::Sse | Kind::Publishing(_) | Kind::Ending { .. } => {}
-                Kind::Ws { .. } => self.on_frames(conn, input),
-            }
-            if bytes < buffer.len() {
+            };
+            if !self.on_input(conn, &mut buffer[..bytes]) || bytes < buffer.len() {
                 return;
             }
         }
+    }
+
+    /// It was told of in vain: what is told once is asked for again.
+    pub(super) fn read_in_vain(&mut self, conn: ConnId) {
+        if self.conn(conn).is_some_and(|entry| entry.flags.once) {
+            self.set_interest(conn.slot);
+        }
+    }
+
+    /// Bytes have come, decrypted if need be. False: what they ask for comes before the next are read.
+    pub(super) fn on_input(&mut self, conn: ConnId, input: &mut [u8]) -> bool {
+        let tick = self.tick();
+        let Some(entry) = self.conn_mut(conn) else { return false };
+        if !matches!(entry.kind, Kind::Ending { .. }) {
+            entry.heard_tick = tick;
+        }
+        let ponged = std::mem::take(&mut entry.flags.pinged);
+        if ponged && self.is_traced() {
+            self.trace_conn(conn.slot, || What::Ponged);
+        }
+        let Some(entry) = self.conn_mut(conn) else { return false };
+        match &mut entry.kind {
+            Kind::Idle => {
+                let input = input.to_vec();
+                self.spawns.push(Spawn::Request { conn, input });
+                return false;
+            }
+            Kind::Poll(held) => {
+                held.leftover.extend_from_slice(input);
+                if held.leftover.len() >= LEFTOVER_BYTES_MAX {
+                    entry.flags.input_off = true;
+                    self.set_interest(conn.slot);
+                }
+            }
+            // A stream's request was its last; bytes of a handshake are `handshakes`'.
+            Kind::Handshake | Kind::Sse | Kind::Publishing(_) | Kind::Ending { .. } => {}
+            Kind::Ws { .. } => self.on_frames(conn, input),
+        }
+        true
     }
 
     /// Feeds a WebSocket session.

@@ -46,6 +46,11 @@ impl EventFd {
         assert!(written == 8 || errno.raw_os_error() == Some(libc::EAGAIN), "writing an eventfd: {errno}");
     }
 
+    /// Another descriptor of the same counter, for what closes what it has.
+    pub fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.0.try_clone()
+    }
+
     /// Makes it unreadable; whether it was readable.
     pub fn drain(&self) -> bool {
         let mut count = 0_u64;
@@ -61,6 +66,14 @@ impl AsRawFd for EventFd {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
     }
+}
+
+/// Whether something waits to be received.
+pub fn has_input(fd: RawFd) -> bool {
+    let mut byte = 0_u8;
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    // SAFETY: one live byte.
+    unsafe { libc::recv(fd, (&raw mut byte).cast(), 1, flags) > 0 }
 }
 
 /// What to be told of a descriptor. Errors and a full hang-up are always told.
@@ -228,6 +241,16 @@ pub fn recv_nonblocking(fd: RawFd, buffer: &mut [u8]) -> RecvOutcome {
             },
         }
     }
+}
+
+/// Why a socket is broken, once: the `errno`, 0 if it is not.
+pub fn take_error(fd: RawFd) -> i32 {
+    let (mut errno, mut bytes) = (0_i32, size_of::<i32>() as libc::socklen_t);
+    // SAFETY: an int and its size, which live through the call.
+    let rc = unsafe {
+        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_ERROR, (&raw mut errno).cast(), &raw mut bytes)
+    };
+    if rc < 0 { io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO) } else { errno }
 }
 
 /// Says to the peer that no more will come (`FIN`, after what was sent).

@@ -8,9 +8,10 @@
 //! 1. [`steer_away`]: connections go to the new ones alone. Those in the middle of their handshake still come to the old
 //!    ones: go on accepting for longer than a handshake takes.
 //! 2. [`steer_to_first_new`]: all go to the index `old`, which stays that of a new listener whichever of the old ones are
-//!    closed, if `new >= old`. (With fewer, the last closings leave the hash to choose for a moment.)
+//!    closed, if `new >= old`. With fewer, the last closings would leave the hash to choose for a moment, and it may choose
+//!    an old one: so a process makes [`listeners_each`] worker as many as it needs not to be fewer.
 //! 3. Accept until empty, and close, each old one.
-//! 4. [`unsteer`], by the new process: the hash again.
+//! 4. [`unsteer`], by the new process, at once: the hash again, or one worker would have all that come.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -22,18 +23,46 @@ use super::io::{SocketOptions, checked, owned, set_option};
 /// Linux cuts the backlog to `net.core.somaxconn` (4,096 by default).
 const BACKLOG_AS_CONFIGURED: i32 = i32::MAX;
 
-/// Listens on `addr` beside other listeners of this user. Non-blocking; what it accepts has
-/// `options`. An IPv6 listener takes no IPv4.
-pub fn listen(addr: SocketAddr, options: SocketOptions) -> io::Result<OwnedFd> {
+/// A listener of one worker.
+#[derive(Debug)]
+pub struct Listener {
+    pub fd: OwnedFd,
+    /// A service manager made it (`activation`), and keeps it when we go.
+    pub is_passed: bool,
+    /// Clients begin with a TLS handshake.
+    pub is_tls: bool,
+}
+
+/// How many listeners to an address each of `workers` makes, beside `old` ones of a process whose place is taken: as many
+/// for each, so that the kernel's hash favours none, and in all not fewer.
+pub const fn listeners_each(workers: usize, old: u32) -> usize {
+    let needed = (old as usize).div_ceil(workers);
+    if needed == 0 { 1 } else { needed }
+}
+
+/// A socket that will listen on `addr` beside other listeners of this user: all that may fail but for a bug is done then.
+/// Non-blocking; what it accepts has `options`. An IPv6 listener takes no IPv4.
+pub fn prepare(addr: SocketAddr, options: SocketOptions) -> io::Result<OwnedFd> {
     let fd = bound(addr, true)?;
     options.set_on(fd.as_raw_fd())?;
+    Ok(fd)
+}
+
+/// Listens: connections come from now on.
+pub fn begin(listener: RawFd) -> io::Result<()> {
     // SAFETY: no pointers.
-    checked(unsafe { libc::listen(fd.as_raw_fd(), BACKLOG_AS_CONFIGURED) })?;
+    checked(unsafe { libc::listen(listener, BACKLOG_AS_CONFIGURED) }).map(drop)
+}
+
+/// Both at once.
+pub fn listen(addr: SocketAddr, options: SocketOptions) -> io::Result<OwnedFd> {
+    let fd = prepare(addr, options)?;
+    begin(fd.as_raw_fd())?;
     Ok(fd)
 }
 
 /// Takes a port (of the kernel's choice when `addr` has port 0) without listening, so that every
-/// worker can then [`listen`] on the same. No connection comes to it; keep it until they do.
+/// worker can then [`prepare`] its own on the same. No connection comes to it; keep it until they do.
 pub fn reserve_port(addr: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
     let fd = bound(addr, true)?;
     let addr = local_addr(fd.as_raw_fd())?;
@@ -265,6 +294,16 @@ mod tests {
     fn accept(listener: &OwnedFd) -> Option<(TcpStream, SocketAddr)> {
         let (fd, peer) = accept_nonblocking(listener.as_raw_fd(), true).unwrap()?;
         Some((TcpStream::from(fd), peer))
+    }
+
+    #[test]
+    fn never_fewer_listeners_than_before_and_each_worker_as_many() {
+        for (workers, old, each) in
+            [(4, 0, 1), (4, 4, 1), (4, 2, 1), (2, 4, 2), (2, 3, 2), (1, 7, 7), (3, 7, 3)]
+        {
+            assert_eq!(listeners_each(workers, old), each, "{old} to {workers}");
+            assert!(each * workers >= old as usize);
+        }
     }
 
     #[test]

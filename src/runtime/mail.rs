@@ -1,5 +1,6 @@
 //! What workers say to each other: requests to a channel's home, its answers, and live messages.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use crate::domain::channel::Name;
@@ -8,8 +9,9 @@ use crate::domain::home::{PublishRefusal, Published, WorkerIndex};
 use crate::domain::idempotency::{Key, Known};
 use crate::domain::message::{Draft, Message};
 
+use super::state::State;
+
 /// One letter in a worker's mailbox.
-#[derive(Debug)]
 pub enum Mail {
     Ask {
         from: WorkerIndex,
@@ -20,8 +22,8 @@ pub enum Mail {
         token: u32,
         answer: Answer,
     },
-    /// A message of a channel that this worker reads.
-    Live(Arc<Message>),
+    /// A message of a channel that this worker reads, and when it was placed (µs of the node's clock).
+    Live(Arc<Message>, u64),
     /// A live message did not fit: join the channel again.
     Lost(Name),
     /// Stop: tell every client to come back, spread over the drain window. `successor`: how many listeners of another
@@ -33,7 +35,12 @@ pub enum Mail {
     CloseListeners,
     /// The process before this one is gone: the kernel may spread connections again.
     Unsteer,
+    /// Something that an operator asked for, done between two other letters.
+    Do(Errand),
 }
+
+/// What a worker is to do with its state.
+pub type Errand = Box<dyn FnOnce(&mut State) + Send>;
 
 /// A request to the home of a channel.
 #[derive(Debug)]
@@ -55,6 +62,8 @@ pub enum Answer {
     Known(Known),
     /// `None`: there is no room for one more channel.
     Page(Option<Page>),
+    /// What an errand came to ([`Worker::on_worker`](super::worker::Worker::on_worker)).
+    Errand(Box<dyn Any + Send>),
     Done,
 }
 
@@ -69,7 +78,7 @@ impl Mail {
                 Self::Ask {
                     ask: Ask::Publish { draft, .. } | Ask::PublishReserved { draft, .. }, ..
                 } => draft.body.bytes().len(),
-                Self::Live(message) => message.cost_bytes(),
+                Self::Live(message, _) => message.cost_bytes(),
                 _ => 0,
             }
     }

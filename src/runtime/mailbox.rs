@@ -12,7 +12,7 @@
 //! file table (`files`). The last sender or receiver to go closes it, in its own table: the others
 //! go with their threads.
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -93,6 +93,11 @@ impl<T> Sender<T> {
     pub fn queued_bytes(&self) -> usize {
         self.shared.queued_bytes.load(Ordering::Relaxed)
     }
+
+    /// Items that wait to be received.
+    pub fn queued(&self) -> usize {
+        self.queue.len()
+    }
 }
 
 impl<T> Clone for Sender<T> {
@@ -126,6 +131,14 @@ impl<T> Mailbox<T> {
     /// this mailbox's; wrap a duplicate where a wrapper closes what it wraps.
     pub fn wake_fd(&self) -> RawFd {
         self.shared.event.as_raw_fd()
+    }
+
+    /// A duplicate of the eventfd, in the table of files of the calling thread.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn duplicate_wake(&self) -> std::io::Result<OwnedFd> {
+        self.shared.event.duplicate()
     }
 
     /// Items that wait to be received.

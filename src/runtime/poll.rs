@@ -8,12 +8,19 @@ use crate::domain::cursor::{Cursor, write_joined};
 use crate::domain::history::{Page, PageMax};
 use crate::proto::envelope;
 use crate::proto::http::date::format_imf_date;
+use crate::proto::http::problem::Problem;
 use crate::proto::http::response::ResponseWriter;
 
 use super::close::{Reason, Transport};
 use super::entry::Kind;
 use super::framing::view;
 use super::state::{Spawn, State};
+
+/// RFC 6750 §3.1.
+const CHALLENGE: &str = "Bearer realm=\"pushline\", error=\"invalid_token\"";
+const EXPIRED: &str = "the token ended while the request waited; ask again with a new one";
+const REVOKED: &str = "the token was taken back while the request waited; ask again with a new one";
+const FORBIDDEN: &str = "the right to read this channel was taken back while the request waited; ask again with a token that covers it";
 
 /// The last body that was written, for the next poll that waited at the same place.
 pub struct Body {
@@ -22,6 +29,7 @@ pub struct Body {
     from: u64,
     head: u64,
     limit: u32,
+    messages: u64,
     bytes: Rc<Vec<u8>>,
 }
 
@@ -79,7 +87,7 @@ impl State {
             let same = cached.feed == sub.feed
                 && cached.incarnation == feed.head().incarnation
                 && (cached.from, cached.head, cached.limit) == (seq, feed.head().seq, limit);
-            body = same.then(|| Rc::clone(&cached.bytes));
+            body = same.then(|| (Rc::clone(&cached.bytes), cached.messages));
         }
         if body.is_none() {
             let mut pages = Vec::with_capacity(subs.len());
@@ -105,6 +113,7 @@ impl State {
             let mut bytes = Vec::with_capacity(256);
             write_body(&mut bytes, &mut pages, Some(limit as usize));
             let bytes = Rc::new(bytes);
+            let messages = pages.iter().map(|(_, page)| page.messages.len() as u64).sum();
             if let ([sub], [(_, page)]) = (&subs[..], &pages[..])
                 && let Some(feed) = self.feeds.get(sub.feed)
             {
@@ -114,12 +123,14 @@ impl State {
                     from: feed.lanes[usize::from(sub.lane)].readers[sub.index as usize].seq,
                     head: page.head,
                     limit,
+                    messages,
                     bytes: Rc::clone(&bytes),
                 });
             }
-            body = Some(bytes);
+            body = Some((bytes, messages));
         }
-        if let Some(body) = body {
+        if let Some((body, messages)) = body {
+            self.stats().deliveries.add(Transport::LongPoll as usize, messages);
             self.end_poll(slot, 200, None, &body);
         }
     }
@@ -129,12 +140,36 @@ impl State {
         self.end_poll(slot, 204, None, &[]);
     }
 
-    /// The server stops: come back after `reconnect_ms`.
-    pub fn drain_poll(&mut self, slot: u32, reconnect_ms: u64) {
-        self.end_poll(slot, 204, Some(reconnect_ms.div_ceil(1_000).max(1)), &[]);
+    /// The wait ends for another reason than a message or its time: the token is not good any more, or the connection
+    /// ends and the client comes back after `reconnect_ms`.
+    pub fn answer_poll_with(&mut self, slot: u32, reason: Reason, reconnect_ms: u64) {
+        match reason {
+            Reason::Expired => self.refuse_poll(slot, 401, EXPIRED),
+            Reason::Revoked => self.refuse_poll(slot, 401, REVOKED),
+            Reason::Forbidden => self.refuse_poll(slot, 403, FORBIDDEN),
+            _ => self.end_poll(slot, 204, Some((reason, reconnect_ms.div_ceil(1_000).max(1))), &[]),
+        }
     }
 
-    fn end_poll(&mut self, slot: u32, status: u16, retry_after_s: Option<u64>, body: &[u8]) {
+    /// Answers with an error; the connection goes on.
+    fn refuse_poll(&mut self, slot: u32, status: u16, detail: &str) {
+        let Some(Kind::Poll(held)) = self.conns.get(slot).map(|entry| &entry.kind) else { return };
+        let keep_alive = held.keep_alive;
+        self.node.stats[usize::from(self.index)].answer(status);
+        let mut out = Vec::with_capacity(512);
+        let mut writer = ResponseWriter::new(&mut out, status)
+            .date(&format_imf_date(self.node.clock.now_ms() / 1_000))
+            .field_opt("WWW-Authenticate", (status == 401).then_some(CHALLENGE));
+        if !keep_alive {
+            writer = writer.field("Connection", "close");
+        }
+        writer.lines(&held.fields).end_with_problem(&Problem::new(status, detail), false);
+        self.unsubscribe_all(slot);
+        self.tell_poll(slot, keep_alive, Reason::Answered, &out);
+    }
+
+    /// `dismissed`: why its connection ends, and how many seconds the client should stay away.
+    fn end_poll(&mut self, slot: u32, status: u16, dismissed: Option<(Reason, u64)>, body: &[u8]) {
         let mut cursor = Vec::new();
         let Some(entry) = self.conns.get(slot) else { return };
         let Kind::Poll(held) = &entry.kind else { return };
@@ -149,7 +184,8 @@ impl State {
             // The body ends `"cursor":"…"`: the field repeats it.
             cursor.extend_from_slice(cursor_of(body));
         }
-        let keep_alive = held.keep_alive && retry_after_s.is_none();
+        let keep_alive = held.keep_alive && dismissed.is_none();
+        self.node.stats[usize::from(self.index)].answer(status);
         let mut out = Vec::with_capacity(512 + body.len());
         let mut writer = ResponseWriter::new(&mut out, status)
             .date(&format_imf_date(self.node.clock.now_ms() / 1_000))
@@ -157,23 +193,30 @@ impl State {
         if status == 200 {
             writer = writer.field("Content-Type", "application/json");
         }
-        if let Some(seconds) = retry_after_s {
+        if let Some((_, seconds)) = dismissed {
             writer = writer.number("Retry-After", seconds);
         }
         if !keep_alive {
             writer = writer.field("Connection", "close");
         }
         writer.lines(&held.fields).end_with(body);
+        self.on_poll_answered(slot, status, out.len());
         self.unsubscribe_all(slot);
+        let reason = dismissed.map_or(Reason::Answered, |(reason, _)| reason);
+        self.tell_poll(slot, keep_alive, reason, &out);
+    }
+
+    /// Sends the answer to a held poll, after which the connection is idle, or ends for `reason`.
+    fn tell_poll(&mut self, slot: u32, keep_alive: bool, reason: Reason, out: &[u8]) {
         if !keep_alive {
-            let reason = if retry_after_s.is_some() { Reason::Drain } else { Reason::Answered };
-            self.end(slot, Transport::LongPoll, reason, &out);
+            self.end(slot, Transport::LongPoll, reason, out);
             return;
         }
-        self.say(slot, &out);
+        self.say(slot, out);
         let tick = self.tick();
         let Some(entry) = self.conns.get_mut(slot) else { return };
         let Kind::Poll(held) = std::mem::replace(&mut entry.kind, Kind::Idle) else { return };
+        self.node.stats[usize::from(self.index)].left.add(Transport::LongPoll as usize, 1);
         entry.heard_tick = tick;
         entry.sent_messages += 1;
         if held.leftover.is_empty() {
@@ -187,10 +230,26 @@ impl State {
         }
     }
 
+    fn on_poll_answered(&mut self, slot: u32, status: u16, bytes: usize) {
+        let Some(entry) = self.conns.get_mut(slot) else { return };
+        let Kind::Poll(held) = &mut entry.kind else { return };
+        if let Some(noted) = held.noted.take() {
+            let bearer = entry.bearer.clone();
+            self.on_answered(
+                noted,
+                status,
+                bytes,
+                bearer.as_ref().and_then(|is| is.subject.as_deref()),
+                None,
+            );
+        }
+    }
+
     /// Gives a poll back to a task, which asks the channels' homes.
     fn repoll(&mut self, slot: u32) {
         let Some(entry) = self.conns.get_mut(slot) else { return };
         let Kind::Poll(held) = std::mem::replace(&mut entry.kind, Kind::Idle) else { return };
+        self.node.stats[usize::from(self.index)].left.add(Transport::LongPoll as usize, 1);
         let feeds = entry.subs.as_slice().iter();
         let (names, cursors) = feeds
             .filter_map(|sub| {

@@ -9,6 +9,7 @@ use super::answers::Answers;
 use super::close::Reason;
 use super::entry::{ConnId, Kind};
 use super::mail::Ask;
+use super::noted::Noted;
 use super::state::{Overloaded, Pending, Spawn, State};
 
 /// The answers to some requests of one connection.
@@ -19,6 +20,8 @@ pub struct Publishing {
     waiting: usize,
     /// What came behind those requests.
     rest: Vec<u8>,
+    /// Those that somebody wants to know of, each with its place.
+    noted: Vec<(u32, Noted)>,
 }
 
 impl Publishing {
@@ -29,6 +32,16 @@ impl Publishing {
     /// Requests so far.
     pub fn len(&self) -> usize {
         self.answers.len()
+    }
+
+    /// Somebody wants to know of the last request.
+    pub fn note(&mut self, noted: Noted) {
+        self.noted.push(((self.answers.len() as u32).saturating_sub(1), noted));
+    }
+
+    fn noted_at(&mut self, at: u32) -> Option<Noted> {
+        let place = self.noted.iter().position(|(of, _)| *of == at)?;
+        Some(self.noted.swap_remove(place).1)
     }
 
     /// One that is answered already.
@@ -82,8 +95,16 @@ impl State {
     }
 
     /// One answer is there. With the last of them all are added to `answers`, and the connection goes on.
-    pub fn on_publish_answered(&mut self, conn: ConnId, at: u32, answer: Vec<u8>, answers: &mut Answers) {
+    pub fn on_publish_answered(
+        &mut self,
+        conn: ConnId,
+        at: u32,
+        status: u16,
+        answer: Vec<u8>,
+        answers: &mut Answers,
+    ) {
         let tick = self.tick();
+        self.note_publish_answered(conn, at, status, answer.len());
         let Some(entry) = self.conn_mut(conn) else { return };
         let Kind::Publishing(publishing) = &mut entry.kind else { return };
         let Some(place) = publishing.answers.get_mut(at as usize) else { return };
@@ -104,6 +125,21 @@ impl State {
         self.schedule(conn);
         if !rest.is_empty() {
             self.serve_next(conn, rest);
+        }
+    }
+
+    fn note_publish_answered(&mut self, conn: ConnId, at: u32, status: u16, bytes: usize) {
+        let Some(entry) = self.conn_mut(conn) else { return };
+        let Kind::Publishing(publishing) = &mut entry.kind else { return };
+        if let Some(noted) = publishing.noted_at(at) {
+            let bearer = entry.bearer.clone();
+            self.on_answered(
+                noted,
+                status,
+                bytes,
+                bearer.as_ref().and_then(|is| is.subject.as_deref()),
+                None,
+            );
         }
     }
 

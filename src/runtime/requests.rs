@@ -85,9 +85,9 @@ impl Worker {
         result: Result<Published, PublishRefusal>,
     ) {
         let mut answer = Vec::with_capacity(320);
-        self.edge.write_published(self, name, result, &mut answer);
+        let status = self.edge.write_published(self, name, result, &mut answer);
         let mut answers = self.answers.take();
-        self.with(|state| state.on_publish_answered(conn, at, answer, &mut answers));
+        self.with(|state| state.on_publish_answered(conn, at, status, answer, &mut answers));
         self.answers.replace(answers);
     }
 }

@@ -1,6 +1,7 @@
-//! A node: makes its workers, waits for signals, drains, ends.
+//! A node: makes its workers, has them listen, and gives it into the hands of its keeper.
 //! Owns what must happen once and in order: descriptors that all share come first and low, then each worker leaves the
-//! shared table of open files (design, "Open files"), and only then makes its own.
+//! shared table of open files (design, "Open files"), and only then makes its own. Whatever may fail comes before the
+//! first listener: from then on clients come to this process, and would be lost with it.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,28 +12,41 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
 use monoio::time::TimeDriver;
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
+use rustls::ServerConfig;
 
+use super::access::AccessLog;
+use super::access_file;
 use super::capacity;
 use super::clock::Clock;
 use super::host::{self, Signal, SignalFd};
-use super::io::{Epoll, EventFd, Interest, SocketOptions};
-use super::listen;
+use super::io::{Epoll, EventFd, SocketOptions};
+use super::keeper::Keeper;
+use super::listen::{self, Listener, listeners_each};
 use super::mail::Mail;
 use super::mailbox::{Mailbox, mailbox};
+use super::notify::Supervisor;
+use super::phase::{Phase, Progress};
 use super::probe::{self, Refused};
+use super::report::Reports;
 use super::sendring::{BATCH_MAX, SendRing};
-use super::settings::{DriverChoice, FilesChoice, Settings};
+use super::settings::{AccessTo, DriverChoice, FilesChoice, Settings};
 use super::state::{Node, State};
 use super::stats::{Places, Stats};
-use super::takeover::{Control, Predecessor};
+use super::takeover::{Controls, Predecessor};
 use super::worker::{Edge, Parts, Worker};
 
 /// Entries of a worker's ring for requests.
 const RING_ENTRIES: u32 = 1_024;
 /// How long the port of a process that just ended may still seem taken.
 const PORT_PATIENCE: Duration = Duration::from_millis(500);
+/// How long a process that has just started, or taken over itself, may need until it can be asked for its place.
+const NAME_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long the end of the process waits for the access log to be written: a pipe that nobody reads never takes it.
+const ACCESS_LOG_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why the node could not start, or ended badly.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +58,17 @@ pub enum ServeError {
     PortTaken(SocketAddr),
     #[error("cannot listen on {addr}: {error}")]
     Listen { addr: SocketAddr, error: io::Error },
-    #[error("--takeover: no Pushline of this user serves {addr} ({error}); start without --takeover")]
+    #[error(
+        "admin.listen = {0} is taken: another process listens there. Stop it, choose another address, or, if it is the \
+         Pushline that is to be replaced, start with --takeover"
+    )]
+    AdminTaken(String),
+    #[error("cannot listen on admin.listen = {address}: {error}")]
+    AdminListen { address: String, error: io::Error },
+    #[error(
+        "--takeover: {addr} is taken, and not by a Pushline of this user that would give it up ({error}); stop what \
+         listens there, or choose another --listen"
+    )]
     NoPredecessor { addr: SocketAddr, error: io::Error },
     #[error("--driver io_uring: {0}; use --driver epoll, or auto")]
     IoUring(Refused),
@@ -52,8 +76,20 @@ pub enum ServeError {
         "--files per-worker: the kernel refuses close_range(CLOSE_RANGE_UNSHARE) ({0}); use --files shared"
     )]
     Files(io::Error),
+    #[error(
+        "access_log.to = {path}: cannot be opened ({error}); name a file in a directory that this user may write to"
+    )]
+    AccessLog { path: String, error: io::Error },
     #[error("{what}: {error}")]
     Io { what: &'static str, error: io::Error },
+    #[error(transparent)]
+    Passed(#[from] super::activation::Refused),
+    #[error(
+        "the socket {name:?} that was passed listens on {addr}, which is not a loopback address, and without \
+         authentication anyone who reaches it could read and publish; configure authentication, or permit that with \
+         open = true"
+    )]
+    PassedReachable { name: String, addr: SocketAddr },
     #[error("a worker ended before it was told to")]
     WorkerEnded,
 }
@@ -61,6 +97,9 @@ pub enum ServeError {
 fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> ServeError {
     move |error| ServeError::Io { what, error }
 }
+
+/// What a service manager calls a socket where clients speak TLS (`FileDescriptorName=`).
+const TLS_SOCKET: &str = "tls";
 
 /// How a node ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +117,9 @@ struct Seed {
     cpus: usize,
     mailbox: Mailbox<Mail>,
     addresses: Vec<SocketAddr>,
+    listeners_each: usize,
+    /// Main says that all workers are made: listen. Hung up: one could not be, so end.
+    go: mpsc::Receiver<()>,
     uring: bool,
     own_files: bool,
     last_shared: RawFd,
@@ -85,14 +127,20 @@ struct Seed {
     random: u64,
 }
 
-/// Serves until told to stop. `make_edge` makes each worker's policy, on its thread; `ready` hears the addresses.
+/// Serves until told to stop. `tls` is what connections to addresses for TLS are served with; `make_edge` makes each
+/// worker's policy, on its thread; `prepare` takes, on the main thread and before any worker starts, what is not the
+/// workers': what it opens is in no worker's table of files; `ready` hears the addresses; `reload` is called, on the main
+/// thread, for each SIGHUP.
 ///
 /// # Errors
 /// [`ServeError`], before anything was served.
 pub fn serve<E: Edge + 'static>(
     settings: Settings,
+    tls: Option<Arc<ServerConfig>>,
     make_edge: impl Fn(&Arc<Node>) -> E + Send + Sync + Clone + 'static,
-    ready: impl FnOnce(&[SocketAddr]),
+    prepare: impl FnOnce(&Settings) -> Result<(), ServeError>,
+    ready: impl FnOnce(&Arc<Node>, &[SocketAddr]),
+    reload: impl FnMut(&Arc<Node>),
 ) -> Result<Ended, ServeError> {
     // Signals come to the main thread alone; workers inherit this.
     host::block_signals().map_err(io_error("cannot block signals"))?;
@@ -109,9 +157,12 @@ pub fn serve<E: Edge + 'static>(
     // What all share, made first so that their numbers are low.
     let signals = SignalFd::new().map_err(io_error("cannot make a signal descriptor"))?;
     let ended_workers = Arc::new(AtomicUsize::new(0));
-    let done = Arc::new(EventFd::new().map_err(io_error("cannot make an eventfd"))?);
+    let main = EventFd::new().map_err(io_error("cannot make an eventfd"))?;
     let epoll = Epoll::new().map_err(io_error("cannot make an epoll set"))?;
-    let mut last_shared = signals.as_raw_fd().max(done.as_raw_fd()).max(epoll.as_raw_fd());
+    let reports = Reports::new().map_err(io_error("cannot make a mailbox"))?;
+    let passed = settings.passed.iter().map(|passed| passed.fd);
+    let shared = [signals.as_raw_fd(), main.as_raw_fd(), epoll.as_raw_fd(), reports.wake_fd()];
+    let mut last_shared = shared.into_iter().chain(passed).fold(0, RawFd::max);
     let (mut senders, mut mailboxes) = (Vec::new(), Vec::new());
     for _ in 0..workers {
         // A message that fits no mailbox could never reach its channel.
@@ -122,63 +173,87 @@ pub fn serve<E: Edge + 'static>(
         mailboxes.push(mailbox);
     }
 
+    let predecessors = find_predecessors(&settings)?;
     let reserved = reserve(&settings)?;
-    let addresses: Vec<SocketAddr> = reserved.iter().map(|(_, addr)| *addr).collect();
+    prepare(&settings)?;
+    let addresses: Vec<SocketAddr> = if settings.passed.is_empty() {
+        reserved.iter().map(|(_, addr)| *addr).collect()
+    } else {
+        settings.passed.iter().map(|passed| passed.addr).collect()
+    };
+    let before = predecessors.iter().map(|(_, predecessor)| predecessor.listeners).max();
+    let listeners_each =
+        if settings.passed.is_empty() { listeners_each(workers, before.unwrap_or(0)) } else { 1 };
     let connections_max = capacity::by_files(files_max, workers, own_files).max(1);
     let connections_of_node = settings.limits.connections.min(connections_max * workers);
-    let mut secret = [0; 20];
-    getrandom::fill(&mut secret).map_err(|error| ServeError::Io {
-        what: "cannot get random bytes",
-        error: io::Error::other(error.to_string()),
-    })?;
+    let (secret, first_incarnation, seed) = (random()?, u64::from_le_bytes(random()?), random::<8>()?);
+    let clock = Clock::start();
+    let access = open_access_log(&settings, clock, secret)?;
     let node = Arc::new(Node {
-        clock: Clock::start(),
+        clock,
+        access,
         mailboxes: senders,
+        listening: AtomicUsize::new(workers),
         drained: AtomicUsize::new(0),
+        main,
+        progress: Progress::default(),
+        reports,
         places: Places::default(),
         stats: (0..workers).map(|_| Stats::default()).collect(),
         secret,
+        first_incarnation,
         home_seed: Default::default(),
+        tls: ArcSwapOption::new(tls),
         settings,
     });
 
     let (started_tx, started_rx) = mpsc::channel();
-    let mut threads = Vec::new();
+    let (mut threads, mut gos) = (Vec::new(), Vec::new());
     let cpus = host::allowed_cpus().map_or(1, |cpus| cpus.len().max(1));
     for (index, mailbox) in mailboxes.into_iter().enumerate() {
+        let (go_tx, go) = mpsc::channel();
+        gos.push(go_tx);
         let seed = Seed {
             index: index as u16,
             cpu: index,
             cpus,
             mailbox,
             addresses: addresses.clone(),
+            listeners_each,
+            go,
             uring,
             own_files,
             last_shared,
             connections_max,
-            random: u64::from_le_bytes(std::array::from_fn(|at| secret[at + 8])) ^ (index as u64 + 1) << 32,
+            random: u64::from_le_bytes(seed) ^ (index as u64 + 1) << 32,
         };
         let (node, make_edge, started) = (Arc::clone(&node), make_edge.clone(), started_tx.clone());
-        let (done, ended_workers) = (Arc::clone(&done), Arc::clone(&ended_workers));
+        let ended_workers = Arc::clone(&ended_workers);
         let thread = std::thread::Builder::new()
             .name(format!("worker-{index}"))
             .spawn(move || {
                 let guard = AbortOnPanic;
-                run_worker(seed, node, make_edge, &started);
+                run_worker(seed, Arc::clone(&node), make_edge, &started);
                 ended_workers.fetch_add(1, Ordering::Release);
-                done.write();
+                node.main.write();
                 drop(guard);
             })
             .map_err(io_error("cannot start a worker's thread"))?;
         threads.push(thread);
     }
     drop(started_tx);
-    for _ in 0..workers {
-        started_rx.recv().unwrap_or(Err(ServeError::WorkerEnded))?;
+    let all_have =
+        || (0..workers).try_for_each(|_| started_rx.recv().unwrap_or(Err(ServeError::WorkerEnded)));
+    all_have()?;
+    for go in &gos {
+        let _ = go.send(());
     }
+    all_have()?;
 
-    let predecessors = take_over(&node.settings, &addresses, workers)?;
+    let listeners = workers * listeners_each;
+    take_over(&node, predecessors, listeners as u32);
     drop(reserved);
+    node.progress.reach(Phase::Serving);
     tracing::info!(
         listen = addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(","),
         driver = if uring { "io_uring" } else { "epoll" },
@@ -187,24 +262,45 @@ pub fn serve<E: Edge + 'static>(
         connections_max = connections_of_node,
         "serving"
     );
-    ready(&addresses);
-    if !predecessors.is_empty() {
-        let node = Arc::clone(&node);
-        std::thread::spawn(move || {
-            for predecessor in predecessors {
-                predecessor.wait();
-                post(&node, 0, Mail::Unsteer);
-            }
-        });
-    }
-    let ended = wait_for_the_end(&node, &signals, &done, &epoll, &addresses, &ended_workers)?;
+    ready(&node, &addresses);
+    let mut manager = Supervisor::find(workers);
+    manager.on_ready(&node);
+    let controls = Controls::new(&addresses, listeners as u32);
+    let ended = Keeper::new(&node, &signals, &epoll, controls, manager, &ended_workers, reload).run()?;
     if ended == Ended::Drained {
         for thread in threads {
             let _ = thread.join();
         }
+        node.progress.reach(Phase::Stopped);
         tell_stopped(&node);
     }
+    if let Some(access) = &node.access {
+        access.finish(ACCESS_LOG_PATIENCE);
+    }
     Ok(ended)
+}
+
+fn open_access_log(
+    settings: &Settings,
+    clock: Clock,
+    secret: [u8; 20],
+) -> Result<Option<AccessLog>, ServeError> {
+    access_file::start(&settings.access_log, clock, secret).map_err(|error| match &settings.access_log.to {
+        AccessTo::File(path) => ServeError::AccessLog { path: path.display().to_string(), error },
+        AccessTo::Off | AccessTo::Stdout | AccessTo::Stderr => {
+            ServeError::Io { what: "cannot start the access log", error }
+        }
+    })
+}
+
+/// Bytes that nobody can guess, and that tell nothing of others that were drawn.
+fn random<const BYTES: usize>() -> Result<[u8; BYTES], ServeError> {
+    let mut bytes = [0; BYTES];
+    getrandom::fill(&mut bytes).map_err(|error| ServeError::Io {
+        what: "cannot get random bytes",
+        error: io::Error::other(error.to_string()),
+    })?;
+    Ok(bytes)
 }
 
 /// A worker's thread that panics takes a part of the channels with it: the node ends, and a restart tells the gaps.
@@ -232,10 +328,46 @@ fn choose_driver(choice: DriverChoice) -> Result<bool, ServeError> {
     }
 }
 
+/// Those that serve the addresses already, to be asked for them once all is ready here.
+fn find_predecessors(settings: &Settings) -> Result<Vec<(SocketAddr, Predecessor)>, ServeError> {
+    let mut found = Vec::new();
+    let asks = settings.takeover && settings.passed.is_empty();
+    let listen = settings.listen.iter().chain(&settings.tls.listen);
+    for &addr in listen.filter(|addr| asks && addr.port() != 0) {
+        match find_predecessor(addr)? {
+            Some(predecessor) => found.push((addr, predecessor)),
+            // A port that nobody holds yet is simply ours.
+            None => tracing::info!(%addr, "--takeover: nobody to take over from"),
+        }
+    }
+    Ok(found)
+}
+
+fn find_predecessor(addr: SocketAddr) -> Result<Option<Predecessor>, ServeError> {
+    let until = Instant::now() + NAME_PATIENCE;
+    loop {
+        let error = match Predecessor::find(addr) {
+            Ok(predecessor) => return Ok(Some(predecessor)),
+            Err(error) => error,
+        };
+        let is_nobody = error.kind() == io::ErrorKind::ConnectionRefused;
+        if is_nobody && !listen::port_is_taken(addr).map_err(|error| ServeError::Listen { addr, error })? {
+            return Ok(None);
+        }
+        if !is_nobody || Instant::now() >= until {
+            return Err(ServeError::NoPredecessor { addr, error });
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// Holds every address, so that all workers can listen on it and nobody else can take it meanwhile.
 fn reserve(settings: &Settings) -> Result<Vec<(OwnedFd, SocketAddr)>, ServeError> {
     let mut reserved = Vec::new();
-    for &addr in &settings.listen {
+    if !settings.passed.is_empty() {
+        return Ok(reserved);
+    }
+    for &addr in settings.listen.iter().chain(&settings.tls.listen) {
         let failed = |error| ServeError::Listen { addr, error };
         if addr.port() != 0 && !settings.takeover {
             let until = Instant::now() + PORT_PATIENCE;
@@ -251,115 +383,31 @@ fn reserve(settings: &Settings) -> Result<Vec<(OwnedFd, SocketAddr)>, ServeError
     Ok(reserved)
 }
 
-fn take_over(
-    settings: &Settings,
-    addresses: &[SocketAddr],
-    workers: usize,
-) -> Result<Vec<Predecessor>, ServeError> {
-    if !settings.takeover {
-        return Ok(Vec::new());
-    }
-    let mut predecessors = Vec::new();
-    for &addr in addresses {
-        // A port that nobody holds yet is simply ours.
-        match Predecessor::ask_to_drain(addr, workers as u32) {
-            Ok(predecessor) => predecessors.push(predecessor),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                tracing::info!(%addr, "--takeover: nobody to take over from");
+/// Asks those that serve the addresses to drain, now that `listeners` of this process serve each too.
+fn take_over(node: &Arc<Node>, predecessors: Vec<(SocketAddr, Predecessor)>, listeners: u32) {
+    let mut asked = Vec::new();
+    for (addr, mut predecessor) in predecessors {
+        match predecessor.ask_to_drain(listeners) {
+            Ok(()) => asked.push(predecessor),
+            // It heard of an address before this, and has begun to drain.
+            Err(_) if !asked.is_empty() => {}
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                tracing::info!(%addr, "--takeover: the other process has ended");
             }
-            // It heard of the first address, and has begun to drain.
-            Err(_) if !predecessors.is_empty() => {}
-            Err(error) => return Err(ServeError::NoPredecessor { addr, error }),
+            // Connections come to this process already: to end now would lose them.
+            Err(error) => {
+                tracing::warn!(%addr, %error, "--takeover: the other process does not answer; stop it: it has half of the new connections");
+            }
         }
     }
-    Ok(predecessors)
-}
-
-fn post(node: &Node, worker: usize, mail: Mail) {
-    let bytes = mail.cost_bytes();
-    node.mailboxes[worker].send_reserved(mail, bytes);
-}
-
-/// What the main thread waits for.
-const SIGNALS: u64 = 0;
-const DONE: u64 = 1;
-const CONTROL: u64 = 2;
-
-fn wait_for_the_end(
-    node: &Arc<Node>,
-    signals: &SignalFd,
-    done: &EventFd,
-    epoll: &Epoll,
-    addresses: &[SocketAddr],
-    ended_workers: &AtomicUsize,
-) -> Result<Ended, ServeError> {
-    let waiting = io_error("cannot wait for signals");
-    let mut controls: Vec<Control> = Vec::new();
-    let add = |fd: RawFd, token| epoll.add(fd, token, Interest::Read);
-    add(signals.as_raw_fd(), SIGNALS).and_then(|()| add(done.as_raw_fd(), DONE)).map_err(waiting)?;
-    let mut unnamed: Vec<SocketAddr> = addresses.to_vec();
-    let mut events = super::io::Events::with_capacity(8);
-    let mut draining = false;
-    loop {
-        // The name of a predecessor's socket is free only when it drains.
-        unnamed.retain(|addr| match Control::new(*addr) {
-            Ok(control) => {
-                let _ = epoll.add(control.as_raw_fd(), CONTROL, Interest::Read);
-                controls.push(control);
-                false
+    if !asked.is_empty() {
+        let node = Arc::clone(node);
+        std::thread::spawn(move || {
+            for predecessor in asked {
+                predecessor.wait_until_closed();
+                node.post(0, Mail::Unsteer);
             }
-            Err(_) => true,
         });
-        let timeout = (!unnamed.is_empty()).then_some(Duration::from_millis(500));
-        epoll.wait(&mut events, timeout).map_err(io_error("cannot wait for signals"))?;
-        let tokens: Vec<u64> = events.iter().map(|(token, _)| token).collect();
-        for token in tokens {
-            match token {
-                SIGNALS => match signals.read() {
-                    Ok(Some(second @ (Signal::Terminate | Signal::Interrupt))) if draining => {
-                        tracing::warn!("a second signal: stopping at once");
-                        return Ok(Ended::AtOnce(second));
-                    }
-                    Ok(Some(Signal::Terminate | Signal::Interrupt)) => {
-                        draining = true;
-                        drain(node, None);
-                    }
-                    Ok(Some(Signal::HangUp) | None) | Err(_) => {}
-                },
-                DONE => {
-                    done.drain();
-                    if !draining {
-                        return Err(ServeError::WorkerEnded);
-                    }
-                    if ended_workers.load(Ordering::Acquire) == node.mailboxes.len() {
-                        return Ok(Ended::Drained);
-                    }
-                }
-                _ => {
-                    let asked = controls.iter_mut().find_map(Control::hear);
-                    if let (Some(listeners), false) = (asked, draining) {
-                        draining = true;
-                        for control in &mut controls {
-                            let _ = epoll.remove(control.as_raw_fd());
-                            control.close();
-                        }
-                        unnamed.clear();
-                        drain(node, Some(listeners));
-                    }
-                }
-            }
-        }
-    }
-}
-
-fn drain(node: &Arc<Node>, successor: Option<u32>) {
-    tracing::info!(
-        window_seconds = node.settings.drain.window.as_secs_f64(),
-        takeover = successor.is_some(),
-        "draining"
-    );
-    for worker in 0..node.mailboxes.len() {
-        post(node, worker, Mail::Drain { successor });
     }
 }
 
@@ -368,8 +416,10 @@ fn tell_stopped(node: &Node) {
     tracing::info!(
         accepted = sum(|stats| stats.accepted.get()),
         closed = sum(|stats| stats.closed.get()),
-        refused = sum(|stats| stats.refused.get()),
-        published = sum(|stats| stats.published.get()),
+        refused = sum(Stats::refused_in_all),
+        published = sum(|stats| stats.placed.get()),
+        handshakes = sum(|stats| stats.handshakes.get()),
+        handshakes_failed = sum(|stats| stats.handshakes_failed.get()),
         panics = sum(|stats| stats.panics.get()),
         "stopped"
     );
@@ -397,14 +447,10 @@ fn run_worker<E: Edge + 'static>(
         tracing::debug!(worker = seed.index, %error, "not pinned");
     }
     let uring = seed.uring;
-    let run = move || -> io::Result<Parts> {
-        let workers = node.mailboxes.len() as u32;
-        let options = SocketOptions {
-            unsent_bytes_max: node.settings.slow.kernel_bytes.min(u32::MAX as usize) as u32,
-            unacked_ms_max: node.settings.heartbeat.timeout.as_millis() as u32,
-        };
-        let listeners = seed.addresses.iter().map(|addr| listen::listen(*addr, options));
-        let listeners = listeners.collect::<io::Result<Vec<_>>>()?;
+    let go = seed.go;
+    let make = move || -> io::Result<Parts> {
+        let workers = node.mailboxes.len();
+        let listeners = prepare_listeners(&seed.addresses, seed.listeners_each, &node.settings)?;
         let ring = if uring { SendRing::uring(BATCH_MAX as u32)? } else { SendRing::plain() };
         let edge = Rc::new(make_edge(&node));
         let state = State::new(node, seed.index, ring, Epoll::new()?, seed.random);
@@ -412,6 +458,7 @@ fn run_worker<E: Edge + 'static>(
             state,
             mailbox: seed.mailbox,
             listeners,
+            listeners_each: seed.listeners_each,
             nonblocking: !uring,
             connections_max: seed.connections_max,
             edge,
@@ -421,10 +468,10 @@ fn run_worker<E: Edge + 'static>(
     };
     let result = if uring {
         let runtime = RuntimeBuilder::<TimeDriver<IoUringDriver>>::new().with_entries(RING_ENTRIES).build();
-        runtime.and_then(|mut runtime| runtime.block_on(run_tasks(run, started)))
+        runtime.and_then(|mut runtime| runtime.block_on(run_tasks(make, &go, started)))
     } else {
         let runtime = RuntimeBuilder::<TimeDriver<LegacyDriver>>::new().build();
-        runtime.and_then(|mut runtime| runtime.block_on(run_tasks(run, started)))
+        runtime.and_then(|mut runtime| runtime.block_on(run_tasks(make, &go, started)))
     };
     if let Err(error) = result {
         let _ = started.send(Err(ServeError::Io { what: "a worker could not start", error }));
@@ -433,11 +480,44 @@ fn run_worker<E: Edge + 'static>(
 
 async fn run_tasks(
     make: impl FnOnce() -> io::Result<Parts>,
+    go: &mpsc::Receiver<()>,
     started: &mpsc::Sender<Result<(), ServeError>>,
 ) -> io::Result<()> {
     let parts = make()?;
     let _ = started.send(Ok(()));
+    if go.recv().is_err() {
+        return Ok(());
+    }
+    for listener in parts.listeners.iter().filter(|listener| !listener.is_passed) {
+        listen::begin(listener.fd.as_raw_fd())?;
+    }
+    let _ = started.send(Ok(()));
     Worker::run(parts).await
+}
+
+/// One worker's sockets to listen with: so many, one after the other, to each address; or those that were passed.
+fn prepare_listeners(
+    addresses: &[SocketAddr],
+    each: usize,
+    settings: &Settings,
+) -> io::Result<Vec<Listener>> {
+    let options = SocketOptions {
+        unsent_bytes_max: settings.slow.kernel_bytes.min(u32::MAX as usize) as u32,
+        unacked_ms_max: settings.heartbeat.timeout.as_millis() as u32,
+    };
+    if !settings.passed.is_empty() {
+        let listeners = settings.passed.iter().map(|passed| {
+            let is_tls = passed.name == TLS_SOCKET && !settings.tls.certificates.is_empty();
+            Ok(Listener { fd: passed.listener(options)?, is_passed: true, is_tls })
+        });
+        return listeners.collect();
+    }
+    // Those for TLS come last.
+    let addresses = addresses.iter().enumerate().map(|(at, addr)| (*addr, at >= settings.listen.len()));
+    let addresses = addresses.flat_map(|address| std::iter::repeat_n(address, each));
+    addresses
+        .map(|(addr, is_tls)| Ok(Listener { fd: listen::prepare(addr, options)?, is_passed: false, is_tls }))
+        .collect()
 }
 
 fn files_limit() -> usize {

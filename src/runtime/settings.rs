@@ -2,15 +2,24 @@
 //! Owns plain values with units in their names. Never parses: `edge::config` makes these from
 //! files, environment and flags, and refuses what does not fit.
 
+use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::domain::auth::Grants;
 use crate::domain::channel::Pattern;
+
+use super::activation::Passed;
 
 /// All settings of a node. Immutable once made; shared by all workers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     pub listen: Vec<SocketAddr>,
+    /// Sockets that a service manager passed, in place of those to be made for `listen`. Given by who starts the process,
+    /// not by configuration.
+    pub passed: Vec<Passed>,
+    pub tls: TlsListeners,
     /// Worker threads; `None`: one per core.
     pub workers: Option<usize>,
     pub driver: DriverChoice,
@@ -27,7 +36,25 @@ pub struct Settings {
     pub slow: SlowReaders,
     pub drain: Drain,
     pub origins: Origins,
+    pub auth: Authentication,
     pub log: Log,
+    pub admin: Admin,
+    pub access_log: Access,
+}
+
+/// Where clients come by TLS, and what the node shows them then.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TlsListeners {
+    pub listen: Vec<SocketAddr>,
+    /// At least one, where there is an address.
+    pub certificates: Vec<CertificateFiles>,
+}
+
+/// A certificate, with its chain, and its key: PEM files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateFiles {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,13 +149,91 @@ pub struct SlowReaders {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Drain {
+    /// Goodbyes are spread over so long.
     pub window: Duration,
+    /// New connections are taken for so long after readiness has ended.
+    pub delay: Duration,
 }
 
-/// Browser origins that may use the server besides its own (`scheme://host[:port]`, lower case).
+/// Browser origins that may use the server besides its own (`scheme://host[:port]`, lower case; the host may begin with
+/// `*.`, which stands for one label or more).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origins {
     pub allow: Vec<String>,
+}
+
+/// Who may do what. Nothing of keys, API keys and rules for strangers given: anyone may do everything.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Authentication {
+    pub keys: Vec<TokenKey>,
+    /// Keys in the form of others (RFC 7517 §5).
+    pub jwks_file: Option<PathBuf>,
+    /// A token must be for one of them; empty: it may be for anyone.
+    pub audience: Vec<String>,
+    /// A token must be of one of them; empty: it may be of anyone.
+    pub issuer: Vec<String>,
+    /// The name of the cookie that holds a token.
+    pub cookie: String,
+    /// How far the clocks of those who make tokens may be off.
+    pub leeway: Duration,
+    /// A token that lives longer is refused.
+    pub lifetime_max: Duration,
+    /// Revocations kept; beyond it another is refused.
+    pub revocations_max: usize,
+    pub api_keys: Vec<ApiKey>,
+    /// What those may do who do not say who they are.
+    pub anonymous: Option<Grants>,
+}
+
+impl Authentication {
+    /// Whether everything that is not granted is refused.
+    pub fn is_configured(&self) -> bool {
+        !self.keys.is_empty()
+            || self.jwks_file.is_some()
+            || !self.api_keys.is_empty()
+            || self.anonymous.is_some()
+    }
+}
+
+/// A key that tokens are signed with, and the one algorithm that it is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenKey {
+    pub kid: Option<String>,
+    pub algorithm: TokenAlgorithm,
+    pub material: KeyMaterial,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenAlgorithm {
+    Hs256,
+    Rs256,
+    Es256,
+    EdDsa,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeyMaterial {
+    Secret(Secret),
+    SecretFile(PathBuf),
+    PublicKeyFile(PathBuf),
+}
+
+/// What nobody may read in a log.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub Box<str>);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+/// A key of a server-side publisher; kept as its digest alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiKey {
+    pub name: String,
+    pub sha256: [u8; 32],
+    pub grants: Grants,
 }
 
 /// What is logged, to stderr.
@@ -139,10 +244,51 @@ pub struct Log {
     pub format: LogFormat,
 }
 
+/// A line for each request and each end of a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Access {
+    pub to: AccessTo,
+    pub format: LogFormat,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AccessTo {
+    Off,
+    Stdout,
+    Stderr,
+    /// Opened again at SIGHUP.
+    File(PathBuf),
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
     /// One line for people.
     Text,
     /// One JSON object a line, for machines.
     Json,
+}
+
+/// Where an operator looks in, and how they show that they may.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admin {
+    /// `None`: nowhere.
+    pub listen: Option<AdminAddress>,
+    /// SHA-256 of the token; `None`: whoever reaches the address may.
+    pub token_sha256: Option<[u8; 32]>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AdminAddress {
+    Tcp(SocketAddr),
+    /// The path of a unix socket.
+    Unix(PathBuf),
+}
+
+impl std::fmt::Display for AdminAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(addr) => addr.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
 }

@@ -7,28 +7,39 @@ use std::collections::{HashMap, VecDeque};
 use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Waker;
+use std::time::Instant;
 
+use arc_swap::ArcSwapOption;
 use foldhash::fast::RandomState;
+use rustls::ServerConfig;
 
+use crate::domain::auth::Bearer;
 use crate::domain::channel::Name;
 use crate::domain::feed::{Arrival, Feed, FeedBounds, Link};
 use crate::domain::history::{Bounds, PageMax};
 use crate::domain::home::{Home, HomeBounds, PublishRefusal, Published, WorkerIndex};
 use crate::domain::message::Message;
 
+use super::access::AccessLog;
 use super::clock::{Clock, ticks};
 use super::entry::{ConnId, Entry, HeldPoll};
 use super::framing::frame;
 use super::holder::Last;
-use super::io::Epoll;
+use super::io::{Epoll, EventFd};
 use super::mail::{Answer, Ask, Mail};
 use super::mailbox::Sender;
+use super::peer::Peer;
+use super::phase::Progress;
+use super::report::Reports;
 use super::sendring::SendRing;
 use super::settings::{Settings, SlowPolicy};
 use super::slots::ChunkedSlab;
 use super::stats::{Places, Stats};
+use super::tls::Tls;
+use super::tokens::Waiting;
+use super::trace::{Watch, What, Who};
 use super::wheel::Wheel;
 
 /// What a worker asks for when it joins a channel, and one page of history.
@@ -36,17 +47,30 @@ pub const PAGE: PageMax = PageMax { messages: 64, bytes: 64 * 1024 };
 /// A feed stays this long for polls and for readers that come back.
 pub const LEASE_MS: u64 = 5_000;
 
-/// What all workers share; nothing of it changes but counts.
+/// What all workers share; nothing of it changes but counts, and what is loaded anew.
 pub struct Node {
     pub settings: Settings,
+    /// What TLS connections are served with, from their handshake on.
+    pub tls: ArcSwapOption<ServerConfig>,
     pub clock: Clock,
     pub mailboxes: Vec<Sender<Mail>>,
     pub stats: Vec<Stats>,
     pub places: Places,
+    pub progress: Progress,
+    /// Workers that take connections.
+    pub listening: AtomicUsize,
+    /// Where requests and ends of connections are told, if anywhere.
+    pub access: Option<AccessLog>,
     /// Workers that have told all their clients to leave.
     pub drained: AtomicUsize,
-    /// Keeps connection ids unguessable.
+    /// Wakes the main thread.
+    pub main: EventFd,
+    /// To the operator's thread.
+    pub reports: Reports,
+    /// Keeps connection ids unguessable: nothing that anybody is told is made of it but their seals.
     pub secret: [u8; 20],
+    /// Where incarnations begin, which cursors show.
+    pub first_incarnation: u64,
     /// Of hashes that choose a channel's home.
     pub home_seed: RandomState,
 }
@@ -56,6 +80,37 @@ impl Node {
     pub fn home_of(&self, name: &Name) -> WorkerIndex {
         use std::hash::BuildHasher;
         (self.home_seed.hash_one(name.as_str()) % self.mailboxes.len() as u64) as WorkerIndex
+    }
+
+    /// Has one worker do something with its state, soon: see [`on_each_worker`](Self::on_each_worker).
+    pub fn on_worker(&self, worker: WorkerIndex, errand: impl FnOnce(&mut State) + Send + 'static) {
+        let Some(mailbox) = self.mailboxes.get(usize::from(worker)) else { return };
+        let mail = Mail::Do(Box::new(errand));
+        let bytes = mail.cost_bytes();
+        mailbox.send_reserved(mail, bytes);
+    }
+
+    /// Sends a letter that a worker must have.
+    pub fn post(&self, worker: usize, mail: Mail) {
+        let bytes = mail.cost_bytes();
+        self.mailboxes[worker].send_reserved(mail, bytes);
+    }
+
+    /// A worker takes no more connections.
+    pub fn tell_closed_to_connections(&self) {
+        self.listening.fetch_sub(1, Ordering::AcqRel);
+        self.main.write();
+    }
+
+    /// Has every worker do something with its state, soon. For what an operator asks, seldom: it holds up the worker.
+    pub fn on_each_worker<E: FnOnce(&mut State) + Send + 'static>(
+        &self,
+        mut errand: impl FnMut(WorkerIndex) -> E,
+    ) {
+        for index in 0..self.mailboxes.len() {
+            let index = index as WorkerIndex;
+            self.on_worker(index, errand(index));
+        }
     }
 
     pub fn policy_for(&self, name: &Name) -> SlowPolicy {
@@ -125,6 +180,19 @@ pub struct Socket {
     pub opened_tick: u32,
     pub sent_messages: u32,
     pub sent_bytes: u64,
+    pub peer: Peer,
+    /// Who the connection's last request, or the stream that it is, was found to be of.
+    pub bearer: Option<Rc<Bearer>>,
+    pub tls: Option<Box<Tls>>,
+}
+
+impl Socket {
+    /// The same, out of the hands of something that may not be taken apart.
+    pub fn take(&mut self) -> Self {
+        let Self { fd, is_in_epoll, opened_tick, sent_messages, sent_bytes, peer, .. } = *self;
+        let (bearer, tls) = (self.bearer.take(), self.tls.take());
+        Self { fd, is_in_epoll, opened_tick, sent_messages, sent_bytes, peer, bearer, tls }
+    }
 }
 
 /// What a frame of a WebSocket client asks for that cannot be done at once.
@@ -160,6 +228,9 @@ pub struct Draining {
     pub window_ticks: u32,
 }
 
+/// Long work: does a slice of itself, about a millisecond of work, and says whether there is more.
+type Chore = Box<dyn FnMut(&mut State) -> bool>;
+
 pub struct State {
     pub node: Arc<Node>,
     pub index: WorkerIndex,
@@ -174,6 +245,8 @@ pub struct State {
     pub dirty: VecDeque<u32>,
     pub catchups: VecDeque<(ConnId, u32)>,
     pub catchups_later: Vec<(ConnId, u32)>,
+    /// Long works of which a slice is done at a time, between fan-out and catching up.
+    chores: VecDeque<Chore>,
     /// The tick until which the clock's task sleeps.
     pub naps_until: u32,
     /// It must wake before.
@@ -183,15 +256,28 @@ pub struct State {
     pub ring: SendRing,
     pub pass: super::fanout::Passes,
     pub scratch: Vec<u8>,
+    /// Handshakes that can go on.
+    pub handshakes: VecDeque<ConnId>,
+    /// Room for bytes that are encrypted for one connection, and for what one sent, decrypted.
+    pub sealed: Vec<u8>,
+    pub opened: Vec<u8>,
     pub draining: Option<Draining>,
     /// Open connections, held or in tasks.
     pub connections: usize,
     /// Connections that only wait for the client's close.
     pub lingering: usize,
+    /// The slots of connections whose socket takes no more, and since which tick.
+    pub blocked: HashMap<u32, u32, RandomState>,
     pub poll_body: Option<super::poll::Body>,
+    /// By slot: connections whose token is still to come.
+    pub(super) waiting: HashMap<u32, Box<Waiting>, RandomState>,
     pub sweep_feed_at: u32,
     /// Messages placed here for feeds here.
     arrived: Vec<Arc<Message>>,
+    /// The node's, without its contended count.
+    pub(super) access: Option<Rc<AccessLog>>,
+    /// Traces under way.
+    pub(super) watches: Vec<Watch>,
     random: u64,
 }
 
@@ -205,11 +291,12 @@ impl State {
             channels: (settings.limits.channels / workers).max(1),
             keys: (settings.limits.idempotency_keys / workers).max(1),
         };
-        let incarnations = u64::from_le_bytes(std::array::from_fn(|at| node.secret[at]));
-        let first = incarnations.wrapping_add(u64::from(index));
+        let first = node.first_incarnation.wrapping_add(u64::from(index));
         Self {
             home: Home::new(bounds, first, workers as u64),
             wheel: Wheel::new(u64::from(node.clock.tick())),
+            access: node.access.clone().map(Rc::new),
+            watches: Vec::new(),
             node,
             index,
             conns: ChunkedSlab::new(),
@@ -220,6 +307,7 @@ impl State {
             dirty: VecDeque::new(),
             catchups: VecDeque::new(),
             catchups_later: Vec::new(),
+            chores: VecDeque::new(),
             naps_until: 0,
             calls_clock: false,
             swept_tick: 0,
@@ -227,10 +315,15 @@ impl State {
             ring,
             pass: super::fanout::Passes::default(),
             scratch: Vec::new(),
+            handshakes: VecDeque::new(),
+            sealed: Vec::new(),
+            opened: Vec::new(),
             draining: None,
             connections: 0,
             lingering: 0,
+            blocked: HashMap::default(),
             poll_body: None,
+            waiting: HashMap::default(),
             sweep_feed_at: 0,
             arrived: Vec::new(),
             random: seed | 1,
@@ -256,16 +349,20 @@ impl State {
     /// Does, as their home, what `from` asks of this worker's channels.
     pub fn answer(&mut self, from: WorkerIndex, ask: Ask) -> Answer {
         let now_ms = self.node.clock.now_ms();
+        let traced = if self.is_traced() { traced_of(&ask) } else { None };
         let (index, node, arrived) = (self.index, &self.node, &mut self.arrived);
-        let mut delivered = 0u64;
+        // The exact clock is read where somebody reads the channel: once for all its readers.
+        let mut placed_us = 0;
         let deliver = |worker: WorkerIndex, message: &Arc<Message>| {
-            delivered += 1;
+            if placed_us == 0 {
+                placed_us = node.clock.us(Instant::now());
+            }
             if worker == index {
                 arrived.push(Arc::clone(message));
                 return true;
             }
             let mailbox = &node.mailboxes[usize::from(worker)];
-            let mail = Mail::Live(Arc::clone(message));
+            let mail = Mail::Live(Arc::clone(message), placed_us);
             let bytes = mail.cost_bytes();
             if mailbox.try_send(mail, bytes).is_ok() {
                 return true;
@@ -277,10 +374,16 @@ impl State {
         };
         let answer = match ask {
             Ask::Publish { name, draft, key } => {
-                Answer::Published(self.home.publish(&name, draft, key.as_deref(), now_ms, deliver))
+                let bytes = draft.body.bytes().len();
+                let result = self.home.publish(&name, draft, key.as_deref(), now_ms, deliver);
+                count_placed(&node.stats[usize::from(index)], &result, bytes);
+                Answer::Published(result)
             }
             Ask::PublishReserved { name, draft, key } => {
-                Answer::Published(self.home.publish_reserved(&name, draft, &key, now_ms, deliver))
+                let bytes = draft.body.bytes().len();
+                let result = self.home.publish_reserved(&name, draft, &key, now_ms, deliver);
+                count_placed(&node.stats[usize::from(index)], &result, bytes);
+                Answer::Published(result)
             }
             Ask::Reserve { name, key } => Answer::Known(self.home.reserve(&name, &key, now_ms)),
             Ask::Release { name, key } => {
@@ -298,12 +401,26 @@ impl State {
                 Answer::Done
             }
         };
-        if delivered > 0 {
+        if let Some((name, bytes)) = traced {
+            self.trace_answer(&name, bytes, &answer);
+        }
+        if placed_us > 0 {
             for message in std::mem::take(&mut self.arrived) {
-                self.on_live(message);
+                self.on_live(message, placed_us);
             }
         }
         answer
+    }
+
+    /// What came of an act on a channel that lives here, for who watches the channel.
+    fn trace_answer(&self, name: &Name, bytes: u64, answer: &Answer) {
+        self.trace_in(Who::default(), name, || match answer {
+            Answer::Published(Ok(published)) => {
+                What::Published { cursor: published.cursor, bytes, replayed: published.replayed }
+            }
+            Answer::Published(Err(refusal)) => What::Denied { why: format!("{refusal:?}").into() },
+            _ => What::Deleted,
+        });
     }
 
     /// Sends a request to another worker.
@@ -328,6 +445,42 @@ impl State {
         self.node.mailboxes[usize::from(home)].send_reserved(mail, bytes);
     }
 
+    /// Begins long work, for what operators ask: done a slice at a time, so that nobody waits for all of it.
+    pub fn begin_chore(&mut self, chore: impl FnMut(&mut Self) -> bool + 'static) {
+        self.chores.push_back(Box::new(chore));
+    }
+
+    pub fn has_chores(&self) -> bool {
+        !self.chores.is_empty()
+    }
+
+    /// Does a slice of one. False when there is none.
+    pub fn do_chore(&mut self) -> bool {
+        let Some(mut chore) = self.chores.pop_front() else { return false };
+        if chore(self) {
+            self.chores.push_back(chore);
+        }
+        true
+    }
+
+    /// Has another worker do something with its state; what comes of it is for `pending`.
+    pub fn send_errand<T: Send + 'static>(
+        &mut self,
+        to: WorkerIndex,
+        errand: impl FnOnce(&mut State) -> T + Send + 'static,
+        pending: Pending,
+    ) {
+        let (from, token) = (self.index, self.pending.insert(pending) as u32);
+        let mail = Mail::Do(Box::new(move |state| {
+            let answer = Answer::Errand(Box::new(errand(state)));
+            let mail = Mail::Answer { token, answer };
+            let bytes = mail.cost_bytes();
+            state.node.mailboxes[usize::from(from)].send_reserved(mail, bytes);
+        }));
+        let bytes = mail.cost_bytes();
+        self.node.mailboxes[usize::from(to)].send_reserved(mail, bytes);
+    }
+
     pub fn on_mail(&mut self, mail: Mail) {
         match mail {
             Mail::Ask { from, token, ask } => {
@@ -340,7 +493,7 @@ impl State {
                 }
             }
             Mail::Answer { token, answer } => self.on_answer(token, answer),
-            Mail::Live(message) => self.on_live(message),
+            Mail::Live(message, placed_us) => self.on_live(message, placed_us),
             Mail::Lost(name) => {
                 if let Some(&feed) = self.feeds_by_name.get(&name)
                     && let Some(feed) = self.feeds.get_mut(feed)
@@ -351,6 +504,7 @@ impl State {
             }
             // The worker's own: its listeners are not of the state.
             Mail::Drain { .. } | Mail::CloseListeners | Mail::Unsteer => {}
+            Mail::Do(errand) => errand(self),
         }
     }
 
@@ -443,13 +597,18 @@ impl State {
         }
     }
 
-    fn on_live(&mut self, message: Arc<Message>) {
+    fn on_live(&mut self, message: Arc<Message>, placed_us: u64) {
         let Some(&slot) = self.feeds_by_name.get(&message.channel) else { return };
         let bounds = self.node.feed_bounds();
         let Some(feed) = self.feeds.get_mut(slot) else { return };
         let name = message.channel.clone();
         match feed.on_message(message, bounds, &mut frame) {
-            Arrival::Placed => self.touch(slot),
+            Arrival::Placed => {
+                if feed.placed_us == 0 && feed.has_readers() {
+                    feed.placed_us = placed_us;
+                }
+                self.touch(slot);
+            }
             Arrival::Ignored => {}
             Arrival::Hole => self.join(name),
         }
@@ -485,6 +644,28 @@ impl State {
     pub fn heartbeat_ticks(&self) -> (u32, u32) {
         let heartbeat = &self.node.settings.heartbeat;
         (ticks(heartbeat.interval), ticks(heartbeat.timeout))
+    }
+}
+
+fn count_placed(stats: &Stats, result: &Result<Published, PublishRefusal>, bytes: usize) {
+    if result.as_ref().is_ok_and(|published| !published.replayed) {
+        stats.placed.add(1);
+        stats.placed_bytes.add(bytes as u64);
+    }
+}
+
+/// The channel and the bytes of what traces tell of.
+fn traced_of(ask: &Ask) -> Option<(Name, u64)> {
+    match ask {
+        Ask::Publish { name, draft, .. } | Ask::PublishReserved { name, draft, .. } => {
+            Some((name.clone(), draft.body.bytes().len() as u64))
+        }
+        Ask::Delete { name } => Some((name.clone(), 0)),
+        Ask::Reserve { .. }
+        | Ask::Release { .. }
+        | Ask::Read { .. }
+        | Ask::Join { .. }
+        | Ask::Leave { .. } => None,
     }
 }
 

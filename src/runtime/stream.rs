@@ -13,12 +13,15 @@ use monoio::net::TcpStream;
 
 use super::close::{Reason, Transport};
 use super::io::{RecvOutcome, recv_nonblocking};
+use super::noted::Noted;
 use super::sendring::{Outcome, send_now};
-use super::state::{Socket, State};
+use super::state::Socket;
 use super::worker::Worker;
 
 /// Read at once of a client that sends much.
 const FLOW_BYTES: usize = 64 * 1024;
+/// Encrypted at once of what is sent.
+const SEALED_BYTES: usize = 64 * 1024;
 
 /// Why a read or write came to nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,11 +47,15 @@ enum Hold {
 pub struct Stream {
     hold: Hold,
     pub socket: Socket,
-    /// What the log says of it if it ends here.
+    /// What the log says of it if it ends here. A task that lets go of it without a reason was at fault.
     pub transport: Transport,
     pub reason: Reason,
+    /// The request that is being answered, where somebody wants to know.
+    pub noted: Option<Noted>,
     /// The last read filled its room: more is there, most likely, and much of it.
     filled: bool,
+    /// What was sent last did not go out whole.
+    torn: bool,
     worker: Rc<Worker>,
 }
 
@@ -59,8 +66,10 @@ impl Stream {
             hold: Hold::Ours,
             socket,
             transport: Transport::Http,
-            reason: Reason::Gone,
+            reason: Reason::Internal,
+            noted: None,
             filled: false,
+            torn: false,
             worker,
         }
     }
@@ -74,7 +83,10 @@ impl Stream {
             self.hold = Hold::GivenAway;
             match TcpStream::from_std(std) {
                 Ok(tcp) => self.hold = Hold::Monoios(tcp),
-                Err(_) => self.worker.with(State::count_closed),
+                Err(_) => {
+                    let (transport, reason) = (self.transport, self.reason);
+                    self.worker.with(|state| state.on_closed(&self.socket, None, transport, reason));
+                }
             }
         }
         match &mut self.hold {
@@ -97,6 +109,14 @@ impl Stream {
     /// # Errors
     /// [`StreamError`]; nothing that came is lost but for a broken connection.
     pub async fn read(&mut self, buffer: &mut Vec<u8>, deadline: Duration) -> Result<(), StreamError> {
+        if self.socket.tls.is_some() {
+            return Box::pin(self.read_sealed(buffer, deadline)).await;
+        }
+        self.read_wire(buffer, deadline).await
+    }
+
+    /// The same of bytes as they stand on the wire.
+    async fn read_wire(&mut self, buffer: &mut Vec<u8>, deadline: Duration) -> Result<(), StreamError> {
         if self.filled && self.read_at_once(buffer) {
             return Ok(());
         }
@@ -109,6 +129,37 @@ impl Stream {
                 // The drain began meanwhile: its end is nearer.
                 Err(StreamError::Late) if draining.is_none() && self.worker.drain_ends().is_some() => {}
                 done => return done,
+            }
+        }
+    }
+
+    /// Reads, and decrypts, until a byte has come of it.
+    async fn read_sealed(&mut self, buffer: &mut Vec<u8>, deadline: Duration) -> Result<(), StreamError> {
+        let (until, before) = (Instant::now() + deadline, buffer.len());
+        loop {
+            let mut wire = self.socket.tls.as_mut().map(|tls| tls.lend_partial()).unwrap_or_default();
+            let left = until.saturating_duration_since(Instant::now());
+            let read = self.read_wire(&mut wire, left).await;
+            let Some(tls) = &mut self.socket.tls else { return Err(StreamError::Broken) };
+            if let Err(error) = read {
+                tls.keep_partial(wire);
+                return Err(error);
+            }
+            let mut out = Vec::new();
+            let received = tls.receive(&mut wire, buffer, &mut out);
+            if !out.is_empty() {
+                let left = until.saturating_duration_since(Instant::now());
+                self.write_wire(&out, left).await?;
+            }
+            match received {
+                Ok(_) if buffer.len() > before => return Ok(()),
+                Ok(received) if received.closed => return Err(StreamError::Eof),
+                Ok(_) => {}
+                Err(error) => {
+                    self.reason = Reason::TlsFailed;
+                    tracing::debug!(peer = %self.socket.peer, %error, "TLS failed");
+                    return Err(StreamError::Broken);
+                }
             }
         }
     }
@@ -159,14 +210,23 @@ impl Stream {
         };
         *buffer = slice.into_inner();
         match result {
-            Ok(0) => Err(StreamError::Eof),
+            Ok(0) => {
+                self.reason = Reason::Gone;
+                Err(StreamError::Eof)
+            }
             Ok(got) => {
                 self.filled = got == end - start;
                 Ok(())
             }
             Err(error) if error.raw_os_error() == Some(libc::ECANCELED) => Err(StreamError::Late),
-            Err(_) => Err(StreamError::Broken),
+            Err(error) => Err(self.broken(&error)),
         }
+    }
+
+    /// It broke: that is why it ends.
+    fn broken(&mut self, error: &io::Error) -> StreamError {
+        self.reason = Reason::of_errno(error.raw_os_error().unwrap_or(libc::EIO));
+        StreamError::Broken
     }
 
     /// Sends all of `bytes`; what the socket does not take at once is waited for.
@@ -174,39 +234,66 @@ impl Stream {
     /// # Errors
     /// [`StreamError`]
     pub async fn write_all(&mut self, bytes: &[u8], deadline: Duration) -> Result<(), StreamError> {
+        self.socket.sent_bytes += bytes.len() as u64;
+        self.worker.stats().sent_bytes.add(self.transport as usize, bytes.len() as u64);
+        if self.socket.tls.is_none() {
+            return self.write_wire(bytes, deadline).await;
+        }
+        let until = Instant::now() + deadline;
+        for part in bytes.chunks(SEALED_BYTES) {
+            let mut sealed = Vec::new();
+            let done = self.socket.tls.as_mut().map(|tls| tls.seal(part, &mut sealed));
+            if !matches!(done, Some(Ok(()))) {
+                return Err(StreamError::Broken);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            self.write_wire(&sealed, left).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends bytes as they stand on the wire.
+    async fn write_wire(&mut self, bytes: &[u8], deadline: Duration) -> Result<(), StreamError> {
         if let Hold::GivenAway = self.hold {
             return Err(StreamError::Broken);
         }
-        self.socket.sent_bytes += bytes.len() as u64;
         let sent = match send_now(self.socket.fd, bytes) {
             Outcome::Whole => return Ok(()),
             Outcome::Short(sent) => sent,
             Outcome::Full => 0,
-            Outcome::Failed(_) => return Err(StreamError::Broken),
+            Outcome::Failed(errno) => return Err(self.broken(&io::Error::from_raw_os_error(errno))),
         };
-        Box::pin(self.write_rest(bytes[sent..].to_vec(), deadline)).await
+        let rest = Box::pin(self.write_rest(bytes[sent..].to_vec(), deadline)).await;
+        // Half of a record may be out: nothing that follows could be read.
+        self.torn = rest.is_err();
+        rest
     }
 
     async fn write_rest(&mut self, mut rest: Vec<u8>, deadline: Duration) -> Result<(), StreamError> {
-        let tcp = self.tcp()?;
         let until = Instant::now() + deadline;
         while !rest.is_empty() {
             let left = until.saturating_duration_since(Instant::now());
             let canceller = Canceller::new();
-            let mut write = std::pin::pin!(tcp.cancelable_write(rest, canceller.handle()));
-            let (result, buffer) = monoio::select! {
-                done = &mut write => done,
-                () = monoio::time::sleep(left) => {
-                    canceller.cancel();
-                    write.await
+            let tcp = self.tcp()?;
+            let (result, buffer) = {
+                let mut write = std::pin::pin!(tcp.cancelable_write(rest, canceller.handle()));
+                monoio::select! {
+                    done = &mut write => done,
+                    () = monoio::time::sleep(left) => {
+                        canceller.cancel();
+                        write.await
+                    }
                 }
             };
             rest = buffer;
             match result {
                 Ok(0) => return Err(StreamError::Broken),
                 Ok(sent) => drop(rest.drain(..sent)),
-                Err(error) if error.raw_os_error() == Some(libc::ECANCELED) => return Err(StreamError::Late),
-                Err(_) => return Err(StreamError::Broken),
+                Err(error) if error.raw_os_error() == Some(libc::ECANCELED) => {
+                    self.reason = Reason::Stalled;
+                    return Err(StreamError::Late);
+                }
+                Err(error) => return Err(self.broken(&error)),
             }
         }
         Ok(())
@@ -216,8 +303,7 @@ impl Stream {
     pub fn into_socket(mut self) -> Option<Socket> {
         let fd = self.take_fd()?;
         debug_assert_eq!(fd, self.socket.fd);
-        let Socket { fd, is_in_epoll, opened_tick, sent_messages, sent_bytes } = self.socket;
-        Some(Socket { fd, is_in_epoll, opened_tick, sent_messages, sent_bytes })
+        Some(self.socket.take())
     }
 
     pub fn fd(&self) -> RawFd {
@@ -229,6 +315,14 @@ impl Drop for Stream {
     fn drop(&mut self) {
         let Some(fd) = self.take_fd() else { return };
         debug_assert_eq!(fd, self.socket.fd);
+        let mut last = Vec::new();
+        if let (Some(tls), false) = (&mut self.socket.tls, self.torn) {
+            tls.close(&mut last);
+        }
+        if !last.is_empty() {
+            // Whether the client hears it or not.
+            send_now(fd, &last);
+        }
         self.worker.with(|state| state.close(&self.socket, self.transport, self.reason));
     }
 }

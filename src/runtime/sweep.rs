@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use crate::domain::feed::Standing;
 use crate::proto::sse;
 use crate::proto::ws::frame::{Opcode, write_frame};
 
@@ -10,7 +11,9 @@ use super::clock::{TICK_MS, ticks};
 use super::close::Reason;
 use super::conns::LINGER_TICKS;
 use super::entry::{ConnId, Kind};
+use super::io;
 use super::state::{Draining, State};
+use super::trace::What;
 
 /// Connections looked at in one go.
 const DUE_MAX: usize = 256;
@@ -30,6 +33,12 @@ const LOOKS_MIN: usize = 256;
 const REFUSED_RECONNECT_MS: u64 = 1_000;
 const REFUSED_JITTER_MS: u64 = 9_000;
 
+/// In a drain, how long a client that leaves first stays away at least, and so much later at most; and what one that leaves
+/// last stays away beyond that: as long as the window, but nobody for a long window's sake longer than this.
+const AWAY_MS: u64 = 1_000;
+const AWAY_JITTER_MS: u64 = 1_000;
+const AWAY_GROWTH_MS_MAX: u64 = 30_000;
+
 /// After a drain has begun, before the first is told to leave: by then every worker has heard of it, and what they had
 /// accepted until then has come to its readers.
 const SETTLING_TICKS: u32 = 3;
@@ -37,6 +46,8 @@ const SETTLING_TICKS: u32 = 3;
 /// After a drain has begun, before connections between requests are closed: at least one whole tick, so that a request
 /// that is on its way is answered. Less than [`SETTLING_TICKS`].
 const IDLE_TICKS: u32 = 2;
+/// In a drain, between a connection's opening and its first request.
+const FIRST_REQUEST_TICKS: u32 = 4;
 
 impl State {
     /// Puts a connection into the wheel, for when it is next to be looked at.
@@ -46,10 +57,13 @@ impl State {
         let is_just_idle = matches!(entry.kind, Kind::Idle) && entry.heard_tick == now;
         let due = match self.draining {
             // As in `begin_drain`: gone before anyone is told to come back.
-            Some(_) if entry.is_between_requests() => now,
+            Some(_) if entry.is_between_requests() => entry.first_request_due(FIRST_REQUEST_TICKS).max(now),
             Some(draining) if !matches!(entry.kind, Kind::Ending { .. }) => {
                 let end = draining.begun_tick + draining.window_ticks;
-                now + SETTLING_TICKS + self.random_below(u64::from(end.saturating_sub(now))) as u32
+                // Nobody outlives its token in a long window.
+                let token_end = self.token_end(entry, now).unwrap_or(u32::MAX);
+                let left = u64::from(end.saturating_sub(now));
+                (now + SETTLING_TICKS + self.random_below(left) as u32).min(token_end)
             }
             // Its answer is looked for before its end is due, or the next ping would wait for that.
             _ if entry.flags.pinged => self.due(conn.slot, now).min(now + self.heartbeat_ticks().0),
@@ -73,7 +87,8 @@ impl State {
     fn due(&self, slot: u32, now: u32) -> u32 {
         let Some(entry) = self.conns.get(slot) else { return now };
         let (interval, timeout) = self.heartbeat_ticks();
-        match &entry.kind {
+        let due = match &entry.kind {
+            Kind::Handshake => entry.opened_tick + ticks(self.node.settings.timeouts.head),
             // Its answer is on the way, and has as long as one that a task sends.
             Kind::Idle if entry.owed.is_some() => {
                 entry.heard_tick.max(entry.said_tick) + ticks(self.node.settings.timeouts.body)
@@ -85,7 +100,8 @@ impl State {
             Kind::Ws { .. } if entry.flags.pinged => entry.heard_tick + timeout,
             Kind::Ws { .. } => entry.heard_tick + interval,
             Kind::Ending { until_tick, .. } => *until_tick,
-        }
+        };
+        self.token_due(slot, entry, now).map_or(due, |of_token| due.min(of_token))
     }
 
     /// When something last went to a stream.
@@ -137,6 +153,11 @@ impl State {
         let slot = conn.slot;
         let Some(entry) = self.conns.get(slot) else { return };
         if let (Some(draining), false) = (self.draining, matches!(entry.kind, Kind::Ending { .. })) {
+            if self.token_end(entry, now).is_some_and(|end| end <= now) {
+                // What it is behind it may not have any more.
+                self.end_expired(slot);
+                return;
+            }
             self.leave_by_drain(slot, draining);
             return;
         }
@@ -144,8 +165,16 @@ impl State {
             self.schedule(conn);
             return;
         }
+        if self.on_token_due(conn, now) {
+            return;
+        }
         let Some(entry) = self.conns.get_mut(slot) else { return };
         match entry.kind {
+            Kind::Handshake => {
+                self.stats().handshakes_failed.add(1);
+                self.remove(slot, Reason::TlsFailed);
+            }
+            Kind::Idle if entry.owed.is_some() => self.remove(slot, Reason::Stalled),
             Kind::Idle => self.remove(slot, Reason::Idle),
             Kind::Publishing(_) => self.expire_publishing(slot),
             Kind::Poll(_) => self.expire_poll(slot),
@@ -153,6 +182,7 @@ impl State {
                 // One that is blocked has bytes on the way: TCP_USER_TIMEOUT tells whether it lives.
                 if !entry.flags.blocked {
                     self.say(slot, sse::COMMENT);
+                    self.trace_ping(slot);
                 } else {
                     entry.said_tick = now;
                 }
@@ -164,9 +194,17 @@ impl State {
                 let mut ping = Vec::with_capacity(2);
                 write_frame(&mut ping, Opcode::Ping, &[]);
                 self.say(slot, &ping);
+                self.trace_ping(slot);
                 self.schedule(conn);
             }
-            Kind::Ending { .. } => self.remove(slot, Reason::Gone),
+            // For the reason that its ending began with.
+            Kind::Ending { reason, .. } => self.remove(slot, reason),
+        }
+    }
+
+    fn trace_ping(&self, slot: u32) {
+        if self.is_traced() {
+            self.trace_conn(slot, || What::Pinged);
         }
     }
 
@@ -179,15 +217,20 @@ impl State {
         let window_ticks = ticks(self.node.settings.drain.window);
         self.call_clock(begun_tick + 1);
         self.draining = Some(Draining { begun_tick, window_ticks });
+        let mut moments = Moments::new(self.random_below(u64::MAX));
         let held: Vec<ConnId> = (self.conns.range(0..self.conns.slots_end()))
             .map(|(slot, generation, _)| ConnId { slot, generation })
             .collect();
         for conn in held {
             // Between requests nobody is told anything: gone first, so that whoever is told to come back does not come
             // by one of these.
-            let moment = match self.conn(conn) {
-                Some(entry) if entry.is_between_requests() => begun_tick + IDLE_TICKS,
-                _ => begun_tick + SETTLING_TICKS + self.random_below(u64::from(window_ticks).max(1)) as u32,
+            let Some(entry) = self.conn(conn) else { continue };
+            let moment = if entry.is_between_requests() {
+                entry.first_request_due(FIRST_REQUEST_TICKS).max(begun_tick + IDLE_TICKS)
+            } else {
+                let token_end = self.token_end(entry, begun_tick).unwrap_or(u32::MAX);
+                let moment = begun_tick + SETTLING_TICKS + moments.next_below(window_ticks);
+                moment.min(token_end.max(begun_tick + 1))
             };
             if let Some(entry) = self.conn_mut(conn)
                 && !matches!(entry.kind, Kind::Ending { .. })
@@ -198,23 +241,56 @@ impl State {
         }
     }
 
-    /// How long a client that is told to leave now should wait: in a drain spread over the window, once more; else it is
-    /// refused for want of room, and comes neither at once nor with all the others.
+    /// How long a client that is told to leave now should stay away. Refused for want of room, it comes neither at once
+    /// nor with all the others. In a drain, the later it leaves the longer: so whoever left at a tenth of the window comes
+    /// back at a tenth of a longer one, and all come back as evenly as they left. (Delays by chance would heap them up in
+    /// the middle; one for all would bring those back together who came in vain before the next process was there.)
     pub fn reconnect_ms(&mut self) -> u64 {
-        if self.draining.is_none() {
+        let Some(Draining { begun_tick, window_ticks }) = self.draining else {
             return REFUSED_RECONNECT_MS + self.random_below(REFUSED_JITTER_MS);
-        }
-        let window_ms = self.node.settings.drain.window.as_millis() as u64;
-        self.random_below(window_ms.max(1_000)) + 1
+        };
+        let gone_ticks = self.tick().saturating_sub(begun_tick + SETTLING_TICKS).min(window_ticks);
+        let growth_ms = AWAY_GROWTH_MS_MAX.min(u64::from(window_ticks) * TICK_MS);
+        let grown_ms = growth_ms * u64::from(gone_ticks) / u64::from(window_ticks).max(1);
+        AWAY_MS + grown_ms + self.random_below(AWAY_JITTER_MS)
     }
 
-    fn leave_by_drain(&mut self, slot: u32, _draining: Draining) {
+    /// To be looked at again in the next tick.
+    fn put_off(&mut self, slot: u32) {
+        let due = self.tick() + 1;
+        let Some(ConnId { slot, generation }) = self.conn_id(slot) else { return };
+        if let Some(entry) = self.conns.get_mut(slot) {
+            entry.due_tick = due;
+            self.wheel.schedule(u64::from(due), slot, generation);
+        }
+    }
+
+    /// Whether a stream has not been sent all that there is for it.
+    fn is_behind(&self, slot: u32) -> bool {
+        let Some(entry) = self.conns.get(slot) else { return false };
+        entry.subs.as_slice().iter().any(|sub| {
+            let lane = self.feeds.get(sub.feed).and_then(|feed| feed.lanes.get(usize::from(sub.lane)));
+            let reader = lane.and_then(|lane| lane.readers.get(sub.index as usize));
+            reader.is_some_and(|reader| reader.standing != Standing::Live)
+        })
+    }
+
+    fn leave_by_drain(&mut self, slot: u32, draining: Draining) {
         let reconnect_ms = self.reconnect_ms();
-        match self.conns.get(slot) {
+        match self.conns.get_mut(slot) {
+            // A request has come and is about to be read, or served: it is answered.
+            Some(entry) if entry.is_between_requests() && (entry.flags.busy || io::has_input(entry.fd)) => {
+                self.put_off(slot);
+            }
             Some(entry) if entry.is_between_requests() => self.remove(slot, Reason::Drain),
             Some(_) => {
-                // What came for it since the last pass goes first.
+                // What came for it since the last pass goes first; and what it is behind, if it takes it within the window:
+                // it is gone with this process.
                 self.send_pending(slot);
+                if self.is_behind(slot) && self.tick() < draining.begun_tick + draining.window_ticks {
+                    self.put_off(slot);
+                    return;
+                }
                 self.farewell(slot, Reason::Drain, reconnect_ms);
             }
             None => {}
@@ -250,5 +326,43 @@ impl State {
                 self.drop_feed(slot);
             }
         }
+    }
+}
+
+/// Moments spread evenly over a window, however many are asked for, and neighbours far from each other: multiples of the
+/// golden ratio, of which only the fractions count.
+struct Moments(u64);
+
+/// The golden ratio's fraction, of 2^64.
+const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+
+impl Moments {
+    fn new(first: u64) -> Self {
+        Self(first)
+    }
+
+    /// The next moment below `end`; 0 when that is 0.
+    fn next_below(&mut self, end: u32) -> u32 {
+        self.0 = self.0.wrapping_add(GOLDEN);
+        ((u128::from(self.0) * u128::from(end)) >> 64) as u32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_are_even_however_few() {
+        for (first, count) in [(0, 10), (7, 100), (u64::MAX / 3, 1_000), (u64::MAX, 100_000)] {
+            let mut moments = Moments::new(first);
+            let mut seconds = [0; 10];
+            for _ in 0..count {
+                seconds[moments.next_below(100) as usize / 10] += 1;
+            }
+            let (least, most) = (seconds.iter().min().unwrap(), seconds.iter().max().unwrap());
+            assert!(most - least <= 2, "{count}: {seconds:?}");
+        }
+        assert_eq!(Moments::new(9).next_below(0), 0);
     }
 }

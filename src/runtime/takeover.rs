@@ -1,97 +1,293 @@
-//! One process asking another, on the same address, to drain: over a unix socket with an abstract name that the address
-//! gives, open to the same user alone.
+//! One process taking the place of another on the same address: over a unix socket with an abstract name that the address
+//! gives, open to the same user alone, in lines. Each asks the other who it is: anybody may take an abstract name.
+//!
+//! The new process says `hello`, before it listens: the old one answers `ready N`, with its listeners to an address, or
+//! the new one gives up and nobody has noticed. Once all of its own listen, which are at least as many (`listen`), it
+//! says `drain N`: the old one answers `draining`, and later `closed`, when no new connection can come to it any more.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
 use std::time::Duration;
 
 use super::host;
+use super::io::{Epoll, Interest};
 
-/// How long the other process may take to hear or to answer.
+/// How long the other process may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
-const LETTER_BYTES_MAX: usize = 64;
+const LINE_BYTES_MAX: usize = 64;
+/// Processes that are heard at once; the oldest must go when more come.
+const VISITORS_MAX: usize = 8;
 
 /// Where this process hears that another wants its place.
 #[derive(Debug)]
-pub struct Control {
-    /// `None` once heard: the successor takes the name.
-    listener: Option<UnixListener>,
-    /// The process that takes over; it sees the end of this one by the end of this stream.
+pub struct Controls {
+    names: Vec<(SocketAddr, Option<UnixListener>)>,
+    visitors: Vec<Visitor>,
+    /// The process that takes over, until it was told the last.
     successor: Option<UnixStream>,
+    /// Of this process, to each address.
+    listeners: u32,
 }
 
-impl Control {
-    /// # Errors
-    /// The name is taken, or unix sockets are forbidden.
-    pub fn new(addr: SocketAddr) -> io::Result<Self> {
-        let listener = UnixListener::bind_addr(&name(addr)?)?;
-        listener.set_nonblocking(true)?;
-        Ok(Self { listener: Some(listener), successor: None })
-    }
-
-    /// Hears one request: how many listeners serve each address in the other process. `None`: nothing, or nothing that
-    /// counts.
-    pub fn hear(&mut self) -> Option<u32> {
-        let (mut stream, _) = self.listener.as_ref()?.accept().ok()?;
-        if !host::is_same_user(stream.as_raw_fd()) {
-            return None;
-        }
-        stream.set_nonblocking(false).ok()?;
-        stream.set_read_timeout(Some(PATIENCE)).ok()?;
-        let mut letter = [0; LETTER_BYTES_MAX];
-        let got = stream.read(&mut letter).ok()?;
-        let listeners = std::str::from_utf8(letter.get(..got)?).ok()?.strip_prefix("drain ")?;
-        let listeners = listeners.trim().parse().ok().filter(|listeners| *listeners > 0)?;
-        stream.write_all(b"draining\n").ok()?;
-        self.successor = Some(stream);
-        Some(listeners)
-    }
-}
-
-impl Control {
-    /// Gives the name up.
-    pub fn close(&mut self) {
-        self.listener = None;
-    }
-}
-
-impl AsRawFd for Control {
-    fn as_raw_fd(&self) -> RawFd {
-        self.listener.as_ref().map_or(-1, AsRawFd::as_raw_fd)
-    }
-}
-
-/// A process that is asked to drain, and will end.
 #[derive(Debug)]
-pub struct Predecessor(UnixStream);
+struct Visitor {
+    stream: UnixStream,
+    /// The front of a line.
+    begun: Vec<u8>,
+}
+
+enum Heard {
+    Nothing,
+    /// It wants this place, and has so many listeners.
+    Drain(u32),
+    Gone,
+}
+
+impl Controls {
+    pub fn new(addresses: &[SocketAddr], listeners: u32) -> Self {
+        let names = addresses.iter().map(|addr| (*addr, None)).collect();
+        Self { names, visitors: Vec::new(), successor: None, listeners }
+    }
+
+    /// Takes the names that are free: that of a process before this one is only when it drains. Returns whether all are
+    /// taken.
+    pub fn take_names(&mut self, epoll: &Epoll, token: u64) -> bool {
+        for (addr, listener) in self.names.iter_mut().filter(|(_, listener)| listener.is_none()) {
+            *listener = listen(*addr)
+                .ok()
+                .filter(|listener| epoll.add(listener.as_raw_fd(), token, Interest::Read).is_ok());
+        }
+        self.names.iter().all(|(_, listener)| listener.is_some())
+    }
+
+    /// Hears those who speak. A number: one of them takes this process's place, with so many listeners to each address.
+    pub fn hear(&mut self, epoll: &Epoll, token: u64) -> Option<u32> {
+        for (_, listener) in &self.names {
+            while let Some(Ok((stream, _))) = listener.as_ref().map(UnixListener::accept) {
+                let is_heard = host::is_same_user(stream.as_raw_fd())
+                    && stream.set_nonblocking(true).is_ok()
+                    && epoll.add(stream.as_raw_fd(), token, Interest::Read).is_ok();
+                if is_heard {
+                    self.visitors.push(Visitor { stream, begun: Vec::new() });
+                }
+            }
+        }
+        while self.visitors.len() > VISITORS_MAX {
+            self.visitors.remove(0);
+        }
+        let mut at = 0;
+        while let Some(visitor) = self.visitors.get_mut(at) {
+            match visitor.hear(self.listeners) {
+                Heard::Nothing => at += 1,
+                Heard::Gone => drop(self.visitors.remove(at)),
+                Heard::Drain(listeners) => {
+                    let Visitor { stream, .. } = self.visitors.remove(at);
+                    let _ = epoll.remove(stream.as_raw_fd());
+                    self.successor = Some(stream);
+                    return Some(listeners);
+                }
+            }
+        }
+        None
+    }
+
+    /// Gives the names up, for the successor to take.
+    pub fn close(&mut self) {
+        self.names.clear();
+        self.visitors.clear();
+    }
+
+    /// Tells the successor, if there is one, that no connection comes to this process any more.
+    pub fn tell_closed(&mut self) {
+        if let Some(mut successor) = self.successor.take() {
+            let _ = successor.write_all(b"closed\n");
+        }
+    }
+}
+
+fn listen(addr: SocketAddr) -> io::Result<UnixListener> {
+    let listener = UnixListener::bind_addr(&name(addr)?)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+impl Visitor {
+    fn hear(&mut self, listeners: u32) -> Heard {
+        loop {
+            let mut part = [0; LINE_BYTES_MAX];
+            match self.stream.read(&mut part) {
+                Ok(0) => return Heard::Gone,
+                Ok(bytes) => self.begun.extend_from_slice(&part[..bytes]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Heard::Nothing,
+                Err(_) => return Heard::Gone,
+            }
+            while let Some(end) = self.begun.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.begun.drain(..=end).collect();
+                match std::str::from_utf8(&line).map(str::trim_end) {
+                    Ok("hello") if self.say(&format!("ready {listeners}\n")) => {}
+                    Ok(line) => match count_in(line, "drain ") {
+                        Some(theirs) if self.say("draining\n") => return Heard::Drain(theirs),
+                        _ => return Heard::Gone,
+                    },
+                    Err(_) => return Heard::Gone,
+                }
+            }
+            if self.begun.len() > LINE_BYTES_MAX {
+                return Heard::Gone;
+            }
+        }
+    }
+
+    fn say(&mut self, line: &str) -> bool {
+        self.stream.write_all(line.as_bytes()).is_ok()
+    }
+}
+
+/// The number above zero that follows `word`.
+fn count_in(line: &str, word: &str) -> Option<u32> {
+    line.strip_prefix(word)?.parse().ok().filter(|count| *count > 0)
+}
+
+/// A process that serves an address, found before this one listens there.
+#[derive(Debug)]
+pub struct Predecessor {
+    stream: BufReader<UnixStream>,
+    /// Of that process, to each address.
+    pub listeners: u32,
+}
 
 impl Predecessor {
-    /// Asks the process that serves `addr` to drain, now that `listeners` of this one serve it too.
+    /// Finds the process that serves `addr`. It goes on as if nothing had been.
     ///
     /// # Errors
-    /// No Pushline of this user serves the address, or it does not answer.
-    pub fn ask_to_drain(addr: SocketAddr, listeners: u32) -> io::Result<Self> {
-        let mut stream = UnixStream::connect_addr(&name(addr)?)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.write_all(format!("drain {listeners}\n").as_bytes())?;
-        let mut answer = [0; LETTER_BYTES_MAX];
-        if stream.read(&mut answer)? == 0 {
-            return Err(io::ErrorKind::ConnectionAborted.into());
+    /// `ConnectionRefused`: there is none. Others: it is not a Pushline of this user, or does not answer.
+    pub fn find(addr: SocketAddr) -> io::Result<Self> {
+        let stream = UnixStream::connect_addr(&name(addr)?)?;
+        if !host::is_same_user(stream.as_raw_fd()) {
+            return Err(io::Error::new(ErrorKind::PermissionDenied, "another user has its name"));
         }
-        stream.set_read_timeout(None)?;
-        Ok(Self(stream))
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        let mut found = Self { stream: BufReader::new(stream), listeners: 0 };
+        let answer = found.ask("hello\n")?;
+        found.listeners = count_in(&answer, "ready ").ok_or_else(|| strange(&answer))?;
+        Ok(found)
     }
 
-    /// Waits for its end.
-    pub fn wait(mut self) {
-        let mut end = [0; 1];
-        while matches!(self.0.read(&mut end), Ok(1..)) {}
+    /// Asks it to drain, now that `listeners` of this process serve its address too.
+    ///
+    /// # Errors
+    /// It ended meanwhile, or does not answer.
+    pub fn ask_to_drain(&mut self, listeners: u32) -> io::Result<()> {
+        match self.ask(&format!("drain {listeners}\n"))? {
+            answer if answer == "draining" => Ok(()),
+            answer => Err(strange(&answer)),
+        }
     }
+
+    /// Waits until no connection comes to it any more, or its end.
+    pub fn wait_until_closed(mut self) {
+        if self.stream.get_ref().set_read_timeout(None).is_ok() {
+            let _ = self.hear();
+        }
+    }
+
+    fn ask(&mut self, question: &str) -> io::Result<String> {
+        self.stream.get_mut().write_all(question.as_bytes())?;
+        self.hear()
+    }
+
+    fn hear(&mut self) -> io::Result<String> {
+        let mut line = String::new();
+        match (&mut self.stream).take(LINE_BYTES_MAX as u64).read_line(&mut line) {
+            Ok(0) => Err(io::Error::new(ErrorKind::UnexpectedEof, "it hung up")),
+            Ok(_) => Ok(line.trim_end().to_owned()),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                Err(io::Error::new(ErrorKind::TimedOut, "it does not answer"))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn strange(answer: &str) -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, format!("it answered {answer:?}"))
 }
 
 fn name(addr: SocketAddr) -> io::Result<UnixAddr> {
     UnixAddr::from_abstract_name(format!("pushline/{addr}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::io::Events;
+
+    /// An address that no socket has: the name alone is of interest. Each test its own.
+    fn nowhere(port: u16) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, std::process::id() as u8], port))
+    }
+
+    /// Hears for a while, or until somebody takes over.
+    fn serve(controls: &mut Controls, epoll: &Epoll, rounds: usize) -> Option<u32> {
+        let mut events = Events::with_capacity(4);
+        (0..rounds).find_map(|_| {
+            epoll.wait(&mut events, Some(Duration::from_millis(20))).unwrap();
+            controls.hear(epoll, 7)
+        })
+    }
+
+    #[test]
+    fn a_place_is_handed_over_in_two_steps() {
+        let addr = nowhere(1);
+        assert_eq!(Predecessor::find(addr).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        let (epoll, mut old) = (Epoll::new().unwrap(), Controls::new(&[addr], 4));
+        assert!(old.take_names(&epoll, 7));
+        let mut waiting = Controls::new(&[addr], 2);
+        assert!(!waiting.take_names(&epoll, 7), "the name is taken");
+        std::thread::scope(|scope| {
+            // One that only asks, as a process does that then fails to start, changes nothing.
+            let asked = scope.spawn(|| Predecessor::find(addr).unwrap().listeners);
+            assert_eq!(serve(&mut old, &epoll, 10), None);
+            assert_eq!(asked.join().unwrap(), 4);
+            let new = scope.spawn(|| {
+                let mut found = Predecessor::find(addr).unwrap();
+                found.ask_to_drain(6).unwrap();
+                found.wait_until_closed();
+            });
+            assert_eq!(serve(&mut old, &epoll, 100), Some(6));
+            old.close();
+            assert!(waiting.take_names(&epoll, 7), "the name is free");
+            old.tell_closed();
+            new.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn nonsense_and_silence_are_not_waited_for() {
+        let addr = nowhere(2);
+        let (epoll, mut old) = (Epoll::new().unwrap(), Controls::new(&[addr], 1));
+        assert!(old.take_names(&epoll, 7));
+        let connect = || UnixStream::connect_addr(&name(addr).unwrap()).unwrap();
+        let mut silent: Vec<_> = (0..VISITORS_MAX + 4).map(|_| connect()).collect();
+        for nonsense in ["drain\n", "drain 0\n", "drain -1\n", "\n", "hello you\n", &"x".repeat(200)] {
+            let mut stream = connect();
+            stream.write_all(nonsense.as_bytes()).unwrap();
+            assert_eq!(serve(&mut old, &epoll, 2), None, "{nonsense}");
+            let mut end = Vec::new();
+            // What was not read of it makes a reset of the end.
+            let ended = stream.read_to_end(&mut end).map_err(|error| error.kind());
+            assert!(matches!(ended, Ok(0) | Err(io::ErrorKind::ConnectionReset)), "{nonsense}: {ended:?}");
+            assert_eq!(end, b"", "{nonsense}");
+        }
+        assert!(old.visitors.len() <= VISITORS_MAX);
+        let last = silent.last_mut().unwrap();
+        last.write_all(b"hel").unwrap();
+        serve(&mut old, &epoll, 2);
+        last.write_all(b"lo\ndrain 3\n").unwrap();
+        assert_eq!(serve(&mut old, &epoll, 2), Some(3), "a line in pieces, two lines at once");
+    }
 }

@@ -5,10 +5,11 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -22,10 +23,12 @@ use super::bell::Bell;
 use super::entry::{ConnId, HeldPoll};
 use super::holder::{Last, READ_BYTES};
 use super::io::{EventFd, Events};
+use super::listen::{self, Listener};
 use super::mail::{Answer, Ask, Mail};
 use super::mailbox::Mailbox;
 use super::sendring::BATCH_MAX;
-use super::state::{Frame, Overloaded, Pending, Reply, Socket, Spawn, State};
+use super::state::{Frame, Node, Overloaded, Pending, Reply, Socket, Spawn, State};
+use super::stats::Stats;
 use super::stream::Awaited;
 use super::turns::Breather;
 
@@ -43,14 +46,14 @@ pub trait Edge {
     /// Answers those requests at the start of what came on a held connection that need no waiting: appends the answers
     /// to `out`. The rest is for a task. A panic closes that connection.
     fn serve_at_once(&self, worker: &Rc<Worker>, conn: ConnId, input: &[u8], out: &mut Vec<u8>) -> Done;
-    /// Appends the answer to a publish of a held connection that the channel's home has answered.
+    /// Appends the answer to a publish of a held connection that the channel's home has answered; its status.
     fn write_published(
         &self,
         worker: &Rc<Worker>,
         name: &Name,
         result: Result<Published, PublishRefusal>,
         out: &mut Vec<u8>,
-    );
+    ) -> u16;
     /// Reads and answers requests, until the connection ends or is given to the holder.
     fn serve(self: Rc<Self>, worker: Rc<Worker>, socket: Socket, input: Vec<u8>) -> LocalTask;
     /// Answers a held poll with the help of the channels' homes.
@@ -86,13 +89,15 @@ pub type LocalTask = Pin<Box<dyn Future<Output = ()>>>;
 pub struct Parts {
     pub state: State,
     pub mailbox: Mailbox<Mail>,
-    pub listeners: Vec<OwnedFd>,
+    /// Its listeners: so many, one after the other, to each address.
+    pub listeners: Vec<Listener>,
+    pub listeners_each: usize,
     /// Wrapped sockets are blocking (io_uring) or not (epoll).
     pub nonblocking: bool,
     /// That open files allow.
     pub connections_max: usize,
     pub edge: Rc<dyn Edge>,
-    pub workers: u32,
+    pub workers: usize,
     /// That the process may use.
     pub cpus: usize,
 }
@@ -100,11 +105,13 @@ pub struct Parts {
 /// One worker, as its tasks see it.
 pub struct Worker {
     state: RefCell<State>,
+    node: Arc<Node>,
+    index: WorkerIndex,
     mailbox: RefCell<Mailbox<Mail>>,
     pub(super) edge: Rc<dyn Edge>,
     pub(super) nonblocking: bool,
     pub(super) connections_max: usize,
-    pub(super) workers: u32,
+    workers: usize,
     /// There are more workers than CPUs.
     shares_cpu: bool,
     /// Sends in one batch of the fan-out.
@@ -115,6 +122,8 @@ pub struct Worker {
     /// To held connections, not sent yet.
     pub(super) answers: RefCell<Answers>,
     fan_out: Bell,
+    /// Handshakes can go on.
+    pub(super) has_handshakes: Bell,
     /// Something is due before the clock's task would wake.
     calls_clock: Bell,
     /// Listeners are to be closed.
@@ -122,9 +131,9 @@ pub struct Worker {
     /// A drain has begun.
     draining: Bell,
     drain_ends: Cell<Option<Instant>>,
-    pub(super) successor: Cell<Option<u32>>,
-    /// How often it was said that the kernel may spread connections again.
-    pub(super) unsteered: Cell<u32>,
+    /// One listener of each address, by which the kernel is told where new connections go.
+    steered: Rc<[RawFd]>,
+    listeners_each: usize,
 }
 
 impl Worker {
@@ -133,37 +142,60 @@ impl Worker {
     /// # Errors
     /// No descriptors for the worker's own needs.
     pub async fn run(parts: Parts) -> io::Result<()> {
-        let Parts { state, mailbox, listeners, nonblocking, connections_max, edge, workers, cpus } = parts;
+        let Parts {
+            state,
+            mailbox,
+            listeners,
+            listeners_each,
+            nonblocking,
+            connections_max,
+            edge,
+            workers,
+            cpus,
+        } = parts;
+        let steered = (listeners.chunks(listeners_each))
+            .filter_map(|of_address| of_address.iter().find(|listener| !listener.is_passed))
+            .map(|listener| listener.fd.as_raw_fd());
         let wake = Awaited::duplicate_of(mailbox.wake_fd())?;
         let epoll = Awaited::duplicate_of(state.epoll.as_raw_fd())?;
         let worker = Rc::new(Self {
+            node: Arc::clone(&state.node),
+            index: state.index,
             state: RefCell::new(state),
             mailbox: RefCell::new(mailbox),
             edge,
             nonblocking,
             connections_max,
             workers,
-            shares_cpu: workers as usize > cpus,
-            sends_max: sends_max(workers as usize, cpus),
+            shares_cpu: workers > cpus,
+            sends_max: sends_max(workers, cpus),
             requests: RefCell::default(),
             has_requests: Bell::default(),
             answers: RefCell::default(),
             fan_out: Bell::default(),
+            has_handshakes: Bell::default(),
             calls_clock: Bell::default(),
             closing: Bell::default(),
             draining: Bell::default(),
             drain_ends: Cell::new(None),
-            successor: Cell::new(None),
-            unsteered: Cell::new(0),
+            steered: steered.collect(),
+            listeners_each,
         });
         let open_listeners = Rc::new(Cell::new(listeners.len()));
+        if listeners.iter().any(|listener| listener.is_tls) {
+            monoio::spawn(Rc::clone(&worker).shake_hands(Breather::new()?));
+        }
         for listener in listeners {
             let spare = EventFd::new()?;
-            let accepting = Rc::clone(&worker).accept(Awaited::new(listener.try_clone()?)?, listener, spare);
-            let open = Rc::clone(&open_listeners);
+            let ready = Awaited::new(listener.fd.try_clone()?)?;
+            let accepting = Rc::clone(&worker).accept(ready, listener, spare);
+            let (open, worker) = (Rc::clone(&open_listeners), Rc::clone(&worker));
             monoio::spawn(async move {
                 accepting.await;
                 open.set(open.get() - 1);
+                if open.get() == 0 {
+                    worker.with(|state| state.node.tell_closed_to_connections());
+                }
             });
         }
         monoio::spawn(Rc::clone(&worker).mail(wake));
@@ -174,19 +206,27 @@ impl Worker {
         Ok(())
     }
 
+    pub fn stats(&self) -> &Stats {
+        &self.node.stats[usize::from(self.index)]
+    }
+
     /// Looks at or changes the state. A panic inside aborts the process: a half-changed order would lie.
     pub fn with<T>(self: &Rc<Self>, change: impl FnOnce(&mut State) -> T) -> T {
-        let (result, spawns, rings, calls_clock) = {
+        let (result, spawns, rings, shakes_hands, calls_clock) = {
             let guard = AbortOnUnwind;
             let mut state = self.state.borrow_mut();
             let result = change(&mut state);
             let spawns = std::mem::take(&mut state.spawns);
-            let rings = state.has_fan_out() || !state.catchups.is_empty();
+            let rings = state.has_fan_out() || !state.catchups.is_empty() || state.has_chores();
+            let shakes_hands = !state.handshakes.is_empty();
             let calls_clock = std::mem::take(&mut state.calls_clock);
             drop(state);
             std::mem::forget(guard);
-            (result, spawns, rings, calls_clock)
+            (result, spawns, rings, shakes_hands, calls_clock)
         };
+        if shakes_hands {
+            self.has_handshakes.ring();
+        }
         if calls_clock {
             self.calls_clock.ring();
         }
@@ -235,6 +275,33 @@ impl Worker {
         }
     }
 
+    /// Has a worker do something with its state, and waits for what comes of it. `None`: there is no such worker.
+    pub async fn on_worker<T: Send + 'static>(
+        self: &Rc<Self>,
+        index: WorkerIndex,
+        errand: impl FnOnce(&mut State) -> T + Send + 'static,
+    ) -> Option<T> {
+        let asked = self.with(|state| {
+            if index == state.index {
+                return Ok(Some(errand(state)));
+            }
+            if usize::from(index) >= state.node.mailboxes.len() {
+                return Ok(None);
+            }
+            let reply = Rc::new(RefCell::new(Reply::default()));
+            state.send_errand(index, errand, Pending::Task(Rc::clone(&reply)));
+            Err(reply)
+        });
+        let reply = match asked {
+            Ok(done) => return done,
+            Err(reply) => reply,
+        };
+        match answered(reply).await {
+            Answer::Errand(done) => done.downcast().ok().map(|done| *done),
+            _ => None,
+        }
+    }
+
     /// Asks what must be done because something before it was: it always has room.
     pub async fn ask_surely(self: &Rc<Self>, name: &Name, ask: Ask) -> Answer {
         let asked = self.begin_ask(name, ask, |state, home, ask, pending| {
@@ -277,8 +344,9 @@ impl Worker {
                 Mail::Drain { successor } => self.on_drain(successor),
                 Mail::CloseListeners => self.closing.ring(),
                 Mail::Unsteer => {
-                    self.unsteered.set(self.unsteered.get() + 1);
-                    self.closing.wake();
+                    for listener in self.steered.iter() {
+                        let _ = listen::unsteer(*listener);
+                    }
                 }
                 letter => self.with(|state| state.on_mail(letter)),
             }
@@ -303,7 +371,6 @@ impl Worker {
     }
 
     fn on_drain(self: &Rc<Self>, successor: Option<u32>) {
-        self.successor.set(successor);
         let window = self.with(|state| {
             state.begin_drain();
             state.node.settings.drain.window
@@ -313,7 +380,11 @@ impl Worker {
         match successor {
             None => self.closing.ring(),
             // The first worker steers the kernel for all, then tells all to close.
-            Some(_) => self.closing.wake(),
+            Some(new) if self.with(|state| state.index) == 0 => {
+                let (worker, old) = (Rc::clone(self), self.workers * self.listeners_each);
+                monoio::spawn(worker.hand_over(Rc::clone(&self.steered), old as u32, new));
+            }
+            Some(_) => {}
         }
     }
 
@@ -360,14 +431,18 @@ impl Worker {
             self.fan_out.wait().await;
             self.fan_out.unring();
             loop {
-                let until = Instant::now() + SLICE;
+                let mut now = Instant::now();
+                let until = now + SLICE;
                 let more = self.with(|state| {
                     loop {
                         let caught_up = state.catch_up_one();
-                        if !state.fan_out_batch(self.sends_max) && !caught_up {
+                        let did_chore = state.do_chore();
+                        if !state.fan_out_batch(self.sends_max, now) && !caught_up && !did_chore {
                             return false;
                         }
-                        if self.shares_cpu || Instant::now() >= until {
+                        now = Instant::now();
+                        state.time_passes(now);
+                        if self.shares_cpu || now >= until {
                             return true;
                         }
                     }
@@ -467,8 +542,8 @@ impl Future for Caught {
                 let task = self.task.take();
                 // What the task held is dropped on its own: its socket is closed.
                 let _ = catch_unwind(AssertUnwindSafe(|| drop(task)));
+                self.worker.stats().panics.add(1);
                 self.worker.with(|state| {
-                    state.stats().panics.add(1);
                     tracing::error!(worker = state.index, "a connection's task panicked; it is closed");
                 });
                 Poll::Ready(())

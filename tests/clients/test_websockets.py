@@ -41,6 +41,7 @@ class Server:
             args, cwd=self.dir.name, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
         self.log = []
+        self.admin_listens = threading.Event()
         serving = threading.Event()
         self.reader = threading.Thread(target=self._follow, args=(serving,), daemon=True)
         self.reader.start()
@@ -49,6 +50,12 @@ class Server:
             raise AssertionError("the server did not serve:\n" + "\n".join(self.log))
 
     port = None
+    _admin_port = None
+
+    def admin_port(self):
+        """Where operators look in, with admin.listen on 127.0.0.1."""
+        assert self.admin_listens.wait(DEADLINE_S) and self._admin_port, "\n".join(self.log)
+        return self._admin_port
 
     def _follow(self, serving):
         for line in self.child.stderr:
@@ -62,7 +69,11 @@ class Server:
             if fields.get("message") == "serving":
                 self.port = int(str(fields["listen"]).split(",")[0].rsplit(":", 1)[1])
                 serving.set()
+            if fields.get("message") == "admin":
+                self._admin_port = int(str(fields["listen"]).rsplit(":", 1)[1])
+                self.admin_listens.set()
         serving.set()
+        self.admin_listens.set()
 
     def stop(self):
         """Its exit code after SIGTERM."""

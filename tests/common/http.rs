@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::DEADLINE;
+use super::tls::ClientTls;
 
 /// What "at once" is at most, on a machine under load; far below the waits that tests ask for.
 pub const AT_ONCE: Duration = Duration::from_secs(10);
@@ -19,6 +20,8 @@ pub type Headers<'a> = &'a [(&'a str, &'a str)];
 /// One connection.
 pub struct Conn {
     stream: TcpStream,
+    /// Of a connection to an address where TLS is spoken.
+    tls: Option<Box<ClientTls>>,
     addr: SocketAddr,
     /// Read, but not taken yet.
     ahead: Vec<u8>,
@@ -62,7 +65,52 @@ impl Conn {
         stream.set_read_timeout(Some(DEADLINE))?;
         stream.set_write_timeout(Some(DEADLINE))?;
         stream.set_nodelay(true)?;
-        Ok(Self { stream, addr, ahead: Vec::new(), asked: VecDeque::new() })
+        let tls = ClientTls::of(addr).map(Box::new);
+        Ok(Self { stream, tls, addr, ahead: Vec::new(), asked: VecDeque::new() })
+    }
+
+    /// The client's half of its TLS.
+    pub fn tls(&mut self) -> &mut ClientTls {
+        self.tls.as_mut().expect("a connection to an address where TLS is spoken")
+    }
+
+    /// Says by TLS that nothing more comes.
+    pub fn close_notify(&mut self) {
+        self.tls.as_mut().expect("TLS").close(&mut self.stream);
+    }
+
+    /// A connection whose client has the address `127.0.0.LAST`.
+    ///
+    /// # Panics
+    /// When the server does not accept.
+    #[allow(unsafe_code)]
+    pub fn open_as(last: u8, addr: SocketAddr) -> Self {
+        use std::os::fd::FromRawFd;
+        let SocketAddr::V4(to) = addr else { panic!("{addr} is no IPv4 address") };
+        let place = |octets: [u8; 4], port: u16| libc::sockaddr_in {
+            sin_family: libc::AF_INET as libc::sa_family_t,
+            sin_port: port.to_be(),
+            sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(octets) },
+            sin_zero: [0; 8],
+        };
+        let (own, to) = (place([127, 0, 0, last], 0), place(to.ip().octets(), to.port()));
+        let bytes = libc::socklen_t::try_from(size_of::<libc::sockaddr_in>()).expect("small");
+        // SAFETY: no pointers; the descriptor is nobody else's.
+        let stream = unsafe {
+            let fd = libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0);
+            assert!(fd >= 0, "socket: {}", io::Error::last_os_error());
+            TcpStream::from_raw_fd(fd)
+        };
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&stream);
+        // SAFETY: `own` has the size given and lives through the call.
+        let bound = unsafe { libc::bind(fd, (&raw const own).cast(), bytes) };
+        assert_eq!(bound, 0, "bind: {}", io::Error::last_os_error());
+        // SAFETY: the same of `to`.
+        let connected = unsafe { libc::connect(fd, (&raw const to).cast(), bytes) };
+        assert_eq!(connected, 0, "connect: {}", io::Error::last_os_error());
+        stream.set_read_timeout(Some(DEADLINE)).expect("a timeout above zero");
+        stream.set_nodelay(true).expect("a TCP socket");
+        Self { stream, tls: None, addr, ahead: Vec::new(), asked: VecDeque::new() }
     }
 
     pub fn stream(&self) -> &TcpStream {
@@ -83,7 +131,10 @@ impl Conn {
     /// # Errors
     /// Those of write.
     pub fn try_send_raw(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
-        self.stream.write_all(bytes.as_ref())
+        match &mut self.tls {
+            Some(tls) => tls.write_all(&mut self.stream, bytes.as_ref()),
+            None => self.stream.write_all(bytes.as_ref()),
+        }
     }
 
     /// Sends a request; its answer is read by [`Conn::read_response`]. Adds `Host`, and `Content-Length` to a body or
@@ -194,7 +245,11 @@ impl Conn {
     pub fn fill(&mut self) -> io::Result<usize> {
         let mut part = [0; 16 * 1024];
         let count = loop {
-            match self.stream.read(&mut part) {
+            let read = match &mut self.tls {
+                Some(tls) => tls.read(&mut self.stream, &mut part),
+                None => self.stream.read(&mut part),
+            };
+            match read {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 other => break other?,
             }

@@ -4,12 +4,16 @@
 // Each test binary uses its own part of this.
 #![allow(dead_code)]
 
+pub mod access;
+pub mod admin;
 pub mod crowd;
 pub mod http;
 pub mod rng;
 pub mod server;
 pub mod sock_diag;
 pub mod sse;
+pub mod tls;
+pub mod token;
 pub mod ws;
 
 use std::time::{Duration, Instant};

@@ -1,7 +1,8 @@
 //! One Pushline process for one test, on port 0, in an empty directory of its own.
 //! Owns the child: its log lines, its signals, its end. Never speaks HTTP.
 //!
-//! `PUSHLINE_DRIVER` and `PUSHLINE_WORKERS` choose driver and workers for all tests that do not choose themselves.
+//! `PUSHLINE_DRIVER` and `PUSHLINE_WORKERS` choose driver and workers for all tests that do not choose themselves. With
+//! `PUSHLINE_TLS=1`, servers on a free loopback port listen by TLS too, and tests come by that.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -15,6 +16,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
+use super::tls::{Files, Identity, client, speaks_tls};
 use super::{DEADLINE, until};
 
 /// A running server. Killed when dropped, by the thread's end too: keep it in the thread that started it.
@@ -41,7 +43,17 @@ impl Server {
     pub fn start(args: &[&str]) -> Self {
         let mut all = vec!["--listen", "127.0.0.1:0"];
         all.extend(args);
-        Self::start_bare(&all)
+        let by_tls = std::env::var("PUSHLINE_TLS").is_ok_and(|value| value == "1");
+        if !by_tls || args.iter().any(|arg| arg.starts_with("tls.")) {
+            return Self::start_bare(&all);
+        }
+        let (files, identity) = (Files::new(), Identity::new(&["localhost"]));
+        let certificates = format!("tls.certificates=[{}]", identity.write(&files.0, "own"));
+        all.extend(["--set", "tls.listen=127.0.0.1:0", "--set", &certificates]);
+        let mut server = Self::start_bare(&all);
+        speaks_tls(server.addrs[1], client(&[&identity], rustls::DEFAULT_VERSIONS));
+        server.addrs.swap(0, 1);
+        server
     }
 
     /// As [`Server::start`], on no address but those in `args`.

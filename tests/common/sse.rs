@@ -184,7 +184,14 @@ impl Stream {
     /// The stream that answers what `conn` has asked.
     #[track_caller]
     pub fn of(mut conn: Conn) -> Self {
-        let head = conn.read_head().expect(200);
+        let head = conn.read_head();
+        Self::of_head(conn, head)
+    }
+
+    /// The stream whose head was read already.
+    #[track_caller]
+    pub fn of_head(conn: Conn, head: Response) -> Self {
+        let head = head.expect(200);
         assert_eq!(head.header("content-type"), "text/event-stream", "{head}");
         Self {
             conn,
@@ -195,6 +202,11 @@ impl Stream {
             cursor: String::new(),
             connection: String::new(),
         }
+    }
+
+    /// The id that a browser would send as `Last-Event-ID` now.
+    pub fn last_id(&self) -> &str {
+        self.parser.last_id()
     }
 
     /// The next item; `None` at the end of the stream.

@@ -25,7 +25,7 @@ use pushline_bench::script::Script;
 use pushline_bench::session::Session;
 use pushline_bench::swarm::{self, HANDSHAKES_WAITING_MAX, Plan, READERS_PER_THREAD_MAX};
 use pushline_bench::transport::Transport;
-use pushline_bench::{net, proc};
+use pushline_bench::{net, proc, tls};
 
 #[derive(Parser)]
 #[command(about = "N readers and those who publish, against any server; counts every message")]
@@ -33,6 +33,12 @@ struct Args {
     /// Address of the server
     #[arg(long)]
     target: SocketAddrV4,
+    /// Address of a second server, that readers move to
+    #[arg(long)]
+    second: Option<SocketAddrV4>,
+    /// Readers come by TLS, to this address
+    #[arg(long)]
+    tls: Option<SocketAddrV4>,
     /// How to talk to it: a peer.json (default: Pushline)
     #[arg(long)]
     api: Option<PathBuf>,
@@ -120,9 +126,14 @@ fn main() -> Result<()> {
     let threads = args.threads.unwrap_or_else(|| args.readers.div_ceil(READERS_PER_THREAD_MAX)).max(1);
     // First of all descriptors: the lowest are those that reader threads keep.
     let board = Arc::new(Board::new(threads)?);
+    let second = |dest: SocketAddrV4| -> Result<_> {
+        Ok((dest, Script::new(&api.clone().resuming(), args.transport, &dest.to_string())?))
+    };
     let plan = Arc::new(Plan {
-        dest: args.target,
+        dest: args.tls.unwrap_or(args.target),
+        tls: args.tls.map(|_| tls::client()).transpose()?,
         script: Script::new(&api, args.transport, &args.target.to_string())?,
+        second: args.second.map(second).transpose()?,
         readers: args.readers,
         members: args.members.unwrap_or(args.readers).clamp(1, args.readers.max(1)),
         message_bytes: args.message_bytes,

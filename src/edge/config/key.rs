@@ -2,7 +2,7 @@
 //! the checks share.
 //! Owns names and how they are found, also when misspelt. Never values: `value` reads those.
 
-use crate::runtime::settings::{DriverChoice, FilesChoice, LogFormat, SlowPolicy};
+use crate::runtime::settings::{DriverChoice, FilesChoice, LogFormat, SlowPolicy, TokenAlgorithm};
 
 /// One key of `pushline.toml`.
 #[derive(Debug, PartialEq)]
@@ -41,6 +41,8 @@ pub const KEYS: &[Key] = &[
     key("files", r#""auto""#, Range::Other),
     key("open", "false", Range::Other),
     key("takeover", "false", Range::Other),
+    key("tls.listen", "[]", Range::Other),
+    key("tls.certificates", "[]", Range::Other),
     key("limits.connections", "1000000", Range::Count(1, MANY)),
     key("limits.message_bytes", "65536", Range::Bytes(1, 64 * MIB)),
     key("limits.head_bytes", "16384", Range::Bytes(KIB, MIB)),
@@ -63,9 +65,24 @@ pub const KEYS: &[Key] = &[
     key("slow.kernel_bytes", "131072", Range::Bytes(65 * KIB, 16 * MIB)),
     key("slow.rules", "[]", Range::Other),
     key("drain.window_seconds", "10", Range::Seconds(0.0, 3600.0)),
+    key("drain.delay_seconds", "0", Range::Seconds(0.0, 3600.0)),
     key("origins.allow", "[]", Range::Other),
+    key("auth.keys", "[]", Range::Other),
+    key("auth.jwks_file", r#""none""#, Range::Other),
+    key("auth.audience", "[]", Range::Other),
+    key("auth.issuer", "[]", Range::Other),
+    key("auth.cookie", r#""pushline_token""#, Range::Other),
+    key("auth.leeway_seconds", "0", Range::Seconds(0.0, 300.0)),
+    key("auth.lifetime_seconds_max", "2678400", Range::Seconds(1.0, 366.0 * DAY)),
+    key("auth.revocations_max", "100000", Range::Count(1, 10_000_000)),
+    key("auth.api_keys", "[]", Range::Other),
+    key("auth.anonymous", r#""none""#, Range::Other),
     key("log.level", r#""info""#, Range::Other),
     key("log.format", r#""text""#, Range::Other),
+    key("admin.listen", r#""none""#, Range::Other),
+    key("admin.token_sha256", r#""none""#, Range::Other),
+    key("access_log.to", r#""off""#, Range::Other),
+    key("access_log.format", r#""json""#, Range::Other),
 ];
 
 pub const DRIVERS: &[(&str, DriverChoice)] =
@@ -75,6 +92,12 @@ pub const FILES: &[(&str, FilesChoice)] =
 pub const POLICIES: &[(&str, SlowPolicy)] =
     &[("disconnect", SlowPolicy::Disconnect), ("skip", SlowPolicy::Skip), ("latest", SlowPolicy::Latest)];
 pub const FORMATS: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
+pub const ALGORITHMS: &[(&str, TokenAlgorithm)] = &[
+    ("HS256", TokenAlgorithm::Hs256),
+    ("RS256", TokenAlgorithm::Rs256),
+    ("ES256", TokenAlgorithm::Es256),
+    ("EdDSA", TokenAlgorithm::EdDsa),
+];
 pub const LEVELS: &[&str] = &["off", "error", "warn", "info", "debug", "trace"];
 
 const fn key(name: &'static str, default: &'static str, range: Range) -> Key {

@@ -19,7 +19,7 @@ const ENV_CONFIG: &str = "PUSHLINE_CONFIG";
 const ENV_PREFIX: &str = "PUSHLINE_";
 
 /// Everything that was given at start, as it came.
-#[derive(Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Inputs {
     /// `--config`.
     pub config: Option<PathBuf>,
@@ -117,7 +117,14 @@ impl Layers {
                 let source = Source::File(path);
                 table.into_iter().for_each(|(name, value)| self.put(&name, value, &source));
             }
-            Err(error) => self.refusals.push(Refusal::NotToml { path, error: error.to_string() }),
+            Err(error) => {
+                let mut error = error.to_string();
+                // It shows the line that is wrong, and a secret may stand there.
+                if error.contains("secret") {
+                    error = error.lines().next().unwrap_or_default().to_owned();
+                }
+                self.refusals.push(Refusal::NotToml { path, error });
+            }
         }
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::domain::channel::Pattern;
-use crate::runtime::settings::{DriverChoice, FilesChoice, LogFormat, SlowPolicy};
+use crate::runtime::settings::{AccessTo, DriverChoice, FilesChoice, LogFormat, SlowPolicy};
 
 /// A file of the test's own, removed at the end.
 struct TempFile(PathBuf);
@@ -51,6 +51,8 @@ fn defaults_are_those_of_the_contract() {
     let seconds = Duration::from_secs;
     let want = Settings {
         listen: vec!["127.0.0.1:8080".parse().unwrap()],
+        passed: Vec::new(),
+        tls: TlsListeners::default(),
         workers: None,
         driver: DriverChoice::Auto,
         files: FilesChoice::Auto,
@@ -76,9 +78,23 @@ fn defaults_are_those_of_the_contract() {
         },
         feed: FeedLimits { bytes: 1_048_576 },
         slow: SlowReaders { policy: SlowPolicy::Disconnect, rules: vec![], kernel_bytes: 131_072 },
-        drain: Drain { window: seconds(10) },
+        drain: Drain { window: seconds(10), delay: seconds(0) },
         origins: Origins { allow: vec![] },
+        auth: Authentication {
+            keys: vec![],
+            jwks_file: None,
+            audience: vec![],
+            issuer: vec![],
+            cookie: "pushline_token".into(),
+            leeway: seconds(0),
+            lifetime_max: seconds(31 * 86_400),
+            revocations_max: 100_000,
+            api_keys: vec![],
+            anonymous: None,
+        },
         log: Log { level: "info".into(), format: LogFormat::Text },
+        admin: Admin { listen: None, token_sha256: None },
+        access_log: Access { to: AccessTo::Off, format: LogFormat::Json },
     };
     assert_eq!(settings(set(&[])), want);
 }
@@ -295,6 +311,10 @@ fn values_that_do_not_go_together_are_refused() {
             ["history.node_bytes = \"1GiB\" (--set)", "history.bytes = \"2GiB\" (--set)"],
         ),
         (&["listen=0.0.0.0:8080"], ["listen = 0.0.0.0:8080 (--set)", "--open"]),
+        (
+            &["open=true", "auth.anonymous={ subscribe = ['**'] }"],
+            ["open = true (--set)", "auth.anonymous permits only some"],
+        ),
         (&["listen=127.0.0.1:1,[::]:1"], ["listen = [::]:1 (--set)", "--open"]),
     ] {
         let told = told(set(assignments));
@@ -303,6 +323,54 @@ fn values_that_do_not_go_together_are_refused() {
     }
     assert_eq!(told(set(&["feed.bytes=1024", "limits.message_bytes=32MiB"])), [""; 0], "a feed copes");
     assert_eq!(told(set(&["listen=0.0.0.0:8080", "open=true"])), [""; 0]);
+    assert_eq!(told(set(&["listen=0.0.0.0:8080", "auth.anonymous={}"])), [""; 0], "nobody may anything");
+}
+
+const SECRET: &str = "0123456789abcdef0123456789abcdef";
+
+#[test]
+fn keys_are_read_with_the_configuration() {
+    let good = format!("auth.keys=[{{ algorithm = 'HS256', secret = '{SECRET}' }}]");
+    let config = set(&[&good, "listen=0.0.0.0:8080"]).expect("any address, once only some may read");
+    assert_eq!(config.policy.counts(), (1, 0));
+    for (assignment, words) in [
+        (
+            "auth.keys=[{ kid = 'k', algorithm = 'HS256', secret = 's3cr3t' }]",
+            ["auth.keys[0] (kid k)", "6 bytes"],
+        ),
+        ("auth.keys=[{ algorithm = 'HS256', secret_file = '/no/such' }]", ["auth.keys[0]", "/no/such"]),
+        (
+            "auth.keys=[{ algorithm = 'ES256', public_key_file = '/no/such' }]",
+            ["auth.keys[0]", "cannot read"],
+        ),
+        ("auth.jwks_file=/no/such", ["auth.jwks_file", "/no/such"]),
+        ("auth.jwks_file=Cargo.toml", ["auth.jwks_file", "is no JWKS"]),
+        ("auth.keys=[{ algorithm = 'HS256', secret = 's3cr3t', x = 1 }]", ["(hidden)", "has x"]),
+        ("auth.keys=s3cr3t", ["auth.keys = \"(hidden)\"", "must be a list"]),
+        ("auth.leeway_seconds=301", ["auth.leeway_seconds = 301", "0 to 300"]),
+        ("auth.lifetime_seconds_max=0", ["auth.lifetime_seconds_max = 0", "1 to"]),
+        ("auth.anonymous=all", ["auth.anonymous = \"all\"", "news/**"]),
+        ("auth.api_keys=[{ name = 'a' }]", ["auth.api_keys", "pushline api-key"]),
+    ] {
+        let told = told(set(&[assignment]));
+        assert_eq!(told.len(), 1, "{assignment}: {told:?}");
+        assert!(words.iter().all(|word| told[0].contains(word)), "{assignment}: {told:?}");
+        assert!(!told[0].contains("s3cr3t"), "{told:?}");
+    }
+}
+
+#[test]
+fn secrets_are_not_shown() {
+    let line = format!("keys = [{{ algorithm = 'HS256', secret = '{SECRET}' }}]");
+    let config = file("secret", &format!("[auth]\n{line}")).expect("good configuration");
+    let shown = format!("{config}{:?}", config.settings);
+    assert!(shown.contains("(hidden)") && !shown.contains(SECRET), "{shown}");
+    for text in
+        [format!("[auth]\n{line} x"), format!("[auth]\n{line}\n{line}"), format!("[auth]\n{line}\nkeyz = 1")]
+    {
+        let told = told(file("secret-wrong", &text));
+        assert!(!told.is_empty() && !told.concat().contains(SECRET), "{told:?}");
+    }
 }
 
 #[test]
@@ -339,4 +407,36 @@ fn what_is_shown_is_a_file_that_gives_the_same() {
     assert!(shown.contains("connections = 5  # --set\n"), "{shown}");
     assert!(shown.contains("driver = \"auto\"\n"), "{shown}");
     assert_eq!(settings(file("shown", &shown)), config.settings);
+}
+
+#[test]
+fn where_operators_look_in() {
+    let admin = |assignments: &[&str]| settings(set(assignments)).admin;
+    let digest = "00ff".repeat(16);
+    let token = format!("admin.token_sha256={digest}");
+    let tcp = |text: &str| Some(AdminAddress::Tcp(text.parse().unwrap()));
+    assert_eq!(admin(&["admin.listen=none"]).listen, None);
+    assert_eq!(admin(&["admin.listen=127.0.0.1:9180"]).listen, tcp("127.0.0.1:9180"));
+    assert_eq!(admin(&["admin.listen=[::1]:0"]).listen, tcp("[::1]:0"));
+    let unix = admin(&["admin.listen=unix:/run/pushline/admin.sock"]).listen;
+    assert_eq!(unix, Some(AdminAddress::Unix("/run/pushline/admin.sock".into())));
+    assert_eq!(admin(&["admin.listen=0.0.0.0:9180", &token]).listen, tcp("0.0.0.0:9180"));
+    let digest = admin(&[&token]).token_sha256.expect("a digest");
+    assert_eq!((digest[0], digest[1], digest[31]), (0, 0xff, 0xff));
+
+    let long = format!("admin.listen=unix:/{}", "x".repeat(100));
+    for (assignment, why) in [
+        ("admin.listen=0.0.0.0:9180", "set admin.token_sha256"),
+        ("admin.listen=192.0.2.1:9180", "could look into the node"),
+        ("admin.listen=localhost:9180", "no host names"),
+        ("admin.listen=unix:admin.sock", "absolute path"),
+        ("admin.listen=unix:/run/", "absolute path"),
+        ("admin.listen=9180", "must be \"none\""),
+        (&long, "at most"),
+        ("admin.token_sha256=secret", "sha256sum"),
+        ("admin.token_sha256=00ff", "64 hexadecimal digits"),
+    ] {
+        let told = told(set(&[assignment]));
+        assert!(told.iter().any(|told| told.contains(why)), "{assignment}: {told:?}");
+    }
 }

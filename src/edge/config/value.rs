@@ -2,6 +2,7 @@
 //! Owns what each value may be, and the words that say so. Never names of keys or where a value came from.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -10,7 +11,7 @@ use toml::Value;
 use super::key::{LEVELS, POLICIES, Range};
 use crate::domain::channel::Pattern;
 use crate::edge::log;
-use crate::runtime::settings::SlowPolicy;
+use crate::runtime::settings::{AccessTo, AdminAddress, CertificateFiles, SlowPolicy};
 
 /// Units of sizes. Only powers of two, so that nobody has to guess what `64K` is.
 const UNITS: [(&str, usize); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
@@ -64,9 +65,17 @@ pub fn seconds(value: &Value, range: Range) -> Read<Duration> {
     })
 }
 
-/// One or more addresses, each once; port 0 (any free one) as often as wanted.
-pub fn addresses(value: &Value, _: Range) -> Read<Vec<SocketAddr>> {
-    const RIGHT: &str = "an address with a port, like \"127.0.0.1:8080\" or \"[::1]:8080\"";
+const ADDRESS: &str = "an address with a port, like \"127.0.0.1:8080\" or \"[::1]:8080\"";
+
+/// One or more addresses.
+pub fn addresses(value: &Value, range: Range) -> Read<Vec<SocketAddr>> {
+    let addresses = addresses_or_none(value, range)?;
+    if addresses.is_empty() { Err(format!("must have at least {ADDRESS}")) } else { Ok(addresses) }
+}
+
+/// Addresses, each once; port 0 (any free one) as often as wanted.
+pub fn addresses_or_none(value: &Value, _: Range) -> Read<Vec<SocketAddr>> {
+    const RIGHT: &str = ADDRESS;
     let mut addresses: Vec<SocketAddr> = Vec::new();
     for text in texts(value).ok_or_else(|| format!("must be a list of which each is {RIGHT}"))? {
         let address = text.parse().map_err(|_| format!("{text:?} must be {RIGHT} (no host names)"))?;
@@ -75,7 +84,67 @@ pub fn addresses(value: &Value, _: Range) -> Read<Vec<SocketAddr>> {
         }
         addresses.push(address);
     }
-    if addresses.is_empty() { Err(format!("must have at least {RIGHT}")) } else { Ok(addresses) }
+    Ok(addresses)
+}
+
+/// Certificates as the file has them.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawCertificate {
+    certificate_file: PathBuf,
+    key_file: PathBuf,
+}
+
+pub fn certificates(value: &Value, _: Range) -> Read<Vec<CertificateFiles>> {
+    const RIGHT: &str = "each is { certificate_file = \"/etc/pushline/example.pem\", key_file = \"/etc/pushline/example.key\" }";
+    let raw: Vec<RawCertificate> =
+        value.clone().try_into().map_err(|error: toml::de::Error| format!("{}; {RIGHT}", error.message()))?;
+    let checked = raw.into_iter().map(|RawCertificate { certificate_file, key_file }| {
+        if certificate_file.as_os_str().is_empty() || key_file.as_os_str().is_empty() {
+            return Err(format!("must name both files; {RIGHT}"));
+        }
+        Ok(CertificateFiles { certificate: certificate_file, key: key_file })
+    });
+    checked.collect()
+}
+
+/// The longest path of a unix socket: the kernel's field less its end (unix(7)), and less what a name of its own beside it
+/// takes while it is made.
+const SOCKET_PATH_BYTES_MAX: usize = 107 - 16;
+
+/// Where operators look in; `None`: nowhere.
+pub fn admin_address(value: &Value, _: Range) -> Read<Option<AdminAddress>> {
+    const RIGHT: &str =
+        "\"none\", an address with a port like \"127.0.0.1:9180\", or \"unix:/run/pushline/admin.sock\"";
+    let text = value.as_str().ok_or_else(|| format!("must be {RIGHT}"))?;
+    if text == "none" {
+        return Ok(None);
+    }
+    let Some(path) = text.strip_prefix("unix:") else {
+        let address = text.parse().map_err(|_| format!("must be {RIGHT} (no host names)"))?;
+        return Ok(Some(AdminAddress::Tcp(address)));
+    };
+    if !path.starts_with('/') || path.ends_with('/') {
+        return Err(format!("must have an absolute path to a file after unix:, or be {RIGHT}"));
+    }
+    if path.len() > SOCKET_PATH_BYTES_MAX {
+        return Err(format!(
+            "must have a path of at most {SOCKET_PATH_BYTES_MAX} bytes: the kernel takes no longer one for a socket"
+        ));
+    }
+    Ok(Some(AdminAddress::Unix(PathBuf::from(path))))
+}
+
+/// A SHA-256 digest in hexadecimal, or `"none"`.
+pub fn sha256(value: &Value, _: Range) -> Read<Option<[u8; 32]>> {
+    const RIGHT: &str = "must be the SHA-256 of the token as 64 hexadecimal digits (printf %s TOKEN | sha256sum), or \"none\"";
+    let text = value.as_str().ok_or(RIGHT)?;
+    if text == "none" {
+        return Ok(None);
+    }
+    let digits: Option<Vec<u32>> = text.chars().map(|letter| letter.to_digit(16)).collect();
+    let digits = digits.filter(|digits| digits.len() == 64).ok_or(RIGHT)?;
+    Ok(Some(std::array::from_fn(|at| (digits[2 * at] << 4 | digits[2 * at + 1]) as u8)))
 }
 
 /// Rules as the file has them.
@@ -116,6 +185,20 @@ pub fn log_level(value: &Value, _: Range) -> Read<String> {
     Ok(text.to_owned())
 }
 
+/// `"off"`, `"stdout"`, `"stderr"`, or the name of a file.
+pub fn access_to(value: &Value, _: Range) -> Read<AccessTo> {
+    match value.as_str() {
+        Some("off") => Ok(AccessTo::Off),
+        Some("stdout") => Ok(AccessTo::Stdout),
+        Some("stderr") => Ok(AccessTo::Stderr),
+        // A slip in one of the words above must not become a file of that name.
+        Some(path) if path.contains('/') => Ok(AccessTo::File(path.into())),
+        _ => Err("must be \"off\", \"stdout\", \"stderr\", or a file with its directory, like \
+                  \"/var/log/pushline/access.log\" or \"./access.log\""
+            .into()),
+    }
+}
+
 pub fn origins(value: &Value, _: Range) -> Read<Vec<String>> {
     let texts = texts(value).ok_or("must be a list of origins, like [\"https://app.example\"]")?;
     texts.into_iter().map(|text| origin(text).map(|()| text.to_owned())).collect()
@@ -128,9 +211,10 @@ fn origin(text: &str) -> Read<()> {
         "null" => {
             return wrong("cannot be allowed: sandboxed and local pages of anybody send it");
         }
-        _ if text.contains('*') => {
+        _ if text.matches('*').count() > usize::from(text.contains("://*.")) => {
             return wrong(
-                "has a `*`, which would let other people's pages act for your users: list each origin",
+                "has a `*` that would let other people's pages act for your users: list each origin, or allow all below a \
+                 domain of yours, like \"https://*.app.example\"",
             );
         }
         _ if text.chars().any(char::is_uppercase) => {
@@ -152,10 +236,20 @@ fn origin(text: &str) -> Read<()> {
         Some((host, port)) if !port.contains(']') => (host, Some(port)),
         _ => (rest, None),
     };
+    // All below a domain: one of the operator's own, so more than a top-level one.
+    let host = match host.strip_prefix("*.") {
+        Some(domain)
+            if !domain.contains('.') || domain.bytes().all(|byte| b"0123456789.".contains(&byte)) =>
+        {
+            return wrong("would allow everyone's pages: name a domain of your own after `*.`");
+        }
+        Some(domain) => domain,
+        None => host,
+    };
     let plain_host = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte);
     let is_host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
         Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok_and(|address| address.to_string() == v6),
-        None => !host.is_empty() && host.bytes().all(plain_host),
+        None => !host.is_empty() && host.bytes().all(plain_host) && !host.starts_with('.'),
     };
     if !is_host {
         return wrong(
@@ -233,7 +327,18 @@ mod tests {
             ("capacitor://localhost", None),
             ("chrome-extension://abcdefghijklmnop", None),
             ("*", Some("list each origin")),
-            ("https://*.app.example", Some("list each origin")),
+            ("https://*.app.example", None),
+            ("https://*.app.example:8443", None),
+            ("https://*.app.example:443", Some("leave it out")),
+            ("https://*.App.example", Some("lower case")),
+            ("https://*app.example", Some("list each origin")),
+            ("https://app.*.example", Some("list each origin")),
+            ("https://*.*.example", Some("list each origin")),
+            ("*://app.example", Some("list each origin")),
+            ("https://*.example", Some("domain of your own")),
+            ("https://*.", Some("domain of your own")),
+            ("https://*.127.0.0.1", Some("domain of your own")),
+            ("https://*..example.com", Some("host")),
             ("null", Some("sandboxed")),
             ("app.example", Some("scheme")),
             ("://app.example", Some("scheme")),

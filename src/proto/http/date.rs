@@ -28,7 +28,7 @@ pub fn format_imf_date(unix_seconds: u64) -> [u8; DATE_BYTES] {
 
 /// Year, month and day of a day since 1970, in the Gregorian calendar. Counts years from March, so that the leap day
 /// comes last.
-const fn civil(days: u64) -> (u64, u64, u64) {
+pub const fn civil(days: u64) -> (u64, u64, u64) {
     /// From 0000-03-01 to 1970-01-01.
     const DAYS_BEFORE_1970: u64 = 719_468;
     const DAYS_OF_400_YEARS: u64 = 146_097;

@@ -180,6 +180,21 @@ impl BodyLength {
 }
 
 impl Method {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Head => "HEAD",
+            Self::Post => "POST",
+            Self::Put => "PUT",
+            Self::Delete => "DELETE",
+            Self::Options => "OPTIONS",
+            Self::Patch => "PATCH",
+            Self::Trace => "TRACE",
+            Self::Connect => "CONNECT",
+            Self::Other => "OTHER",
+        }
+    }
+
     fn parse(name: &str) -> Self {
         match name {
             "GET" => Self::Get,

@@ -104,6 +104,17 @@ impl<'a> Query<'a> {
         Ok(found)
     }
 
+    /// The query without the parameters that are called by one of `keys`, not decoded.
+    pub fn without(self, keys: &[&str]) -> Cow<'a, str> {
+        let is_kept = |(key, _): &(&str, &str)| decode(key, true).is_ok_and(|key| !keys.contains(&&*key));
+        if self.raw_pairs().all(|pair| is_kept(&pair)) {
+            return Cow::Borrowed(self.0);
+        }
+        let parts = self.0.split('&').filter(|part| !part.is_empty());
+        let kept = parts.filter(|part| is_kept(&part.split_once('=').unwrap_or((part, ""))));
+        Cow::Owned(kept.collect::<Vec<_>>().join("&"))
+    }
+
     fn raw_pairs(self) -> impl Iterator<Item = (&'a str, &'a str)> {
         let parts = self.0.split('&').filter(|part| !part.is_empty());
         parts.map(|part| part.split_once('=').unwrap_or((part, "")))
@@ -236,6 +247,23 @@ mod tests {
             pairs,
             Ok(vec![("a".into(), "1".into()), ("b".into(), " ".into()), ("c".into(), "".into())])
         );
+    }
+
+    #[test]
+    fn parameters_are_left_out_however_they_are_written() {
+        for (raw, expected) in [
+            ("", ""),
+            ("a=1&b=2", "a=1&b=2"),
+            ("token=x", ""),
+            ("a=1&token=x&b=2&ticket=y", "a=1&b=2"),
+            ("%74oken=x&a=1", "a=1"),
+            ("token&a=%74oken", "a=%74oken"),
+            ("tokens=x&Token=y&&token=z", "tokens=x&Token=y"),
+            ("%=x&a=1", "a=1"),
+        ] {
+            assert_eq!(Query(raw).without(&["ticket", "token"]), expected, "{raw}");
+        }
+        assert!(matches!(Query("a=1").without(&["token"]), Cow::Borrowed("a=1")));
     }
 
     proptest! {

@@ -1,0 +1,229 @@
+//! New tokens for connections that live: `auth` of `pushline.v1` and `POST /connections/{id}/auth` (contract, "Who may do
+//! what"); and the first token of a v1 connection that came without one, whose channels wait for it.
+//! Owns what a new token changes. Whether it is good is the doorman's to say.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use crate::domain::auth::{Act, Bearer, Proof};
+use crate::domain::channel::Name;
+use crate::domain::feed::Encoding;
+use crate::domain::history::From;
+use crate::proto::envelope::{self, Seq};
+use crate::proto::json;
+use crate::proto::refusal::{ErrorCode, Refusal};
+use crate::proto::ws::handshake::write_switching;
+use crate::runtime::close::Reason;
+use crate::runtime::entry::{ConnId, Kind};
+use crate::runtime::framing::text_frame;
+use crate::runtime::state::State;
+use crate::runtime::stream::Stream;
+use crate::runtime::tokens::{Lost, NotRenewed, Waiting};
+use crate::runtime::worker::Worker;
+
+use super::answer::Answer;
+use super::auth::Denied;
+use super::doorman::{self, Doorman};
+use super::identity::{connection_id, find_connection};
+use super::site::Site;
+use super::stream::{Handshake, end_unless, on_opened, places, subscribed_frame};
+
+/// How long a `pushline.v1` connection may take to bring its first token: 10 s.
+const FIRST_TOKEN_TICKS: u32 = 100;
+
+const TAKES_NONE: Refusal = Refusal::new(
+    ErrorCode::Unauthorized,
+    "this server takes no tokens: it has no keys configured; leave auth out",
+);
+const NOT_YET: Refusal = Refusal::new(
+    ErrorCode::Unauthorized,
+    "this connection has not said who it is; send {\"type\":\"auth\",\"token\":…} first",
+);
+
+/// What a `pushline.v1` connection may do before its token has come: nothing.
+///
+/// # Errors
+/// The refusal to tell.
+pub fn has_begun(site: &Site, worker: &Rc<Worker>, conn: ConnId) -> Result<(), Refusal> {
+    let waits = || worker.with(|state| state.conn(conn).is_some_and(|entry| entry.flags.waiting));
+    if !site.doorman.is_open() && waits() { Err(NOT_YET) } else { Ok(()) }
+}
+
+/// `auth` of `pushline.v1`.
+///
+/// # Errors
+/// The refusal to tell; the connection stays, with the token that it had.
+pub async fn authenticate(
+    site: &Site,
+    worker: &Rc<Worker>,
+    conn: ConnId,
+    token: &str,
+    seq: Option<Seq>,
+) -> Result<(), Refusal> {
+    if site.doorman.is_open() {
+        return Err(TAKES_NONE);
+    }
+    let now_s = site.node.clock.now_ms() / 1_000;
+    let peer = worker.with(|state| state.conn(conn).map(|entry| entry.peer));
+    let bearer = site.doorman.verify_token(token, now_s).and_then(|bearer| {
+        match worker.with(|state| state.may_renew(conn, &bearer, true)) {
+            Ok(()) => Ok(bearer),
+            Err(NotRenewed::Unknown) => Err(Denied::NoToken),
+            Err(NotRenewed::OtherSubject | NotRenewed::WithoutToken) => Err(Denied::OtherSubject),
+        }
+    });
+    let bearer = bearer.map_err(|denied| {
+        if let Some(peer) = peer {
+            doorman::note(denied, peer, None, None);
+        }
+        denied.refusal()
+    })?;
+    let mut out = Vec::with_capacity(96);
+    text_frame(&mut out, |json| envelope::write_v1_authenticated(json, left_s(&bearer, now_s), seq));
+    let waiting = worker.with(|state| {
+        state.say(conn.slot, &out);
+        state.renew(conn, Rc::clone(&bearer));
+        let waiting = state.take_waiting(conn);
+        if waiting.is_none() {
+            lose(&site.doorman, state, conn, &bearer);
+        }
+        state.bury();
+        waiting
+    });
+    if let Some(waiting) = waiting {
+        begin(site, worker, conn, &bearer, *waiting).await;
+    }
+    Ok(())
+}
+
+/// Opens a `pushline.v1` connection whose token is still to come: until then the URL's channels wait.
+pub fn open_waiting(
+    worker: &Rc<Worker>,
+    mut stream: Stream,
+    handshake: &Handshake,
+    names: Vec<Name>,
+    from: Vec<From>,
+    mut leftover: Vec<u8>,
+) {
+    let mut out = Vec::with_capacity(256);
+    write_switching(&mut out, &handshake.accept, handshake.subprotocol);
+    let noted = stream.noted.take();
+    let Some(socket) = stream.into_socket() else { return };
+    worker.with(|state| {
+        let conn = state.adopt(socket, Kind::Ws { v1: true, reader: Default::default() });
+        let id = connection_id(state, conn);
+        text_frame(&mut out, |json| envelope::write_v1_open(json, &id));
+        state.stats().answer(101);
+        on_opened(state, noted, 101, out.len(), conn);
+        state.say(conn.slot, &out);
+        if state.draining.is_some() {
+            return farewell(state, conn, Reason::Drain);
+        }
+        let until_tick = state.tick() + FIRST_TOKEN_TICKS;
+        state.wait_for_token(conn, Waiting { names, from, until_tick });
+        if !leftover.is_empty() {
+            state.on_frames(conn, &mut leftover);
+        }
+        state.bury();
+    });
+}
+
+/// Subscribes the channels that waited for the token.
+async fn begin(site: &Site, worker: &Rc<Worker>, conn: ConnId, bearer: &Bearer, waiting: Waiting) {
+    let Waiting { names, from, .. } = waiting;
+    let is_covered = names.iter().all(|name| site.doorman.may(bearer, Act::Subscribe, name));
+    if !is_covered {
+        worker.with(|state| farewell(state, conn, Reason::Forbidden));
+        return;
+    }
+    let places = places(worker, &names, &from).await;
+    worker.with(|state| {
+        let Ok(places) = places else { return farewell(state, conn, Reason::Full) };
+        if state.conn(conn).is_none() {
+            return;
+        }
+        let mut out = Vec::with_capacity(128 * names.len());
+        for (name, place) in names.iter().zip(&places) {
+            subscribed_frame(&mut out, name, place, None);
+        }
+        state.say(conn.slot, &out);
+        let read = places.iter().all(|place| state.subscribe(conn.slot, *place, Encoding::V1, false));
+        end_unless(state, conn, read);
+        site.doorman.recheck(state, conn);
+        state.bury();
+    });
+}
+
+fn farewell(state: &mut State, conn: ConnId, reason: Reason) {
+    if state.conn(conn).is_some() {
+        let reconnect_ms = state.reconnect_ms();
+        state.farewell(conn.slot, reason, reconnect_ms);
+        state.bury();
+    }
+}
+
+/// Ends the subscriptions that a new token does not cover.
+fn lose(doorman: &Doorman, state: &mut State, conn: ConnId, bearer: &Bearer) {
+    let is_lost = |name: &Name| !doorman.may(bearer, Act::Subscribe, name);
+    state.lose_channels(conn, Lost::NotCovered, is_lost);
+}
+
+fn left_s(bearer: &Bearer, now_s: u64) -> u64 {
+    bearer.expires_s.unwrap_or(u64::MAX).saturating_sub(now_s)
+}
+
+/// `POST /connections/{id}/auth` by `bearer`. The connection is any worker's.
+pub async fn renew(site: &Site, worker: &Rc<Worker>, id: &str, bearer: &Bearer) -> Answer {
+    if bearer.proof != Proof::Token {
+        return doorman::answer(Denied::NoToken);
+    }
+    let Some((index, conn)) = find_connection(&site.node, id) else { return unknown() };
+    let now_s = site.node.clock.now_ms() / 1_000;
+    let (renewed, auth) = (bearer.clone(), Arc::clone(site.doorman.auth()));
+    let done = worker.on_worker(index, move |state| {
+        state.may_renew(conn, &renewed, false).map_err(NotDone::Because)?;
+        if auth.revocations.has(&renewed) {
+            return Err(NotDone::Revoked);
+        }
+        let renewed = Rc::new(renewed);
+        state.renew(conn, Rc::clone(&renewed));
+        let is_lost = |name: &Name| !auth.may(&renewed, Act::Subscribe, name);
+        state.lose_channels(conn, Lost::NotCovered, is_lost);
+        state.bury();
+        Ok(())
+    });
+    match done.await.unwrap_or(Err(NotDone::Because(NotRenewed::Unknown))) {
+        Ok(()) => {
+            let mut body = br#"{"expires_in":"#.to_vec();
+            json::write_u64(&mut body, left_s(bearer, now_s));
+            body.push(b'}');
+            Answer::json(200, body).field("Cache-Control", "no-store")
+        }
+        Err(NotDone::Because(NotRenewed::Unknown)) => unknown(),
+        Err(NotDone::Because(NotRenewed::WithoutToken)) => Answer::problem(
+            403,
+            "the connection was opened without a token, so there is none to renew; open a new one with the token",
+        ),
+        Err(NotDone::Because(NotRenewed::OtherSubject)) => doorman::answer(Denied::OtherSubject),
+        Err(NotDone::Revoked) => doorman::answer(Denied::Revoked),
+    }
+}
+
+/// Why a connection was not renewed.
+enum NotDone {
+    Because(NotRenewed),
+    /// While it was on the way to the connection's worker.
+    Revoked,
+}
+
+/// Where anyone may read, nobody renews anything.
+pub fn none_needed() -> Answer {
+    Answer::problem(
+        404,
+        "this server has no authentication configured, and so no tokens to renew; leave the request out",
+    )
+}
+
+fn unknown() -> Answer {
+    Answer::problem(404, "no connection has this id, or no longer; open a new one with the token")
+}

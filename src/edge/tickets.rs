@@ -1,0 +1,67 @@
+//! `POST /tickets`: a ticket for one who cannot send headers, and the end of the stream that a ticket opened before
+//! (contract, "Tickets"). How long a ticket counts is `auth`'s.
+
+use std::rc::Rc;
+
+use crate::proto::json;
+use crate::runtime::close::Reason;
+use crate::runtime::entry::ConnId;
+use crate::runtime::state::State;
+use crate::runtime::worker::Worker;
+
+use super::answer::Answer;
+use super::auth::{Asked, Opened, TicketUse, UNUSED_S_MAX};
+use super::publish::with_retry_after;
+use super::site::Site;
+
+/// The answer to who asked for a ticket, and may have one.
+pub fn answer(worker: &Rc<Worker>, asked: Result<Asked, getrandom::Error>) -> Answer {
+    let Ok(asked) = asked else {
+        tracing::error!("no ticket: this machine has no random bytes");
+        return Answer::problem(500, "a fault of the server; ask again later");
+    };
+    let Asked::Given { ticket, expires_in_s } = asked else {
+        let answer = Answer::problem(503, "the server has given as many tickets as it may; ask again later");
+        return with_retry_after(worker, answer);
+    };
+    let mut body = Vec::with_capacity(128);
+    body.extend_from_slice(br#"{"ticket":"#);
+    json::write_str(&mut body, &ticket);
+    body.extend_from_slice(br#","use_within":"#);
+    json::write_u64(&mut body, UNUSED_S_MAX.min(expires_in_s));
+    body.extend_from_slice(br#","expires_in":"#);
+    json::write_u64(&mut body, expires_in_s);
+    body.push(b'}');
+    Answer::json(201, body).field("Cache-Control", "no-store")
+}
+
+/// Where anyone may read, nobody needs a ticket.
+pub fn none_needed() -> Answer {
+    Answer::problem(
+        404,
+        "this server has no authentication configured, and so no tickets; leave the ticket out",
+    )
+}
+
+/// A stream was opened with a ticket: the one that it opened before ends, on whatever worker that is; or this one, if the
+/// client has come again meanwhile.
+pub fn opened(site: &Site, worker: &Rc<Worker>, ticket: Option<TicketUse>, stream: Option<ConnId>) {
+    let (Some(ticket), Some(conn)) = (ticket, stream) else { return };
+    let here = worker.with(|state| state.index);
+    let Some(before) = site.doorman.auth().tickets.opened(ticket, Opened { worker: here, conn }) else {
+        return;
+    };
+    if before.worker == here {
+        worker.with(|state| replace(state, before.conn));
+    } else {
+        site.node.on_worker(before.worker, move |state: &mut State| replace(state, before.conn));
+    }
+}
+
+fn replace(state: &mut State, conn: ConnId) {
+    if state.conn(conn).is_some() {
+        let reconnect_ms = state.reconnect_ms();
+        state.farewell(conn.slot, Reason::Replaced, reconnect_ms);
+        state.bury();
+    }
+}

@@ -1,0 +1,193 @@
+//! The keeper of a node: its main thread, once all serves. Waits for signals, for a process that takes its place, for
+//! workers that end, and for the times at which the service manager is to be told.
+//! Owns the order of a stop: readiness ends first, then connections are taken no more, then everybody is told.
+
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use super::host::{Signal, SignalFd};
+use super::io::{Epoll, Events, Interest};
+use super::mail::Mail;
+use super::notify::Supervisor;
+use super::phase::Phase;
+use super::report::Report;
+use super::server::{Ended, ServeError};
+use super::state::Node;
+use super::takeover::Controls;
+
+/// What is waited for.
+const SIGNALS: u64 = 0;
+const MAIN: u64 = 1;
+const CONTROL: u64 = 2;
+
+/// How often it is tried to get the name of a process that drains.
+const NAME_PAUSE: Duration = Duration::from_millis(100);
+
+/// How far a stop has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Course {
+    Serving,
+    /// Nobody is to be sent here any more; whoever comes all the same until then is served.
+    Leaving {
+        until: Instant,
+    },
+    Draining,
+}
+
+pub(super) struct Keeper<'n, R> {
+    node: &'n Arc<Node>,
+    signals: &'n SignalFd,
+    epoll: &'n Epoll,
+    controls: Controls,
+    manager: Supervisor,
+    ended_workers: &'n AtomicUsize,
+    reload: R,
+    course: Course,
+}
+
+impl<'n, R: FnMut(&Arc<Node>)> Keeper<'n, R> {
+    pub fn new(
+        node: &'n Arc<Node>,
+        signals: &'n SignalFd,
+        epoll: &'n Epoll,
+        controls: Controls,
+        manager: Supervisor,
+        ended_workers: &'n AtomicUsize,
+        reload: R,
+    ) -> Self {
+        Self { node, signals, epoll, controls, manager, ended_workers, reload, course: Course::Serving }
+    }
+
+    /// Keeps the node until it has ended.
+    ///
+    /// # Errors
+    /// A worker ended by itself, or the kernel refuses to wait.
+    pub fn run(mut self) -> Result<Ended, ServeError> {
+        let waiting = |error| ServeError::Io { what: "cannot wait for signals", error };
+        let add = |fd: RawFd, token| self.epoll.add(fd, token, Interest::Read);
+        add(self.signals.as_raw_fd(), SIGNALS)
+            .and_then(|()| add(self.node.main.as_raw_fd(), MAIN))
+            .map_err(waiting)?;
+        let mut events = Events::with_capacity(8);
+        loop {
+            let has_names = self.controls.take_names(self.epoll, CONTROL);
+            let patience = self.patience(has_names);
+            self.epoll.wait(&mut events, patience).map_err(waiting)?;
+            let tokens: Vec<u64> = events.iter().map(|(token, _)| token).collect();
+            for token in tokens {
+                let ended = match token {
+                    SIGNALS => self.on_signal(),
+                    MAIN => self.on_worker()?,
+                    _ => {
+                        self.on_control();
+                        None
+                    }
+                };
+                if let Some(ended) = ended {
+                    return Ok(ended);
+                }
+            }
+            self.on_time(Instant::now());
+        }
+    }
+
+    /// How long nothing is to be done if nothing happens. `None`: for ever.
+    fn patience(&self, has_names: bool) -> Option<Duration> {
+        let until = match self.course {
+            Course::Leaving { until } => Some(until),
+            Course::Serving | Course::Draining => None,
+        };
+        let now = Instant::now();
+        let due = until.into_iter().chain(self.manager.due()).min();
+        let due = due.map(|due| due.saturating_duration_since(now));
+        due.into_iter().chain((!has_names).then_some(NAME_PAUSE)).min()
+    }
+
+    fn on_time(&mut self, now: Instant) {
+        if matches!(self.course, Course::Leaving { until } if until <= now) {
+            self.drain(None);
+        }
+        self.manager.on_time(self.node, now);
+    }
+
+    fn on_signal(&mut self) -> Option<Ended> {
+        match (self.signals.read(), self.course) {
+            (Ok(Some(Signal::Terminate | Signal::Interrupt)), Course::Serving) => {
+                self.leave(None);
+                None
+            }
+            (Ok(Some(second @ (Signal::Terminate | Signal::Interrupt))), _) => {
+                tracing::warn!("a second signal: stopping at once");
+                Some(Ended::AtOnce(second))
+            }
+            (Ok(Some(Signal::HangUp)), _) => {
+                let (reload, node) = (&mut self.reload, self.node);
+                self.manager.around_reload(|| {
+                    if let Some(access) = &node.access {
+                        access.reopen();
+                    }
+                    reload(node);
+                });
+                None
+            }
+            (Ok(None) | Err(_), _) => None,
+        }
+    }
+
+    /// A worker has closed its listeners, or has ended.
+    fn on_worker(&mut self) -> Result<Option<Ended>, ServeError> {
+        self.node.main.drain();
+        let ended = self.ended_workers.load(Ordering::Acquire);
+        if self.course != Course::Draining {
+            return if ended == 0 { Ok(None) } else { Err(ServeError::WorkerEnded) };
+        }
+        if self.node.listening.load(Ordering::Acquire) == 0 {
+            self.controls.tell_closed();
+        }
+        Ok((ended == self.node.mailboxes.len()).then_some(Ended::Drained))
+    }
+
+    fn on_control(&mut self) {
+        if let Some(listeners) = self.controls.hear(self.epoll, CONTROL) {
+            match self.course {
+                Course::Serving => self.leave(Some(listeners)),
+                Course::Leaving { .. } => self.drain(Some(listeners)),
+                Course::Draining => {}
+            }
+        }
+    }
+
+    /// Begins to stop. `successor`: how many listeners of another process serve each address already: nobody need be
+    /// waited for then.
+    fn leave(&mut self, successor: Option<u32>) {
+        self.node.progress.reach(Phase::Draining);
+        let drain = &self.node.settings.drain;
+        let delay = if successor.is_some() { Duration::ZERO } else { drain.delay };
+        tracing::info!(
+            delay_seconds = delay.as_secs_f64(),
+            window_seconds = drain.window.as_secs_f64(),
+            takeover = successor.is_some(),
+            "draining"
+        );
+        self.manager.on_stop(delay + drain.window);
+        if delay.is_zero() {
+            self.drain(successor);
+        } else {
+            self.course = Course::Leaving { until: Instant::now() + delay };
+        }
+    }
+
+    /// No connection is taken any more, and everybody is told.
+    fn drain(&mut self, successor: Option<u32>) {
+        self.course = Course::Draining;
+        self.controls.close();
+        if successor.is_some() {
+            self.node.reports.send(Report::HandOver);
+        }
+        for worker in 0..self.node.mailboxes.len() {
+            self.node.post(worker, Mail::Drain { successor });
+        }
+    }
+}

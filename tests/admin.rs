@@ -1,0 +1,568 @@
+//! The operator's listener: who may look in, what is told of channels and connections, how one is ended; that it is of no
+//! worker, and ends with the node.
+
+use crate::common;
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use common::admin::{addr_of, json, json_with, listen_of};
+use common::http::{Conn, ask, get, head_cursor, post, publish};
+use common::server::Server;
+use common::sse::Stream;
+use common::token;
+use common::until;
+use common::ws::{Socket, V1};
+
+const ADMIN: [&str; 2] = ["--set", "admin.listen=127.0.0.1:0"];
+const WORKERS: [&str; 2] = ["1", "4"];
+
+fn start(more: &[&str]) -> (Server, SocketAddr) {
+    let mut args = ADMIN.to_vec();
+    args.extend(more);
+    let server = Server::start(&args);
+    let admin = addr_of(&server);
+    (server, admin)
+}
+
+fn hex(token: &str) -> String {
+    Sha256::digest(token).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+// --- Who may look in --------------------------------------------------------------------------------------------------
+
+#[test]
+fn nothing_listens_unless_it_is_configured() {
+    let server = Server::start(&[]);
+    assert!(!server.log().iter().any(|line| line.contains("\"admin\"")));
+    get(server.addr(), "/metrics").problem(404);
+    get(server.addr(), "/connections").problem(404);
+}
+
+#[test]
+fn the_token_is_asked_for_and_probes_need_none() {
+    let digest = format!("admin.token_sha256={}", hex("open sesame"));
+    let (_server, admin) = start(&["--set", &digest]);
+    for path in ["/metrics", "/channels", "/connections", "/connections/x", "/nowhere"] {
+        let answer = get(admin, path);
+        assert!(answer.problem(401).contains("admin.token_sha256"), "{answer}");
+        assert!(answer.header("www-authenticate").starts_with("Bearer"), "{answer}");
+        let wrong = ask(admin, "GET", path, &[("Authorization", "Bearer open sesam")], "");
+        wrong.problem(401);
+    }
+    ask(admin, "GET", "/metrics", &[("Authorization", "Bearer open sesame")], "").expect(200);
+    ask(admin, "DELETE", "/connections/x", &[], "").problem(401);
+    get(admin, "/healthz").expect(200);
+    get(admin, "/readyz").expect(200);
+}
+
+#[test]
+fn pages_in_a_browser_are_kept_out() {
+    let (_server, admin) = start(&[]);
+    let port = admin.port();
+    for (what, headers) in [
+        ("rebinding", vec![("Host", "evil.example")]),
+        ("rebinding with the port", vec![("Host", "evil.example:9180")]),
+        ("its own origin", vec![("Origin", "http://127.0.0.1:9180")]),
+        ("a sandbox", vec![("Origin", "null")]),
+        ("an image", vec![("Sec-Fetch-Site", "cross-site")]),
+    ] {
+        for path in ["/metrics", "/connections", "/healthz"] {
+            let answer = ask(admin, "GET", path, &headers, "");
+            answer.problem(403);
+            assert_eq!(answer.get("access-control-allow-origin"), None, "{what}: {answer}");
+        }
+    }
+    ask(admin, "OPTIONS", "/connections", &[("Origin", "https://evil.example")], "").problem(403);
+    for host in [format!("localhost:{port}"), format!("[::1]:{port}"), "127.0.0.1".to_owned()] {
+        ask(admin, "GET", "/metrics", &[("Host", &host)], "").expect(200);
+    }
+}
+
+#[test]
+fn what_is_asked_wrongly_is_told_how_to_ask() {
+    let (_server, admin) = start(&[]);
+    for (target, status, why) in [
+        ("/nowhere", 404, "/connections"),
+        ("/channels?limit=0", 400, "1 to 1000"),
+        ("/channels?limit=x", 400, "limit"),
+        ("/channels?sort=size", 400, "sort"),
+        ("/channels?sort=rate&after=a", 400, "sort=name"),
+        ("/channels?prefx=a", 400, "prefx"),
+        ("/connections?transport=telnet", 400, "long_poll"),
+        ("/connections?address=localhost", 400, "10.0.0.0/8"),
+        ("/connections?channel=a//b", 400, "segment"),
+        ("/connections?after=x", 400, "next"),
+        ("/connections?lag=-1", 400, "lag"),
+        ("/connections/nobody", 404, "connection id"),
+    ] {
+        let detail = get(admin, target).problem(status);
+        assert!(detail.contains(why), "{target}: {detail}");
+    }
+    let answer = post(admin, "/channels", &[], "");
+    answer.problem(405);
+    assert!(answer.lists("allow", "GET"), "{answer}");
+}
+
+#[test]
+fn a_bad_address_is_refused_at_start() {
+    let refused = Server::refused(&["--listen", "127.0.0.1:0", "--set", "admin.listen=0.0.0.0:0"]);
+    assert_eq!(refused.code, Some(2));
+    assert!(refused.stderr.contains("set admin.token_sha256"), "{}", refused.stderr);
+    let (_server, admin) = start(&[]);
+    let same = format!("admin.listen={admin}");
+    let refused = Server::refused(&["--listen", "127.0.0.1:0", "--set", &same]);
+    assert_eq!(refused.code, Some(1));
+    assert!(
+        refused.stderr.contains("is taken") && refused.stderr.contains("--takeover"),
+        "{}",
+        refused.stderr
+    );
+    let refused =
+        Server::refused(&["--listen", "127.0.0.1:0", "--set", "admin.listen=unix:/nowhere/at/all/a.sock"]);
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.stderr.contains("cannot listen on admin.listen"), "{}", refused.stderr);
+}
+
+/// One request over a unix socket; the whole answer.
+fn ask_unix(path: &Path, request: &str) -> String {
+    let mut stream = UnixStream::connect(path).expect("somebody listens");
+    stream.write_all(request.as_bytes()).expect("it reads");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    answer
+}
+
+#[test]
+fn a_unix_socket_is_of_one_user_and_goes_with_the_node() {
+    let folder = std::env::temp_dir().join(format!("pushline-admin-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a directory");
+    let path = folder.join("admin.sock");
+    // Left by a process that was killed.
+    drop(std::os::unix::net::UnixListener::bind(&path).expect("a socket"));
+    let listen = format!("admin.listen=unix:{}", path.display());
+    let mut server = Server::start(&["--set", &listen]);
+    assert_eq!(listen_of(&server), format!("unix:{}", path.display()));
+    let mode = std::fs::metadata(&path).expect("a socket").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let answer = ask_unix(&path, "GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    let answer = ask_unix(&path, "GET /metrics HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+
+    let refused = Server::refused(&["--listen", "127.0.0.1:0", "--set", &listen]);
+    assert!(refused.stderr.contains("is taken"), "{}", refused.stderr);
+    assert!(path.exists(), "who was refused leaves it alone");
+    server.signal(libc::SIGTERM);
+    assert_eq!(server.wait_exit(), 0);
+    assert!(!path.exists(), "the file is gone with the node");
+    std::fs::remove_dir_all(&folder).expect("its own directory");
+}
+
+// --- Its life ---------------------------------------------------------------------------------------------------------
+
+#[test]
+fn readiness_ends_before_the_node_does() {
+    let (mut server, admin) = start(&["--set", "drain.window_seconds=3"]);
+    let addr = server.addr();
+    get(addr, "/readyz").expect(200);
+    assert_eq!(json(admin, "/readyz"), json!({ "status": "serving" }));
+    assert_eq!(json(admin, "/healthz"), json!({ "status": "ok" }));
+    let mut stream = Stream::open(addr, "/channels/a");
+    server.signal(libc::SIGTERM);
+    let detail = until("it is not ready", || {
+        let answer = get(admin, "/readyz");
+        (answer.status == 503).then(|| answer.problem(503))
+    });
+    assert!(detail.contains("draining"), "{detail}");
+    // Operators look on while clients are told to leave.
+    get(admin, "/healthz").expect(200);
+    let metrics = common::admin::Metrics::scrape(admin);
+    assert_eq!(metrics.sum("pushline_ready", &[]), 0.0);
+    stream.event().named("$close");
+    drop(stream);
+    assert_eq!(server.wait_exit(), 0);
+    assert!(TcpStream::connect(admin).is_err(), "it ends with the node");
+}
+
+/// The inode of the socket that listens on a port.
+fn listening_inode(port: u16) -> String {
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("/proc/net/tcp");
+    let local = format!(":{port:04X}");
+    let line = table.lines().skip(1).find(|line| {
+        let columns: Vec<&str> = line.split_ascii_whitespace().collect();
+        columns[1].ends_with(&local) && columns[3] == "0A"
+    });
+    line.expect("somebody listens").split_ascii_whitespace().nth(9).expect("an inode").to_owned()
+}
+
+/// A worker that had the operator's socket would keep it open when it is closed, and count it as its own.
+#[test]
+fn no_worker_has_a_descriptor_of_it() {
+    let (server, admin) = start(&["--files", "per-worker", "--workers", "2"]);
+    get(admin, "/metrics").expect(200);
+    let socket = format!("socket:[{}]", listening_inode(admin.port()));
+    let mut threads = Vec::new();
+    for task in
+        std::fs::read_dir(format!("/proc/{}/task", server.pid())).expect("a running process").flatten()
+    {
+        let name = std::fs::read_to_string(task.path().join("comm")).expect("a name").trim().to_owned();
+        let fds = std::fs::read_dir(task.path().join("fd")).expect("descriptors").flatten();
+        let has = fds
+            .filter_map(|fd| std::fs::read_link(fd.path()).ok())
+            .any(|link| link.to_string_lossy() == socket);
+        threads.push((name, has));
+    }
+    let of = |start: &str| {
+        threads.iter().filter(|(name, _)| name.starts_with(start)).map(|(_, has)| *has).collect::<Vec<_>>()
+    };
+    assert_eq!((of("admin"), of("worker-")), (vec![true], vec![false, false]), "{threads:?}");
+}
+
+/// Requests of operators while workers have tables of their own: nothing is ever written to a client's descriptor.
+#[test]
+fn what_workers_answer_reaches_no_client() {
+    let (server, admin) = start(&["--files", "per-worker", "--workers", "2"]);
+    let mut streams: Vec<Stream> = (0..40).map(|_| Stream::open(server.addr(), "/channels/a")).collect();
+    for _ in 0..50 {
+        get(admin, "/metrics").expect(200);
+        assert_eq!(json(admin, "/connections")["connections"].as_array().map(Vec::len), Some(40));
+    }
+    publish(server.addr(), "a", "the first bytes since");
+    for stream in &mut streams {
+        assert_eq!(stream.message().data, "the first bytes since");
+    }
+}
+
+#[test]
+fn a_successor_takes_the_address() {
+    let listen = |addr: SocketAddr| format!("admin.listen={addr}");
+    let window = ["--set", "drain.window_seconds=2"];
+    let (mut old, admin) = start(&window);
+    let mut stream = Stream::open(old.addr(), "/channels/a");
+    let address = old.addr().to_string();
+    let new = Server::start_bare(&["--listen", &address, "--takeover", "--set", &listen(admin)]);
+    assert_eq!(addr_of(&new), admin);
+    // Only the successor is ready: that all answers say so means that it has the address alone.
+    until("the successor alone answers", || {
+        (0..20).all(|_| get(admin, "/readyz").status == 200).then_some(())
+    });
+    stream.event().named("$close");
+    drop(stream);
+    assert_eq!(old.wait_exit(), 0);
+    assert_eq!(json(admin, "/readyz"), json!({ "status": "serving" }));
+}
+
+// --- Channels ---------------------------------------------------------------------------------------------------------
+
+fn names(list: &Value) -> Vec<&str> {
+    let channels = list["channels"].as_array().expect("a list");
+    channels.iter().map(|channel| channel["channel"].as_str().expect("a name")).collect()
+}
+
+#[test]
+fn channels_with_their_readers_and_history() {
+    for workers in WORKERS {
+        let (server, admin) = start(&["--workers", workers]);
+        let addr = server.addr();
+        assert_eq!(json(admin, "/channels"), json!({ "channels": [], "known": 0 }));
+        let mut id = String::new();
+        for text in ["a", "bc", "def"] {
+            id = publish(addr, "news/today", text);
+        }
+        publish(addr, "news/old", "x");
+        publish(addr, "prices", "a longer message than the others");
+        let mut streams: Vec<Stream> = (0..5).map(|_| Stream::open(addr, "/channels/news/today")).collect();
+        let raw = Socket::open(addr, "/channels/news/today");
+        let (v1, _) = V1::subscribed(addr, "prices");
+        let cursor = head_cursor(addr, "prices");
+        let mut held = Conn::open(addr);
+        held.send("GET", &format!("/channels/prices?cursor={cursor}&wait=50"), &[], "");
+        let list = until("all readers are there", || {
+            let list = json(admin, "/channels");
+            let readers = |at: usize| list["channels"][at]["readers"]["total"].as_u64();
+            ((readers(1), readers(2)) == (Some(6), Some(2))).then_some(list)
+        });
+        assert_eq!(names(&list), ["news/old", "news/today", "prices"]);
+        assert_eq!(list["known"], 3);
+        let today = &list["channels"][1];
+        assert_eq!(today["head"], id);
+        assert_eq!(today["history"]["messages"], 3);
+        assert_eq!(today["history"]["bytes"], 3 * 160 + 6);
+        assert_eq!(
+            today["readers"],
+            json!({ "total": 6, "long_poll": 0, "sse": 5, "websocket": 1, "pushline.v1": 0 })
+        );
+        let prices = &list["channels"][2]["readers"];
+        assert_eq!(
+            prices,
+            &json!({ "total": 2, "long_poll": 1, "sse": 0, "websocket": 0, "pushline.v1": 1 })
+        );
+        let rate = today["publishes_per_second"].as_f64().expect("a number");
+        assert!(rate > 0.0 && rate <= 3.0, "{rate}");
+
+        // Some of them, in other orders, a page at a time.
+        assert_eq!(names(&json(admin, "/channels?prefix=news/")), ["news/old", "news/today"]);
+        assert_eq!(names(&json(admin, "/channels?sort=readers")), ["news/today", "prices"]);
+        assert_eq!(names(&json(admin, "/channels?sort=messages&limit=1")), ["news/today"]);
+        assert_eq!(names(&json(admin, "/channels?sort=bytes&prefix=p")), ["prices"]);
+        assert_eq!(names(&json(admin, "/channels?sort=rate&limit=1")), ["news/today"]);
+        let (mut paged, mut target) = (Vec::new(), "/channels?limit=1".to_owned());
+        loop {
+            let page = json(admin, &target);
+            paged.extend(names(&page).iter().map(|name| (*name).to_owned()));
+            let Some(next) = page["next"].as_str() else { break };
+            target = format!("/channels?limit=1&after={}", next.replace('/', "%2F"));
+        }
+        assert_eq!(paged, ["news/old", "news/today", "prices"]);
+
+        // A reader that goes is not told any more.
+        drop(streams.pop());
+        drop((raw, v1));
+        until("two have gone", || {
+            let list = json(admin, "/channels?prefix=news/today");
+            (list["channels"][0]["readers"]["total"] == 4).then_some(())
+        });
+    }
+}
+
+#[test]
+fn many_channels_are_told_in_bounded_answers() {
+    let (server, admin) = start(&["--workers", "4"]);
+    let lines: String =
+        (0..3_000).map(|n| format!("{{\"channel\":\"room/{n:04}\",\"data\":{n}}}\n")).collect();
+    let answers = common::http::batch(server.addr(), &lines);
+    assert_eq!(answers.len(), 3_000);
+    let page = json(admin, "/channels");
+    assert_eq!((names(&page).len(), &page["known"]), (100, &json!(3_000)));
+    assert_eq!(page["next"], "room/0099");
+    let page = json(admin, "/channels?limit=1000&after=room/2500");
+    assert_eq!((names(&page).len(), names(&page)[0]), (499, "room/2501"));
+    assert_eq!(page.get("next"), None);
+}
+
+// --- Connections ------------------------------------------------------------------------------------------------------
+
+fn ids(list: &Value) -> Vec<&str> {
+    let connections = list["connections"].as_array().expect("a list");
+    connections.iter().map(|connection| connection["id"].as_str().expect("an id")).collect()
+}
+
+#[test]
+fn connections_are_found_by_what_is_known_of_them() {
+    for workers in WORKERS {
+        let (server, admin) = start(&["--workers", workers]);
+        let addr = server.addr();
+        let streams: Vec<Stream> = (0..8).map(|_| Stream::open(addr, "/channels/a")).collect();
+        let raw = Socket::open(addr, "/channels/b");
+        let (mut v1, _) = V1::subscribed(addr, "a");
+        v1.ask(json!({ "type": "subscribe", "channel": "b" }), "subscribed");
+        let found = |query: &str| ids(&json(admin, &format!("/connections?{query}"))).len();
+        until("all are held", || (found("limit=1000") == 10).then_some(()));
+        for (query, count) in [
+            ("channel=a", 9),
+            ("channel=b", 2),
+            ("channel=c", 0),
+            ("transport=sse", 8),
+            ("transport=websocket", 1),
+            ("transport=pushline.v1", 1),
+            ("transport=long_poll", 0),
+            ("channel=b&transport=pushline.v1", 1),
+            ("address=127.0.0.1", 10),
+            ("address=127.0.0.0/8", 10),
+            ("address=10.0.0.0/8", 0),
+            ("address=unix", 0),
+            ("subject=anna", 0),
+            ("lag=1", 0),
+            ("lag=0", 10),
+        ] {
+            assert_eq!(found(query), count, "{query}");
+        }
+        // Pages: each once, whatever their size.
+        for limit in [1, 3, 10] {
+            let (mut seen, mut target) = (Vec::new(), format!("/connections?limit={limit}"));
+            loop {
+                let page = json(admin, &target);
+                assert!(ids(&page).len() <= limit, "{page}");
+                seen.extend(ids(&page).iter().map(|id| (*id).to_owned()));
+                let Some(next) = page["next"].as_str() else { break };
+                target = format!("/connections?limit={limit}&after={next}");
+            }
+            seen.sort();
+            seen.dedup();
+            assert_eq!(seen.len(), 10, "by {limit}");
+        }
+        let all = json(admin, "/connections");
+        let told = ids(&all);
+        assert!(streams.iter().all(|stream| told.contains(&stream.connection.as_str())));
+        assert!(told.contains(&v1.connection.as_str()));
+        drop(raw);
+    }
+}
+
+#[test]
+fn all_that_is_known_of_one() {
+    let (server, admin) = start(&[]);
+    let addr = server.addr();
+    let (mut v1, _) = V1::subscribed(addr, "a");
+    v1.ask(json!({ "type": "subscribe", "channel": "b" }), "subscribed");
+    let id = publish(addr, "a", "hello");
+    v1.expect("message");
+    let target = format!("/connections/{}", v1.connection);
+    let one = until("the message is counted", || {
+        let one = json(admin, &target);
+        (one["reads"][0]["sent_messages"] == 1).then_some(one)
+    });
+    let port = v1.socket.conn().stream().local_addr().expect("an address").port();
+    assert_eq!(one["address"], format!("127.0.0.1:{port}"));
+    assert_eq!((&one["transport"], &one["state"]), (&json!("pushline.v1"), &json!("streaming")));
+    assert_eq!(
+        (&one["channels"], &one["lag_messages"], &one["owed_bytes"]),
+        (&json!(2), &json!(0), &json!(0))
+    );
+    assert_eq!(
+        (&one["blocked_seconds"], &one["subject"], &one["token_id"]),
+        (&json!(null), &json!(null), &json!(null))
+    );
+    let reads = one["reads"].as_array().expect("a list");
+    let a = &reads[0];
+    assert_eq!((&a["channel"], &a["cursor"], &a["standing"]), (&json!("a"), &json!(id), &json!("live")));
+    assert_eq!(reads[1]["channel"], "b");
+    assert!(one["sent_bytes"].as_u64() > a["sent_bytes"].as_u64(), "{one}");
+    assert!(one["tcp"]["congestion_window_segments"].as_u64().is_some_and(|segments| segments > 0), "{one}");
+    assert_eq!(one["flags"]["blocked"], false);
+    for age in ["age_seconds", "heard_seconds_ago", "said_seconds_ago"] {
+        assert!(one[age].as_f64().is_some_and(|seconds| (0.0..60.0).contains(&seconds)), "{age}: {one}");
+    }
+}
+
+/// Who somebody is, but never by what they showed it.
+#[test]
+fn connections_of_a_subject_and_their_tokens() {
+    let (server, admin) = start(&["--set", token::KEYS]);
+    let addr = server.addr();
+    let until_s = token::now_s() + 600;
+    let token_of = |subject: &str, id: &str| token::of(subject).until(until_s).with("jti", id).sign();
+    let (anna, bert) = (token_of("anna", "t-1"), token_of("bert", "t-2"));
+    let open =
+        |token: &str| Stream::open_with(addr, "/channels/a", &[("Authorization", &token::bearer(token))]);
+    let streams = [open(&anna), open(&anna), open(&bert)];
+    assert_eq!(ids(&json(admin, "/connections?subject=anna")).len(), 2);
+    let list = json(admin, "/connections?subject=bert");
+    assert_eq!(ids(&list), [streams[2].connection.as_str()]);
+    assert_eq!(list["connections"][0]["subject"], "bert");
+    let one = get(admin, &format!("/connections/{}", streams[0].connection)).expect(200);
+    assert_eq!((&one.json()["token_id"], &one.json()["expires_at"]), (&json!("t-1"), &json!(until_s)));
+    let signature = anna.rsplit('.').next().expect("three parts");
+    assert!(!one.text().contains(signature), "{one}");
+
+    // Refusals are counted, by whether anybody was known.
+    get(addr, "/channels/a").problem(401);
+    let reads_b = token::of("anna").subscribe(&["b"]).sign();
+    ask(addr, "GET", "/channels/a", &[("Authorization", &token::bearer(&reads_b))], "").problem(403);
+    let metrics = common::admin::Metrics::scrape(admin);
+    for reason in ["unauthenticated", "forbidden"] {
+        assert_eq!(metrics.sum("pushline_refusals_total", &[("reason", reason)]), 1.0, "{reason}");
+    }
+    assert!(!metrics.text.contains(signature));
+}
+
+#[test]
+fn one_is_ended_as_its_transport_says() {
+    for workers in WORKERS {
+        let (server, admin) = start(&["--workers", workers]);
+        let addr = server.addr();
+        let kick = |id: &str| ask(admin, "DELETE", &format!("/connections/{id}"), &[], "");
+
+        let mut stream = Stream::open(addr, "/channels/a");
+        kick(&stream.connection).expect(204);
+        let close = stream.event().named("$close").json();
+        assert_eq!(close["reason"], "kicked");
+        assert!(close["reconnect_ms"].as_u64().is_some_and(|ms| ms >= 1_000), "{close}");
+        stream.ended();
+
+        let mut v1 = V1::open(addr, "/channels/a");
+        kick(&v1.connection).expect(204);
+        v1.expect("subscribed");
+        assert_eq!(v1.expect("closing")["reason"], "kicked");
+        v1.socket.expect_close(1008);
+
+        // Raw connections, polls and idle ones are told of no id: operators find it.
+        let id_of = |query: &str| {
+            until("it is held", || {
+                let list = json(admin, &format!("/connections?{query}"));
+                ids(&list).first().map(|id| (*id).to_owned())
+            })
+        };
+        let mut raw = Socket::open(addr, "/channels/raw");
+        kick(&id_of("channel=raw")).expect(204);
+        raw.expect_close(1008);
+
+        let cursor = head_cursor(addr, "polled");
+        let mut poll = Conn::open(addr);
+        poll.send("GET", &format!("/channels/polled?cursor={cursor}&wait=50"), &[], "");
+        kick(&id_of("channel=polled")).expect(204);
+        let answer = poll.read_response().expect(204);
+        assert!(answer.closes() && answer.get("retry-after").is_some(), "{answer}");
+        poll.eof();
+
+        drop((stream, v1, raw));
+        let mut idle = Conn::open(addr);
+        idle.get("/healthz").expect(200);
+        let port = idle.stream().local_addr().expect("an address").port();
+        let id = until("it is idle", || {
+            let list = json(admin, "/connections?transport=http");
+            let connections = list["connections"].as_array().expect("a list");
+            let own = connections.iter().find(|one| one["address"] == format!("127.0.0.1:{port}"));
+            own.filter(|one| one["state"] == "idle").and_then(|one| one["id"].as_str().map(str::to_owned))
+        });
+        kick(&id).expect(204);
+        idle.eof();
+
+        // Gone is gone.
+        let detail = kick(&id).problem(404);
+        assert!(detail.contains("is not open"), "{detail}");
+        drop((idle, poll));
+        until("its socket is closed", || {
+            (get(admin, &format!("/connections/{id}")).status == 404).then_some(())
+        });
+        let closed = |transport: &str| {
+            let labels = [("transport", transport), ("reason", "kicked")];
+            common::admin::Metrics::scrape(admin).sum("pushline_connections_closed_total", &labels)
+        };
+        for transport in ["sse", "websocket", "pushline.v1", "long_poll", "http"] {
+            until("it is counted", || (closed(transport) == 1.0).then_some(()));
+        }
+    }
+}
+
+#[test]
+fn an_id_of_another_process_names_nobody() {
+    let (first, admin) = start(&[]);
+    let (second, other) = start(&[]);
+    let stream = Stream::open(first.addr(), "/channels/a");
+    let target = format!("/connections/{}", stream.connection);
+    get(admin, &target).expect(200);
+    get(other, &target).problem(404);
+    ask(other, "DELETE", &target, &[], "").problem(404);
+    get(admin, &target).expect(200);
+    drop(second);
+}
+
+#[test]
+fn a_token_is_for_everything_that_is_told() {
+    let digest = format!("admin.token_sha256={}", hex("t"));
+    let (server, admin) = start(&["--set", &digest]);
+    let stream = Stream::open(server.addr(), "/channels/a");
+    let target = format!("/connections/{}", stream.connection);
+    ask(admin, "DELETE", &target, &[], "").problem(401);
+    let one = json_with(admin, &target, &[("Authorization", "Bearer t")]);
+    assert_eq!(one["id"], stream.connection);
+    assert!(!one.to_string().contains("Bearer"));
+}
