@@ -1,6 +1,6 @@
 //! Small keys for TLS 1.3 (RFC 8446 §5.2). rustls's own keep a cipher ready to be used, 1.2 KB for a connection's two
-//! directions; these keep the key, and make the cipher of it for each record. For a connection that waits, as most do, that
-//! is the better trade: making a cipher takes about as long as reading a ready one back from memory (`bench/NOTES.md`).
+//! directions; these keep the key, and make the cipher of it for each record. That is meant for
+//! connections that wait, as most do; what it costs a delivery `bench/run tls` is there to tell.
 //! Owns how a record is encrypted with ring. rustls keeps all else: sequence numbers, limits, renewal. TLS 1.2 keeps its
 //! ciphers ready.
 
