@@ -55,6 +55,7 @@ pub mod domain {
     pub mod home;
     pub mod idempotency;
     pub mod message;
+    pub mod rests;
 }
 
 pub mod runtime {
@@ -63,8 +64,10 @@ pub mod runtime {
     pub mod access_file;
     pub mod access_line;
     pub mod activation;
+    pub mod admission;
     pub mod answers;
     pub mod bell;
+    pub mod budget;
     pub mod capacity;
     pub mod catchup;
     pub mod clock;
@@ -83,6 +86,7 @@ pub mod runtime {
     pub mod listen;
     pub mod mail;
     pub mod mailbox;
+    pub mod memory;
     pub mod noted;
     pub mod notify;
     pub mod peer;
@@ -136,5 +140,6 @@ pub mod edge {
     pub mod start;
     pub mod stream;
     pub mod tickets;
+    pub mod turnstile;
     pub mod watch;
 }
