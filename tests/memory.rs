@@ -90,26 +90,26 @@ fn histories_shrink_oldest_first_and_nobody_is_refused() {
     }
     assert!(held * LARGEST > BUDGET / 4, "history has what others leave: {held}");
     assert!(poll(addr, &format!("/channels/h/0?cursor={first}")).gap, "a loss is told");
-    assert!(pressures(&server).iter().all(|pressure| pressure == "calm"), "{:?}", pressures(&server));
+    let refused = |pressure: &String| pressure == "full" || pressure == "spent";
+    assert!(!pressures(&server).iter().any(refused), "{:?}", pressures(&server));
 }
 
 /// Many small messages cost more beside their bytes than large ones.
 #[test]
 fn small_messages_in_many_channels_are_counted_whole() {
-    const BUDGET: usize = 16 * MIB;
-    let server = Server::start(&["--workers", "1", "--set", "limits.memory_bytes=16MiB"]);
+    let budget = format!("limits.memory_bytes={BUDGET}");
+    let server = Server::start(&["--workers", "1", "--set", &budget]);
     let addr = server.addr();
     let peak = Peak::watch(server.pid());
     let mut conn = Conn::open(addr);
-    for batch in 0..12 {
+    for batch in 0..25 {
         let lines: String = (0..10_000)
             .map(|n| format!("{{\"channel\":\"s/{}\",\"data\":\"{n}\"}}\n", (batch * 10_000 + n) % 20_000))
             .collect();
         let answer = conn.request("POST", "/publish", &[("Content-Type", "application/x-ndjson")], lines);
         assert_eq!(answer.expect(200).text().matches("\"id\"").count(), 10_000);
     }
-    let (most, _) = peak.end();
-    assert!(most <= BUDGET + SLACK, "{} KiB", most / KIB);
+    within(peak);
     assert_eq!(poll(addr, "/channels/s/19999").data(), ["9999"]);
 }
 
@@ -184,7 +184,7 @@ fn half_sent_bodies_are_refused_and_the_others_are_served() {
     let full = server.wait_log(|line| field(line, "pressure").is_some());
     // What is counted is what is there: not half, nor twice as much.
     let of = |name| field(&full, name).and_then(|text| text.parse::<usize>().ok()).expect("a number");
-    let counted = of("history") + of("feeds") + of("connections");
+    let counted = of("history") + of("feeds") + of("others");
     let taken = of("taken");
     assert!(counted * 10 > (taken - before) * 6 && counted * 10 < taken * 13, "{counted} of {taken}");
     // One that was connected goes on, and is not refused for good.

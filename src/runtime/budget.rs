@@ -229,7 +229,7 @@ impl State {
         let is_half = sums.total() > memory.bytes_max() / 2;
         if now != before {
             let (taken, budget) = (sums.total(), memory.bytes_max());
-            let (history, feeds, connections) = (sums.history, sums.feeds, sums.others);
+            let (history, feeds, others) = (sums.history, sums.feeds, sums.others);
             let pressure = now.as_str();
             if now > before.max(Pressure::Tight) {
                 tracing::warn!(
@@ -242,7 +242,7 @@ impl State {
                     "memory is short: newcomers and publishes are refused; see limits.memory_bytes"
                 );
             } else {
-                tracing::info!(pressure, taken, budget, history, feeds, connections, "memory");
+                tracing::info!(pressure, taken, budget, history, feeds, others, "memory");
             }
         }
         if now > Pressure::Calm || is_half {
