@@ -238,8 +238,8 @@ impl Batch<'_> {
         let (is_home, is_full) =
             self.worker.with(|state| (state.node.home_of(name) == state.index, state.is_full()));
         if is_full {
-            let answer = publish::answer(self.worker, &names, Err(Refused::Memory));
-            self.tell(&answer, manner);
+            let answer = publish::answer(self.worker, names, Err(Refused::Memory));
+            self.tell(request, &answer, manner);
             return Some(());
         }
         if !is_home && (labels.key().is_some() || manner.passed.origin.is_some()) {

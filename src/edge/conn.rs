@@ -407,6 +407,7 @@ impl BodyFailed {
             Self::Refused(_) => Reason::BadRequest,
             Self::Late if conn.worker.drain_ends().is_some() => Reason::Drain,
             Self::Late => Reason::RequestTimeout,
+            Self::Full => Reason::Full,
             Self::Gone => return Next::Gone,
         };
         let answer = match self {

@@ -238,7 +238,7 @@ impl State {
                     budget,
                     history,
                     feeds,
-                    connections,
+                    others,
                     "memory is short: newcomers and publishes are refused; see limits.memory_bytes"
                 );
             } else {

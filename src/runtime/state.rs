@@ -635,6 +635,7 @@ fn traced_of(ask: &Ask) -> Option<(Name, u64)> {
         Ask::Reserve { .. }
         | Ask::Release { .. }
         | Ask::Read { .. }
+        | Ask::Claim { .. }
         | Ask::Join { .. }
         | Ask::Leave { .. } => None,
     }
