@@ -254,7 +254,7 @@ impl State {
     /// A channel here is asked something.
     pub fn see_ask(&mut self) {
         self.ledger.asks += 1;
-        if self.ledger.asks % ASKS_MAX == 0 {
+        if self.ledger.asks.is_multiple_of(ASKS_MAX) {
             self.balance_memory();
         }
     }
