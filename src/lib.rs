@@ -57,6 +57,7 @@ pub mod domain {
     pub mod home;
     pub mod idempotency;
     pub mod message;
+    pub mod rests;
 }
 
 pub mod runtime {
@@ -65,8 +66,10 @@ pub mod runtime {
     pub mod access_file;
     pub mod access_line;
     pub mod activation;
+    pub mod admission;
     pub mod answers;
     pub mod bell;
+    pub mod budget;
     pub mod capacity;
     pub mod catchup;
     pub mod clock;
@@ -86,6 +89,7 @@ pub mod runtime {
     pub mod listen;
     pub mod mail;
     pub mod mailbox;
+    pub mod memory;
     pub mod noted;
     pub mod notify;
     pub mod peer;
@@ -146,5 +150,6 @@ pub mod edge {
     pub mod start;
     pub mod stream;
     pub mod tickets;
+    pub mod turnstile;
     pub mod watch;
 }

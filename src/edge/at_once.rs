@@ -235,7 +235,13 @@ impl Batch<'_> {
             return None;
         }
         let labels = Labels::of(&request.fields).ok()?;
-        let is_home = self.worker.with(|state| state.node.home_of(name) == state.index);
+        let (is_home, is_full) =
+            self.worker.with(|state| (state.node.home_of(name) == state.index, state.is_full()));
+        if is_full {
+            let answer = publish::answer(self.worker, names, Err(Refused::Memory));
+            self.tell(request, &answer, manner);
+            return Some(());
+        }
         if !is_home && (labels.key().is_some() || manner.passed.origin.is_some()) {
             return None;
         }

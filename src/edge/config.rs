@@ -102,6 +102,9 @@ pub fn load(inputs: &Inputs) -> Result<Config, Vec<Refusal>> {
     }
 }
 
+/// Of the largest messages, a node's memory must hold so many.
+const MESSAGES_MIN: usize = 64;
+
 /// A key whose default grows with another key, and what it must be at least for the other's value.
 struct Growing {
     key: &'static str,
@@ -192,6 +195,7 @@ impl Check<'_> {
                 head: self.read("timeouts.head_seconds", value::seconds),
                 body: self.read("timeouts.body_seconds", value::seconds),
                 idle: self.read("timeouts.idle_seconds", value::seconds),
+                admission: self.read("timeouts.admission_seconds", value::seconds),
             },
             heartbeat: Heartbeat {
                 interval: self.read("heartbeat.interval_seconds", value::seconds),
@@ -266,6 +270,7 @@ impl Check<'_> {
             channels: self.read("limits.channels", value::count),
             idempotency_keys: self.read("limits.idempotency_keys", value::count),
             mailbox_bytes: self.read("limits.mailbox_bytes", value::count),
+            memory_bytes: self.read("limits.memory_bytes", value::memory),
         }
     }
 
@@ -282,6 +287,11 @@ impl Check<'_> {
                 limits.batch_bytes >= limits.message_bytes,
                 ("limits.batch_bytes", "at least", "limits.message_bytes"),
                 "a message that may be published must fit into a batch",
+            ),
+            (
+                limits.memory_bytes.is_none_or(|bytes| bytes / MESSAGES_MIN >= limits.message_bytes),
+                ("limits.memory_bytes", "at least 64 times", "limits.message_bytes"),
+                "a node that a few messages fill would refuse all others",
             ),
             (
                 history.node_bytes >= history.bytes,

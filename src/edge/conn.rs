@@ -182,6 +182,11 @@ impl Conn {
                     self.tell(&Answer::problem(408, late).closing(), &self.unknown());
                     return Err(Stop::Ends(Reason::RequestTimeout));
                 }
+                Err(StreamError::Full) => {
+                    let answer = publish::refusal(&self.worker, publish::Refused::Memory).closing();
+                    self.tell(&answer, &self.unknown());
+                    return Err(Stop::Ends(Reason::Full));
+                }
                 Err(StreamError::Eof | StreamError::Broken) => return Err(Stop::Lost(Lost)),
             }
         }
@@ -312,9 +317,13 @@ impl Conn {
             }
             self.flush().await.map_err(|Lost| BodyFailed::Gone)?;
             let left = until.saturating_duration_since(Instant::now());
-            match self.stream.read(&mut self.input, left).await {
+            self.stream.beside_bytes = content.capacity();
+            let read = self.stream.read(&mut self.input, left).await;
+            self.stream.beside_bytes = 0;
+            match read {
                 Ok(()) => {}
                 Err(StreamError::Late) => return Err(BodyFailed::Late),
+                Err(StreamError::Full) => return Err(BodyFailed::Full),
                 Err(StreamError::Eof | StreamError::Broken) => return Err(BodyFailed::Gone),
             }
         }
@@ -387,6 +396,8 @@ pub(super) fn why_it_ends(asked: &Manner<'_>, draining: bool, closing: Option<Re
 pub(super) enum BodyFailed {
     Refused(HttpError),
     Late,
+    /// The node has no memory for it.
+    Full,
     Gone,
 }
 
@@ -399,6 +410,7 @@ impl BodyFailed {
             Self::Refused(_) => Reason::BadRequest,
             Self::Late if conn.worker.drain_ends().is_some() => Reason::Drain,
             Self::Late => Reason::RequestTimeout,
+            Self::Full => Reason::Full,
             Self::Gone => return Next::Gone,
         };
         let answer = match self {
@@ -423,6 +435,7 @@ impl BodyFailed {
                     "the request's body came too slowly; send it whole within timeouts.body_seconds",
                 )
             }
+            Self::Full => publish::refusal(&conn.worker, publish::Refused::Memory),
             Self::Gone => return Next::Gone,
         };
         conn.answered_for(&answer.closing(), &call.manner, reason).await

@@ -37,10 +37,14 @@ struct Unfinished {
     worker: Rc<Worker>,
     conn: ConnId,
     finished: bool,
+    /// What the frames take, as the worker counts it.
+    bytes: isize,
 }
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
+        let bytes = self.bytes;
+        self.worker.with(|state| state.weigh_frames(-bytes));
         if !self.finished {
             let conn = self.conn;
             self.worker.with(|state| {
@@ -62,14 +66,12 @@ pub async fn act(
     frames: Vec<Frame>,
     last: Option<Last>,
 ) {
-    let mut unfinished = Unfinished { worker: Rc::clone(&worker), conn, finished: false };
+    let bytes = frames.iter().map(|frame| size_of::<Frame>() + frame.len()).sum::<usize>() as isize;
+    worker.with(|state| state.weigh_frames(bytes));
+    let mut unfinished = Unfinished { worker: Rc::clone(&worker), conn, finished: false, bytes };
     let mut pace = Pace::new(worker.with(|state| state.node.settings.history.messages));
     for frame in frames {
-        let bytes = match &frame {
-            Frame::Text(text) => text.len(),
-            Frame::Binary(bytes) => bytes.len(),
-        };
-        pace.step(bytes).await;
+        pace.step(frame.len()).await;
         if !site.doorman.is_open() && is_ended(&worker, conn) {
             // Its token has ended, or was taken back: what it still asked for is not done.
             break;
@@ -220,9 +222,10 @@ async fn subscribe(
         ),
         Start::History(count) => newest(u64::from(*count)),
     };
-    let (has, full) = worker.with(|state| {
+    let (has, full, short) = worker.with(|state| {
         let count = state.conn(conn).map_or(0, |entry| entry.subs.as_slice().len());
-        (has_channel(state, conn, &name), count >= state.node.settings.limits.subscriptions)
+        let full = count >= state.node.settings.limits.subscriptions;
+        (has_channel(state, conn, &name), full, state.is_full())
     });
     if has {
         return Err(Refusal::new(
@@ -235,6 +238,12 @@ async fn subscribe(
             ErrorCode::TooManySubscriptions,
             "this connection has as many channels as limits.subscriptions allows; unsubscribe one, or open another \
              connection",
+        ));
+    }
+    if short {
+        return Err(Refusal::new(
+            ErrorCode::Overloaded,
+            "the server is short of memory; subscribe again later",
         ));
     }
     let place = ask::place(worker, &name, from).await.map_err(|_| {

@@ -8,7 +8,6 @@ use sha1::{Digest, Sha1};
 
 use crate::domain::auth::{Act, Bearer, Proof};
 use crate::domain::channel::Name;
-use crate::domain::history::{From, PageMax};
 use crate::domain::home::{PublishRefusal, Published};
 use crate::domain::idempotency::{Key, Known};
 use crate::domain::message::{Body, Draft};
@@ -89,6 +88,8 @@ fn key_space(bearer: &Bearer) -> Box<str> {
 pub enum Refused {
     Key(PublishRefusal),
     Overloaded,
+    /// The node is short of memory.
+    Memory,
     Draining,
 }
 
@@ -99,6 +100,7 @@ impl Refused {
             Self::Key(PublishRefusal::KeysFull) => 429,
             Self::Key(PublishRefusal::InFlight | PublishRefusal::ChannelsFull)
             | Self::Overloaded
+            | Self::Memory
             | Self::Draining => 503,
         }
     }
@@ -107,9 +109,9 @@ impl Refused {
         match self {
             Self::Key(PublishRefusal::KeyConflict) => ErrorCode::KeyConflict,
             Self::Key(PublishRefusal::KeysFull) => ErrorCode::KeyStoreFull,
-            Self::Key(PublishRefusal::InFlight | PublishRefusal::ChannelsFull) | Self::Overloaded => {
-                ErrorCode::Overloaded
-            }
+            Self::Key(PublishRefusal::InFlight | PublishRefusal::ChannelsFull)
+            | Self::Overloaded
+            | Self::Memory => ErrorCode::Overloaded,
             Self::Draining => ErrorCode::Draining,
         }
     }
@@ -129,6 +131,7 @@ impl Refused {
                 "every channel that the server may have is in use; publish again later, or raise limits.channels"
             }
             Self::Overloaded => "the server has more to do than it can; publish again later",
+            Self::Memory => "the server is short of memory; come back later",
             Self::Draining => "the server is going away; publish again on a new connection",
         }
     }
@@ -240,7 +243,7 @@ pub fn refusal(worker: &Rc<Worker>, refused: Refused) -> Answer {
     match refused {
         Refused::Key(PublishRefusal::KeyConflict) => answer,
         Refused::Draining => with_retry_after(worker, answer).closing(),
-        Refused::Key(_) | Refused::Overloaded => with_retry_after(worker, answer),
+        Refused::Key(_) | Refused::Overloaded | Refused::Memory => with_retry_after(worker, answer),
     }
 }
 
@@ -251,6 +254,7 @@ pub fn count(worker: &Rc<Worker>, refused: Refused) {
         Refused::Key(PublishRefusal::KeysFull) => Counted::Keys,
         Refused::Key(PublishRefusal::ChannelsFull) => Counted::Channels,
         Refused::Key(PublishRefusal::InFlight) | Refused::Overloaded => Counted::Overloaded,
+        Refused::Memory => Counted::Memory,
         Refused::Draining => Counted::Draining,
     };
     worker.stats().refuse(refusal);
@@ -294,9 +298,7 @@ pub async fn publish_one(
     draft: Draft,
     key: Option<Box<Key>>,
 ) -> Result<Published, Refused> {
-    if worker.with(|state| state.draining.is_some()) {
-        return Err(Refused::Draining);
-    }
+    may_publish(worker)?;
     let Some(key) = key else {
         let ask = Ask::Publish { name: name.clone(), draft, key: None };
         return told(worker.ask(name, ask).await);
@@ -309,6 +311,16 @@ pub async fn publish_one(
         }
     }
     Err(Refused::Key(PublishRefusal::InFlight))
+}
+
+/// # Errors
+/// Nobody may just now.
+fn may_publish(worker: &Rc<Worker>) -> Result<(), Refused> {
+    worker.with(|state| match (state.draining.is_some(), state.is_full()) {
+        (true, _) => Err(Refused::Draining),
+        (false, true) => Err(Refused::Memory),
+        (false, false) => Ok(()),
+    })
 }
 
 fn told(answer: Result<Told, crate::runtime::state::Overloaded>) -> Result<Published, Refused> {
@@ -326,14 +338,11 @@ async fn publish_all(
     draft: &Draft,
     key: Option<Box<Key>>,
 ) -> Result<Vec<Published>, Refused> {
-    if worker.with(|state| state.draining.is_some()) {
-        return Err(Refused::Draining);
-    }
+    may_publish(worker)?;
     // All channels have their place before the first message is published; what follows always has room.
     for name in names {
-        let max = PageMax { messages: 1, bytes: 1 };
-        match worker.ask(name, Ask::Read { name: name.clone(), from: From::Now, max }).await {
-            Ok(Told::Page(Some(_))) => {}
+        match worker.ask(name, Ask::Claim { name: name.clone() }).await {
+            Ok(Told::Claimed(true)) => {}
             Ok(_) => return Err(Refused::Key(PublishRefusal::ChannelsFull)),
             Err(_) => return Err(Refused::Overloaded),
         }

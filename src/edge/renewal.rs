@@ -109,7 +109,7 @@ pub fn open_waiting(
     write_switching(&mut out, &handshake.accept, handshake.subprotocol);
     let Some(socket) = stream.into_socket() else { return };
     worker.with(|state| {
-        let conn = state.adopt(socket, Kind::Ws { v1: true, reader: Default::default() });
+        let conn = state.adopt(socket, Kind::Ws { v1: true, reader: Default::default(), begun_tick: 0 });
         let id = connection_id(state, conn);
         text_frame(&mut out, |json| envelope::write_v1_open(json, &id));
         state.say(conn.slot, &out);

@@ -26,9 +26,15 @@ use super::read::{self, Polled};
 use super::renewal;
 use super::stream::{Handshake, open_events, open_websocket, refuse_websocket};
 use super::tickets;
+use super::turnstile;
 
 impl Conn {
     pub(super) async fn on_request(self, request: Request<'_>) -> Next {
+        if let Some(why) = self.is_turned_away()
+            && let Some(refusal) = turnstile::turn_away(&self.site, &self.worker, &request)
+        {
+            return self.turned_away(&refusal, why);
+        }
         let unix_s = self.site.node.clock.now_ms() / 1_000;
         let manner = Manner {
             method: request.method,
@@ -92,6 +98,22 @@ impl Conn {
                 _ => self.without_body(call, nothing_here()).await,
             },
         }
+    }
+
+    /// Why this connection's first request is not served, when it comes where there is no room or time for it.
+    fn is_turned_away(&self) -> Option<Refusal> {
+        let socket = &self.stream.socket;
+        if socket.sent_messages > 0 {
+            return None;
+        }
+        self.worker.with(|state| state.turns_away(socket.fd))
+    }
+
+    fn turned_away(mut self, refusal: &turnstile::Refusal, why: Refusal) -> Next {
+        self.worker.stats().refuse(why);
+        self.stream.socket.sent_messages += 1;
+        self.out.extend_from_slice(&refusal.bytes);
+        Next::End(self, Reason::Full)
     }
 
     async fn preflight(mut self, call: Call<'_>, methods: &'static str) -> Next {

@@ -26,8 +26,10 @@ use crate::runtime::state::Node;
 /// [`ServeError`] when the node cannot start; nothing was served then.
 pub fn run(config: Config, inputs: Inputs, tls: Option<Arc<ServerConfig>>) -> Result<Ended, ServeError> {
     log::init(&config.settings.log);
-    warn_of_limits(&config);
+    let machine = Machine::read_quickly();
+    warn_of_limits(&config, &machine);
     let Config { mut settings, policy, .. } = config;
+    settings.limits.memory_bytes = settings.limits.memory_bytes.or_else(|| machine.memory_share());
     settings.passed = passed(&settings)?;
     let is_strict = settings.auth.is_configured();
     if is_strict {
@@ -110,9 +112,8 @@ fn tell_keys(message: &str, policy: &Policy) {
 
 /// Says what keeps the node from the connections that it is configured for: what `pushline doctor` finds, or, when nobody
 /// chose their number, one line that names it.
-fn warn_of_limits(config: &Config) {
-    let machine = Machine::read_quickly();
-    let report = doctor::examine(&machine, &Wanted::new(&config.settings, None, &machine));
+fn warn_of_limits(config: &Config, machine: &Machine) {
+    let report = doctor::examine(machine, &Wanted::new(&config.settings, None, machine));
     let (asked, holds) = (report.connections, report.holds);
     if report.stops == 0 {
         return;

@@ -55,6 +55,10 @@ pub async fn open_events(
 ) -> Option<ConnId> {
     let mut head = Vec::with_capacity(512);
     event_stream_head(&mut head, manner);
+    if worker.with(|state| state.is_full()) {
+        refuse_events(worker, stream, head, Reason::Full);
+        return None;
+    }
     let places = match places(worker, names, from).await {
         Ok(places) if !worker.with(|state| state.draining.is_some()) => places,
         refused => {
@@ -155,7 +159,7 @@ pub fn refuse_websocket(worker: &Rc<Worker>, mut stream: Stream, handshake: &Han
     write_switching(&mut out, &handshake.accept, handshake.subprotocol);
     let Some(socket) = stream.into_socket() else { return };
     worker.with(|state| {
-        let conn = state.adopt(socket, Kind::Ws { v1, reader: Default::default() });
+        let conn = state.adopt(socket, Kind::Ws { v1, reader: Default::default(), begun_tick: 0 });
         on_opened(state, noted, 101, out.len(), conn);
         state.say(conn.slot, &out);
         let reconnect_ms = state.reconnect_ms();
@@ -177,11 +181,14 @@ pub async fn open_websocket(
     let v1 = handshake.subprotocol == Subprotocol::V1;
     let mut out = Vec::with_capacity(256);
     write_switching(&mut out, &handshake.accept, handshake.subprotocol);
-    let places = places(worker, names, from).await;
+    let places = match worker.with(|state| state.is_full()) {
+        true => Err(Overloaded),
+        false => places(worker, names, from).await,
+    };
     let noted = stream.noted.take();
     let socket = stream.into_socket()?;
     worker.with(|state| {
-        let conn = state.adopt(socket, Kind::Ws { v1, reader: Default::default() });
+        let conn = state.adopt(socket, Kind::Ws { v1, reader: Default::default(), begun_tick: 0 });
         state.stats().answer(101);
         on_opened(state, noted, 101, out.len(), conn);
         if state.draining.is_some() || places.is_err() {

@@ -12,7 +12,7 @@ use super::io::{EventFd, RecvOutcome, close, recv_nonblocking};
 use super::listen::{self, Listener};
 use super::mail::Mail;
 use super::peer::Peer;
-use super::state::{Socket, Spawn};
+use super::state::{Socket, Spawn, State};
 use super::stats::Refusal;
 use super::stream::Awaited;
 use super::trace::{What, Who};
@@ -110,6 +110,7 @@ impl Worker {
                 }
             }
         }
+        self.with(State::see_crowd);
         ACCEPTS_MAX
     }
 
@@ -118,6 +119,11 @@ impl Worker {
         let fd = fd.into_raw_fd();
         self.with(|state| {
             let max = state.node.settings.limits.connections;
+            if state.is_spent() {
+                state.stats().refuse(Refusal::Memory);
+                close(fd);
+                return;
+            }
             if state.connections >= self.connections_max || !state.node.places.take(max) {
                 state.stats().refuse(Refusal::Connections);
                 close(fd);

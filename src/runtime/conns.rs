@@ -41,6 +41,7 @@ impl State {
             said_tick: tick,
             due_tick: tick,
             batch: 0,
+            counted_bytes: 0,
             sent_messages: socket.sent_messages,
             sent_bytes: socket.sent_bytes,
             peer: socket.peer,
@@ -60,6 +61,7 @@ impl State {
             self.remove(slot, Reason::Internal);
             return conn;
         }
+        self.weigh_conn(slot);
         self.schedule(conn);
         conn
     }
@@ -107,6 +109,7 @@ impl State {
                 entry.flags.input_off = true;
                 self.set_interest(slot);
             }
+            self.weigh_conn(slot);
             return;
         }
         match send_now(entry.fd, bytes) {
@@ -147,7 +150,11 @@ impl State {
                 }
             }
         }
-        self.set_interest(slot);
+        if self.weigh_conn(slot) {
+            self.set_interest(slot);
+        } else {
+            self.let_go(slot);
+        }
         if self.is_traced() {
             self.trace_conn(slot, || What::Blocked { owed_bytes: owed.len() as u64 });
         }
@@ -277,6 +284,8 @@ impl State {
             Standing::Live if behind > 0 => self.touch(feed_slot),
             Standing::Live | Standing::Blocked => {}
         }
+        self.weigh_feed(feed_slot);
+        self.weigh_conn(slot);
         true
     }
 
@@ -308,6 +317,7 @@ impl State {
         if !feed.has_readers() {
             feed.leased_until_ms = lease;
         }
+        self.weigh_feed(sub.feed);
         if let Some((moved_slot, _)) = moved
             && let Some(moved_entry) = self.conns.get_mut(moved_slot)
             && let Some(moved_sub) =
@@ -326,6 +336,7 @@ impl State {
         self.unsubscribe_all(slot);
         let entry = self.conns.remove(slot)?;
         self.count_left(slot, &entry);
+        self.forget_conn(&entry);
         // What is told once stays in the set: it comes back, and a change costs less than going and coming.
         let is_in_epoll = entry.flags.once;
         // A socket that cannot be taken out of the set would be told of twice.
@@ -418,6 +429,7 @@ impl State {
         if !last.is_empty() {
             self.put(slot, last);
         }
+        self.weigh_conn(slot);
         if self.conns.get(slot).is_some_and(|entry| !entry.flags.blocked) {
             self.shut(slot);
         } else {
@@ -483,6 +495,7 @@ impl State {
         if entry.flags.waiting {
             self.waiting.remove(&slot);
         }
+        self.forget_conn(&entry);
         let (transport, reason) = match entry.kind {
             Kind::Ending { transport, reason, .. } => {
                 self.lingering -= 1;

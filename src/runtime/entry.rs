@@ -138,6 +138,8 @@ pub enum Kind {
     Ws {
         v1: bool,
         reader: ReaderState,
+        /// When what has begun in `reader` did.
+        begun_tick: u32,
     },
     /// All is said: what is owed goes out, then input is discarded until the client closes too, or `until_tick`.
     Ending {
@@ -180,6 +182,11 @@ impl Owed {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    fn kept_bytes(&self) -> usize {
+        let pong = self.pong.as_ref().map_or(0, Vec::capacity);
+        size_of::<Self>() + self.bytes.capacity() + pong + self.held_back.capacity()
+    }
 }
 
 /// What is true of a connection just now.
@@ -220,6 +227,8 @@ pub struct Entry {
     pub due_tick: u32,
     /// The last batch of sends that it was part of.
     pub batch: u32,
+    /// What its worker counted of what is boxed, last.
+    pub counted_bytes: u32,
     /// Of feeds that it has left, and outside of feeds.
     pub sent_messages: u32,
     pub sent_bytes: u64,
@@ -240,6 +249,21 @@ impl Entry {
     /// answered.
     pub const fn first_request_due(&self, ticks: u32) -> u32 {
         if self.sent_messages == 0 { self.heard_tick.saturating_add(ticks) } else { 0 }
+    }
+
+    /// Memory that it holds beside itself.
+    pub fn boxed_bytes(&self) -> usize {
+        let kind = match &self.kind {
+            Kind::Idle | Kind::Handshake | Kind::Sse | Kind::Ending { .. } => 0,
+            Kind::Publishing(publishing) => publishing.kept_bytes(),
+            Kind::Poll(held) => size_of::<HeldPoll>() + held.fields.len() + held.leftover.capacity(),
+            Kind::Ws { reader, .. } => reader.kept_bytes(),
+        };
+        let subs = match &self.subs {
+            Subs::None | Subs::One(_) => 0,
+            Subs::Many(subs) => size_of::<Vec<Sub>>() + subs.capacity() * size_of::<Sub>(),
+        };
+        kind + subs + self.owed.as_ref().map_or(0, |owed| owed.kept_bytes())
     }
 }
 

@@ -27,6 +27,7 @@ use super::keeper::Keeper;
 use super::listen::{self, Listener, listeners_each};
 use super::mail::Mail;
 use super::mailbox::{Mailbox, mailbox};
+use super::memory::Memory;
 use super::notify::Supervisor;
 use super::phase::{Phase, Progress};
 use super::probe::{self, Refused};
@@ -40,6 +41,10 @@ use super::worker::{Edge, Parts, Worker};
 
 /// Entries of a worker's ring for requests.
 const RING_ENTRIES: u32 = 1_024;
+/// Letters may take this part of the node's memory at most.
+const MAILBOXES_PART: usize = 8;
+/// Where neither the configuration nor the machine says how much memory there is: as if there were none to spare.
+const MEMORY_UNKNOWN_BYTES: usize = 512 << 20;
 /// How long the port of a process that just ended may still seem taken.
 const PORT_PATIENCE: Duration = Duration::from_millis(500);
 /// How long a process that has just started, or taken over itself, may need until it can be asked for its place.
@@ -154,6 +159,8 @@ pub fn serve<E: Edge + 'static>(
     let files_max = files_max as usize;
     let own_files = capacity::own_files(settings.files, files_max, workers, settings.limits.connections);
 
+    let memory_bytes = settings.limits.memory_bytes.unwrap_or(MEMORY_UNKNOWN_BYTES);
+
     // What all share, made first so that their numbers are low.
     let signals = SignalFd::new().map_err(io_error("cannot make a signal descriptor"))?;
     let ended_workers = Arc::new(AtomicUsize::new(0));
@@ -166,7 +173,8 @@ pub fn serve<E: Edge + 'static>(
     let (mut senders, mut mailboxes) = (Vec::new(), Vec::new());
     for _ in 0..workers {
         // A message that fits no mailbox could never reach its channel.
-        let bytes_max = settings.limits.mailbox_bytes.max(2 * settings.limits.message_bytes + 4_096);
+        let bytes_max = (settings.limits.mailbox_bytes.min(memory_bytes / MAILBOXES_PART / workers))
+            .max(2 * settings.limits.message_bytes + 4_096);
         let (sender, mailbox) = mailbox(bytes_max).map_err(io_error("cannot make a mailbox"))?;
         last_shared = last_shared.max(mailbox.wake_fd());
         senders.push(sender);
@@ -199,6 +207,7 @@ pub fn serve<E: Edge + 'static>(
         progress: Progress::default(),
         reports,
         places: Places::default(),
+        memory: Memory::new(memory_bytes, settings.history.node_bytes, workers),
         stats: (0..workers).map(|_| Stats::default()).collect(),
         secret,
         first_incarnation,
@@ -260,6 +269,7 @@ pub fn serve<E: Edge + 'static>(
         workers,
         files = if own_files { "per-worker" } else { "shared" },
         connections_max = connections_of_node,
+        memory_bytes,
         "serving"
     );
     ready(&node, &addresses);

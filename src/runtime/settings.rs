@@ -91,6 +91,8 @@ pub struct Limits {
     pub idempotency_keys: usize,
     /// Bytes waiting in one worker's mailbox.
     pub mailbox_bytes: usize,
+    /// The process's own memory; `None`: a part of the machine's.
+    pub memory_bytes: Option<usize>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,6 +101,8 @@ pub struct Timeouts {
     pub body: Duration,
     /// Keep-alive without a request.
     pub idle: Duration,
+    /// A newcomer's request that waited longer for the server, in a crowd, is turned away.
+    pub admission: Duration,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,7 +121,7 @@ pub struct HistoryLimits {
     pub bytes: usize,
     /// Of one channel.
     pub age: Duration,
-    /// Of the node, split evenly among workers.
+    /// Of the node.
     pub node_bytes: usize,
 }
 

@@ -67,8 +67,9 @@ fn defaults_are_those_of_the_contract() {
             channels: 1_000_000,
             idempotency_keys: 100_000,
             mailbox_bytes: 67_108_864,
+            memory_bytes: None,
         },
-        timeouts: Timeouts { head: seconds(10), body: seconds(30), idle: seconds(75) },
+        timeouts: Timeouts { head: seconds(10), body: seconds(30), idle: seconds(75), admission: seconds(5) },
         heartbeat: Heartbeat { interval: seconds(25), timeout: seconds(60) },
         history: HistoryLimits {
             messages: 1000,

@@ -55,6 +55,14 @@ pub fn workers(value: &Value, range: Range) -> Read<Option<usize>> {
     count(value, range).map(Some).map_err(|right| format!("{right}, or \"auto\" (one per core)"))
 }
 
+/// A number of bytes, or `"auto"`: a part of the machine's memory.
+pub fn memory(value: &Value, range: Range) -> Read<Option<usize>> {
+    if value.as_str() == Some("auto") {
+        return Ok(None);
+    }
+    count(value, range).map(Some).map_err(|right| format!("{right}, or \"auto\" (half of the machine's)"))
+}
+
 pub fn seconds(value: &Value, range: Range) -> Read<Duration> {
     let Range::Seconds(min, max) = range else {
         unreachable!("the table of keys gives times a range of times")
