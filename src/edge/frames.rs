@@ -17,6 +17,7 @@ use crate::runtime::close::Reason;
 use crate::runtime::entry::ConnId;
 use crate::runtime::framing::text_frame;
 use crate::runtime::holder::Last;
+use crate::runtime::quotas::Limited;
 use crate::runtime::state::Frame;
 use crate::runtime::stats::Refusal as Counted;
 use crate::runtime::trace::What;
@@ -70,7 +71,14 @@ pub async fn act(
         pace.step(bytes).await;
         match (&raw, frame) {
             (Some(channel), frame) => {
-                if let Err(refused) = publish_raw(&worker, conn, channel, frame).await {
+                let published = match over_quota(&worker, conn, bytes) {
+                    Some(limited) => {
+                        publish::count(&worker, Refused::Limited(limited));
+                        Err(Reason::RateLimited)
+                    }
+                    None => publish_raw(&worker, conn, channel, frame).await,
+                };
+                if let Err(refused) = published {
                     unfinished.finished = true;
                     worker.with(|state| {
                         let reconnect_ms = state.reconnect_ms();
@@ -122,9 +130,22 @@ async fn publish_raw(worker: &Rc<Worker>, conn: ConnId, channel: &Name, frame: F
         }
         Err(refused) => {
             publish::count(worker, refused);
-            Err(if refused == Refused::Draining { Reason::Drain } else { Reason::Full })
+            Err(match refused {
+                Refused::Draining => Reason::Drain,
+                Refused::Limited(_) => Reason::RateLimited,
+                Refused::Overloaded | Refused::Key(_) => Reason::Full,
+            })
         }
     }
+}
+
+/// Why a connection may not publish so much just now.
+fn over_quota(worker: &Rc<Worker>, conn: ConnId, bytes: usize) -> Option<Limited> {
+    worker.with(|state| {
+        let quotas = state.node.quotas.as_ref()?;
+        let entry = state.conn(conn)?;
+        quotas.publish(&entry.peer, entry.bearer.as_deref(), 1, bytes).err()
+    })
 }
 
 async fn on_text(worker: &Rc<Worker>, conn: ConnId, text: &str, message_bytes_max: usize) {
@@ -214,8 +235,14 @@ async fn subscribe(
              connection",
         ));
     }
+    let counted = worker.with(|state| state.begin_subscription(conn));
+    counted.map_err(|limited| {
+        worker.stats().refuse(Counted::Quota);
+        Refusal::new(ErrorCode::RateLimited, limited.detail())
+    })?;
     let place = ask::place(worker, &name, from).await.map_err(|_| {
         worker.stats().refuse(Counted::Overloaded);
+        worker.with(|state| state.give_subscription_back(conn));
         Refusal::new(ErrorCode::Overloaded, "the server has more to do than it can; subscribe again later")
     })?;
     let mut out = Vec::with_capacity(128);
@@ -262,6 +289,10 @@ async fn publish_v1(
     message_bytes_max: usize,
 ) -> Result<(), Refusal> {
     let bytes = publish.data.bytes();
+    if let Some(limited) = over_quota(worker, conn, bytes) {
+        publish::count(worker, Refused::Limited(limited));
+        return Err(Refusal::new(ErrorCode::RateLimited, limited.detail()));
+    }
     let bearer = worker.with(|state| bearer_of(state, conn)).map_err(Denied::refusal)?;
     let publisher = bearer.as_ref().map_or(Publisher::ANYONE, |(bearer, peer)| Publisher::of(bearer, *peer));
     let published = publish_parsed(worker, publish, message_bytes_max, publisher).await;

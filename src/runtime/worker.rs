@@ -153,7 +153,8 @@ impl Worker {
             workers,
             cpus,
         } = parts;
-        let steered = (listeners.chunks(listeners_each))
+        let of_ports: Vec<&Listener> = listeners.iter().filter(|listener| !listener.is_unix()).collect();
+        let steered = (of_ports.chunks(listeners_each))
             .filter_map(|of_address| of_address.iter().find(|listener| !listener.is_passed))
             .map(|listener| listener.fd.as_raw_fd());
         let wake = Awaited::duplicate_of(mailbox.wake_fd())?;
