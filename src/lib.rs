@@ -32,9 +32,11 @@ pub mod proto {
     }
     pub mod client_frame;
     pub mod envelope;
+    pub mod forwarded;
     pub mod json;
     mod members;
     pub mod payload;
+    pub mod proxy;
     pub mod publish;
     pub mod refusal;
     pub mod sse;
@@ -83,8 +85,10 @@ pub mod runtime {
     pub mod holder;
     pub mod host;
     pub mod identity;
+    mod introduction;
     pub mod io;
     pub mod keeper;
+    mod ledger;
     pub mod line;
     pub mod listen;
     pub mod mail;
@@ -98,11 +102,13 @@ pub mod runtime {
     pub mod probe;
     pub mod publishing;
     pub mod pulse;
+    pub mod quotas;
     pub mod report;
     pub mod requests;
     pub mod sendring;
     pub mod server;
     pub mod settings;
+    pub mod share;
     pub mod slots;
     pub mod state;
     pub mod stats;
@@ -116,6 +122,7 @@ pub mod runtime {
     pub mod trace;
     pub mod trace_line;
     pub mod turns;
+    pub mod unix;
     pub mod wheel;
     pub mod wire;
     pub mod worker;
@@ -135,6 +142,7 @@ pub mod edge {
     pub mod conn;
     pub mod doctor;
     pub mod doorman;
+    pub mod forwarding;
     pub mod frames;
     pub mod identity;
     pub mod lab;

@@ -18,6 +18,7 @@ use crate::proto::publish::{Publish, PublishData, check_event, check_key, parse_
 use crate::proto::refusal::{ErrorCode, Refusal};
 use crate::runtime::mail::{Answer as Told, Ask};
 use crate::runtime::peer::Peer;
+use crate::runtime::quotas::Limited;
 use crate::runtime::stats::Refusal as Counted;
 use crate::runtime::turns::Pace;
 use crate::runtime::worker::Worker;
@@ -91,13 +92,14 @@ pub enum Refused {
     /// The node is short of memory.
     Memory,
     Draining,
+    Limited(Limited),
 }
 
 impl Refused {
     pub const fn status(self) -> u16 {
         match self {
             Self::Key(PublishRefusal::KeyConflict) => 409,
-            Self::Key(PublishRefusal::KeysFull) => 429,
+            Self::Key(PublishRefusal::KeysFull) | Self::Limited(_) => 429,
             Self::Key(PublishRefusal::InFlight | PublishRefusal::ChannelsFull)
             | Self::Overloaded
             | Self::Memory
@@ -113,6 +115,7 @@ impl Refused {
             | Self::Overloaded
             | Self::Memory => ErrorCode::Overloaded,
             Self::Draining => ErrorCode::Draining,
+            Self::Limited(_) => ErrorCode::RateLimited,
         }
     }
 
@@ -133,6 +136,7 @@ impl Refused {
             Self::Overloaded => "the server has more to do than it can; publish again later",
             Self::Memory => "the server is short of memory; come back later",
             Self::Draining => "the server is going away; publish again on a new connection",
+            Self::Limited(limited) => limited.detail(),
         }
     }
 }
@@ -243,7 +247,9 @@ pub fn refusal(worker: &Rc<Worker>, refused: Refused) -> Answer {
     match refused {
         Refused::Key(PublishRefusal::KeyConflict) => answer,
         Refused::Draining => with_retry_after(worker, answer).closing(),
-        Refused::Key(_) | Refused::Overloaded | Refused::Memory => with_retry_after(worker, answer),
+        Refused::Key(_) | Refused::Overloaded | Refused::Memory | Refused::Limited(_) => {
+            with_retry_after(worker, answer)
+        }
     }
 }
 
@@ -256,6 +262,7 @@ pub fn count(worker: &Rc<Worker>, refused: Refused) {
         Refused::Key(PublishRefusal::InFlight) | Refused::Overloaded => Counted::Overloaded,
         Refused::Memory => Counted::Memory,
         Refused::Draining => Counted::Draining,
+        Refused::Limited(_) => Counted::Quota,
     };
     worker.stats().refuse(refusal);
 }
@@ -451,12 +458,14 @@ pub fn too_large(bytes_max: usize) -> String {
     )
 }
 
-/// Publishes the lines of a batch, in order; each is answered by one line.
+/// Publishes the lines of a batch, in order; each is answered by one line. `over_quota`: why a message of so many bytes may
+/// not be published just now.
 pub async fn batch(
     worker: &Rc<Worker>,
     body: &[u8],
     message_bytes_max: usize,
     publisher: Publisher<'_>,
+    over_quota: impl Fn(usize) -> Option<Limited>,
 ) -> Answer {
     if memchr::memchr_iter(b'\n', body).count() > BATCH_LINES_MAX {
         return Answer::problem(413, "a batch has at most 65536 lines; split it");
@@ -469,7 +478,13 @@ pub async fn batch(
             continue;
         }
         let result = match parse_batch_line(line) {
-            Ok(publish) => publish_parsed(worker, publish, message_bytes_max, publisher).await,
+            Ok(publish) => match over_quota(publish.data.bytes()) {
+                Some(limited) => {
+                    count(worker, Refused::Limited(limited));
+                    Err((Refusal::new(ErrorCode::RateLimited, limited.detail()), 429))
+                }
+                None => publish_parsed(worker, publish, message_bytes_max, publisher).await,
+            },
             Err(refusal) => Err((refusal, 400)),
         };
         match result {

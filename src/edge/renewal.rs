@@ -17,6 +17,7 @@ use crate::runtime::close::Reason;
 use crate::runtime::entry::{ConnId, Kind};
 use crate::runtime::framing::text_frame;
 use crate::runtime::state::State;
+use crate::runtime::stats::Refusal as Counted;
 use crate::runtime::stream::Stream;
 use crate::runtime::tokens::{Lost, NotRenewed, Waiting};
 use crate::runtime::worker::Worker;
@@ -131,6 +132,13 @@ async fn begin(site: &Site, worker: &Rc<Worker>, conn: ConnId, bearer: &Bearer, 
     let is_covered = names.iter().all(|name| site.doorman.may(bearer, Act::Subscribe, name));
     if !is_covered {
         worker.with(|state| farewell(state, conn, Reason::Forbidden));
+        return;
+    }
+    if worker.with(|state| state.begin_stream(conn, names.len())).is_err() {
+        worker.with(|state| {
+            state.stats().refuse(Counted::Quota);
+            farewell(state, conn, Reason::RateLimited);
+        });
         return;
     }
     let places = places(worker, &names, &from).await;

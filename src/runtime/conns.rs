@@ -47,6 +47,7 @@ impl State {
             peer: socket.peer,
             bearer: socket.bearer,
             tls: socket.tls,
+            share: socket.share,
         };
         self.count_began(entry.kind.transport());
         let (slot, generation) = self.conns.insert(entry);
@@ -296,13 +297,19 @@ impl State {
         }
         let Some(entry) = self.conns.get_mut(slot) else { return };
         if let Some(sub) = entry.subs.remove(feed) {
+            if let Some(share) = &mut entry.share {
+                share.unsubscribe(1);
+            }
             self.leave(slot, sub);
         }
     }
 
-    /// Takes the connection out of all feeds.
+    /// Takes the connection out of all feeds: it reads no more.
     pub fn unsubscribe_all(&mut self, slot: u32) {
         let Some(entry) = self.conns.get_mut(slot) else { return };
+        if let Some(share) = &mut entry.share {
+            share.end_reading();
+        }
         let subs = std::mem::replace(&mut entry.subs, Subs::None);
         for sub in subs.as_slice() {
             self.leave(slot, *sub);
@@ -603,6 +610,7 @@ fn socket_of(entry: Entry, is_in_epoll: bool) -> Socket {
         peer: entry.peer,
         bearer: entry.bearer,
         tls: entry.tls,
+        share: entry.share,
     }
 }
 

@@ -10,6 +10,7 @@ use super::close::{Reason, Transport};
 use super::noted::Noted;
 use super::peer::Peer;
 use super::publishing::Publishing;
+use super::share::Share;
 use super::tls::Tls;
 
 /// A connection's slot and its generation: names it, and no later one in the same slot.
@@ -112,6 +113,8 @@ pub struct HeldPoll {
     pub leftover: Vec<u8>,
     /// Where somebody wants to know of the request.
     pub noted: Option<Noted>,
+    /// The trusted proxy whose connection this is, and will be again when the client is answered.
+    pub proxy: Option<Peer>,
 }
 
 impl HeldPoll {
@@ -237,6 +240,8 @@ pub struct Entry {
     pub bearer: Option<Rc<Bearer>>,
     /// `None`: it speaks plainly, or has not spoken yet.
     pub tls: Option<Box<Tls>>,
+    /// What it holds of the quotas.
+    pub share: Option<Box<Share>>,
 }
 
 impl Entry {

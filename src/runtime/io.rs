@@ -320,6 +320,11 @@ impl SocketOptions {
     }
 }
 
+/// Bounds what the kernel takes for a reader by a unix socket that does not read (`SO_SNDBUF`).
+pub fn bound_send_buffer(fd: RawFd, bytes: usize) -> io::Result<()> {
+    set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUF, i32::try_from(bytes).unwrap_or(i32::MAX))
+}
+
 pub(super) fn set_option(fd: RawFd, level: i32, option: i32, value: i32) -> io::Result<()> {
     let bytes = size_of::<i32>() as libc::socklen_t;
     // SAFETY: an int that lives through the call, and its size.

@@ -34,9 +34,11 @@ use super::mailbox::Sender;
 use super::memory::Memory;
 use super::peer::Peer;
 use super::phase::Progress;
+use super::quotas::{Begins, Limited, Quotas};
 use super::report::Reports;
 use super::sendring::SendRing;
 use super::settings::{Settings, SlowPolicy};
+use super::share::Share;
 use super::slots::ChunkedSlab;
 use super::stats::{Places, Stats};
 use super::tls::Tls;
@@ -64,6 +66,8 @@ pub struct Node {
     /// Where requests and ends of connections are told, if anywhere.
     pub access: Option<AccessLog>,
     pub memory: Memory,
+    /// `None`: nothing is configured.
+    pub quotas: Option<Arc<Quotas>>,
     /// Workers that have told all their clients to leave.
     pub drained: AtomicUsize,
     /// Wakes the main thread.
@@ -114,6 +118,16 @@ impl Node {
             let index = index as WorkerIndex;
             self.on_worker(index, errand(index));
         }
+    }
+
+    /// A client begins to read `channels` on a socket of which it is known whose it is.
+    ///
+    /// # Errors
+    /// [`Limited`]
+    pub fn begin_reading(&self, socket: &mut Socket, channels: usize, begins: Begins) -> Result<(), Limited> {
+        let Some(quotas) = &self.quotas else { return Ok(()) };
+        let Socket { share, peer, bearer, .. } = socket;
+        quotas.begin_reading(share, peer, bearer.as_deref(), channels, begins)
     }
 
     pub fn policy_for(&self, name: &Name) -> SlowPolicy {
@@ -187,14 +201,16 @@ pub struct Socket {
     /// Who the connection's last request, or the stream that it is, was found to be of.
     pub bearer: Option<Rc<Bearer>>,
     pub tls: Option<Box<Tls>>,
+    /// What it holds of the quotas.
+    pub share: Option<Box<Share>>,
 }
 
 impl Socket {
     /// The same, out of the hands of something that may not be taken apart.
     pub fn take(&mut self) -> Self {
         let Self { fd, is_in_epoll, opened_tick, sent_messages, sent_bytes, peer, .. } = *self;
-        let (bearer, tls) = (self.bearer.take(), self.tls.take());
-        Self { fd, is_in_epoll, opened_tick, sent_messages, sent_bytes, peer, bearer, tls }
+        let (bearer, tls, share) = (self.bearer.take(), self.tls.take(), self.share.take());
+        Self { fd, is_in_epoll, opened_tick, sent_messages, sent_bytes, peer, bearer, tls, share }
     }
 }
 

@@ -15,6 +15,7 @@ use super::close::Reason;
 use super::entry::{ConnId, Entry, Kind};
 use super::framing::text_frame;
 use super::state::State;
+use super::trace::What;
 
 /// So long before its token ends a client is told of it.
 pub const EXPIRING_MS: u64 = 30_000;
@@ -153,8 +154,12 @@ impl State {
     /// From now on the connection is of `bearer`: until its token ends, and for what it covers.
     pub fn renew(&mut self, conn: ConnId, bearer: Rc<Bearer>) {
         let Some(entry) = self.conn_mut(conn) else { return };
+        let expires_s = bearer.expires_s;
         entry.bearer = Some(bearer);
         entry.flags.told_expiring = false;
+        if self.is_traced() {
+            self.trace_conn(conn.slot, || What::Renewed { expires_s });
+        }
         self.schedule(conn);
     }
 

@@ -159,7 +159,8 @@ impl Worker {
             workers,
             cpus,
         } = parts;
-        let steered = (listeners.chunks(listeners_each))
+        let of_ports: Vec<&Listener> = listeners.iter().filter(|listener| !listener.is_unix()).collect();
+        let steered = (of_ports.chunks(listeners_each))
             .filter_map(|of_address| of_address.iter().find(|listener| !listener.is_passed))
             .map(|listener| listener.fd.as_raw_fd());
         let wake = Awaited::duplicate_of(mailbox.wake_fd())?;
@@ -188,7 +189,7 @@ impl Worker {
             listeners_each,
         });
         let open_listeners = Rc::new(Cell::new(listeners.len()));
-        if listeners.iter().any(|listener| listener.is_tls) {
+        if listeners.iter().any(|listener| listener.endpoint.tls) {
             monoio::spawn(Rc::clone(&worker).shake_hands(Breather::new()?));
         }
         for listener in listeners {
