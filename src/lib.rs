@@ -1,8 +1,7 @@
 //! Pushline: one channel, one URL, four transports, one cursor.
 //!
-//! Four layers; imports point down only (`tests/tidy.rs`): `edge` is policy and the outside world, `runtime` is threads,
-//! rings and time, `domain` is what a channel server is, `proto` is bytes to values and back. `domain` and `proto` know
-//! neither I/O nor clocks, nor each other.
+//! Four layers; imports point down only (`tests/tidy.rs`): `edge` is policy and the outside world, `runtime` threads, rings
+//! and time, `domain` what a channel server is, `proto` bytes to values and back; the last two know no I/O, clocks, each other.
 //!
 //! A message: `edge::conn` (reads the POST) -> `edge::route` -> `edge::publish` -> `runtime::worker` (-> `mailbox`) ->
 //! `domain::home`, `domain::history` (its place) -> `domain::feed` (framed once, by `runtime::framing`) ->

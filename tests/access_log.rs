@@ -1,6 +1,6 @@
 //! The access log (docs/access-log.md): what has a line, what never stands in one, and that it holds nobody up.
 
-mod common;
+use crate::common;
 
 use std::io::Read as _;
 use std::os::unix::fs::OpenOptionsExt as _;

@@ -1,7 +1,7 @@
 //! The operator's listener: who may look in, what is told of channels and connections, how one is ended; that it is of no
 //! worker, and ends with the node.
 
-mod common;
+use crate::common;
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};

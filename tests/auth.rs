@@ -1,7 +1,7 @@
 //! Who may do what (contract, "Who may do what"): every refusal on every transport, carriers, API keys, strangers, keys
 //! that change. What is wrong with a token in itself stands beside its code, in `edge/auth/token`.
 
-mod common;
+use crate::common;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

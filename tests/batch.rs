@@ -1,6 +1,6 @@
 //! Publishing in batches (contract, "Publishing", `POST /publish`).
 
-mod common;
+use crate::common;
 
 use common::http::{Conn, Poll, batch, get, head_cursor, line_id, poll, post};
 use common::server::Server;

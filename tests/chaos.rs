@@ -5,7 +5,7 @@
 //! `PUSHLINE_SEED` runs the choices of a failed run again; how threads meet is the machine's choice. `CHAOS_SECONDS`: how
 //! long (default 12; minutes find more).
 
-mod common;
+use crate::common;
 #[path = "chaos/honest.rs"]
 mod honest;
 #[path = "chaos/liar.rs"]

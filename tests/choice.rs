@@ -1,6 +1,6 @@
 //! Which transport a GET gets (contract, "One channel, one URL, four transports"): the first row that fits decides.
 
-mod common;
+use crate::common;
 
 use common::http::{Conn, Headers, ask, head_cursor, varies};
 use common::server::Server;

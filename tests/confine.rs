@@ -1,7 +1,7 @@
 //! Under the system calls that tuning/seccomp.json and tuning/pushline.service permit, and under fewer.
 //! Needs Debian's python3-seccomp and systemd (tests/run installs them as root).
 
-mod common;
+use crate::common;
 
 use std::path::PathBuf;
 use std::process::{Command, Output};

@@ -1,7 +1,7 @@
 //! Stopping: readiness ends first, every reader is told when to come back, publishes are answered, and the process ends
 //! well. (A second process that takes the port over: `takeover`.)
 
-mod common;
+use crate::common;
 
 use std::collections::HashSet;
 use std::io::ErrorKind;

@@ -1,6 +1,6 @@
 //! A connection ends when its token does, on every transport; where the transport has words for it, it is told before.
 
-mod common;
+use crate::common;
 
 use std::time::Duration;
 

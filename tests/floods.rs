@@ -1,7 +1,7 @@
 //! Clients that send as much as they can of what costs them little (docs/limits.md, "Floods"): memory stays bounded, the
 //! others are served, and nobody's channel is pushed out.
 
-mod common;
+use crate::common;
 
 use std::hash::BuildHasher as _;
 use std::io::{Read, Write};

@@ -1,6 +1,6 @@
 //! Whose a request is when a trusted proxy says so in a field: `Forwarded` and `X-Forwarded-For`.
 
-mod common;
+use crate::common;
 
 use std::net::SocketAddr;
 

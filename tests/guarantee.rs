@@ -5,7 +5,7 @@
 //! known (publishers take turns on a channel) or read from history afterwards; then every reader's log is judged.
 //! `PUSHLINE_SEED` runs the choices of a failed run again; how threads meet is the machine's choice.
 
-mod common;
+use crate::common;
 #[path = "guarantee/ledger.rs"]
 mod ledger;
 #[path = "guarantee/message.rs"]

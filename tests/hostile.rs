@@ -1,6 +1,6 @@
 //! Malformed and hostile requests (contract, "Answers that are errors"): each is answered, and harms nobody.
 
-mod common;
+use crate::common;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;

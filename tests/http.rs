@@ -1,6 +1,6 @@
 //! HTTP/1.1 itself (RFC 9110, 9112): what holds for every route.
 
-mod common;
+use crate::common;
 
 use std::io::{ErrorKind, Write};
 use std::time::Duration;

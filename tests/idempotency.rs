@@ -1,6 +1,6 @@
 //! Idempotent publishing (contract, "Publishing", `Idempotency-Key`).
 
-mod common;
+use crate::common;
 
 use std::collections::HashSet;
 

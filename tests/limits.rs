@@ -1,6 +1,6 @@
 //! Deadlines and limits of connections (contract, "Answers that are errors"): those who are slow, idle or too many.
 
-mod common;
+use crate::common;
 
 use std::time::Duration;
 

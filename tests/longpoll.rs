@@ -1,6 +1,6 @@
 //! Long polling (contract, "Reading by polling"): the request that is held.
 
-mod common;
+use crate::common;
 
 use std::thread;
 use std::time::Duration;

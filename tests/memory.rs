@@ -1,7 +1,7 @@
 //! One memory budget (docs/limits.md): flooded in each way, the server stays within it, serves those who are there, and
 //! recovers.
 
-mod common;
+use crate::common;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};

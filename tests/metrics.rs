@@ -1,6 +1,6 @@
 //! `/metrics`: every number against what the test did, on all transports, with one worker and with four.
 
-mod common;
+use crate::common;
 
 use std::net::SocketAddr;
 

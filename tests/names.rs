@@ -1,6 +1,6 @@
 //! Channel names and the URLs that carry them (contract, "Names").
 
-mod common;
+use crate::common;
 
 use std::collections::HashSet;
 

@@ -1,6 +1,6 @@
 //! Origins, hosts and CORS (contract, "Who may do what"; Fetch).
 
-mod common;
+use crate::common;
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! A panic in one connection's code closes that connection, is counted, and harms no other (issue of the connection
 //! server, "Workers"). Debug builds panic when asked to.
 
-mod common;
+use crate::common;
 
 use common::http::{Conn, publish};
 use common::server::{Server, descriptors, field, message_of};

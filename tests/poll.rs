@@ -1,6 +1,6 @@
 //! Short polls (contract, "Reading by polling", "Cursors").
 
-mod common;
+use crate::common;
 
 use std::collections::HashSet;
 

@@ -1,7 +1,7 @@
 //! The snippets of tuning/ before Pushline: nginx, HAProxy and Caddy, one message over each transport through each.
 //! Needs all three (tests/run installs them, as root, on Debian).
 
-mod common;
+use crate::common;
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -1,6 +1,6 @@
 //! The PROXY protocol before everything else of a connection: who must speak it, who may not, and what it changes.
 
-mod common;
+use crate::common;
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -1,6 +1,6 @@
 //! Publishing (contract, "Publishing: `POST /channels/{name}`"), seen by a poll.
 
-mod common;
+use crate::common;
 
 use std::collections::HashSet;
 use std::thread;

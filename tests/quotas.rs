@@ -1,6 +1,6 @@
 //! Quotas (docs/limits.md): each limit as each transport tells it, and everything given back.
 
-mod common;
+use crate::common;
 
 use std::net::SocketAddr;
 use std::time::Duration;

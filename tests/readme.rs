@@ -1,7 +1,7 @@
 //! The README's screen of use: its curl commands, run as they stand, do what the text beside them says.
 //! Only the address and the placeholder of a cursor are replaced. What a command is to bring stands here by its number.
 
-mod common;
+use crate::common;
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStdout, Command, Stdio};

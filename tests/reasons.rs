@@ -1,7 +1,7 @@
 //! Why connections end (docs/close-reasons.md): each reason is brought about on the transports that can have it, and read
 //! from the access log; the log's debug line must say the same.
 
-mod common;
+use crate::common;
 
 use std::net::SocketAddr;
 use std::time::Duration;

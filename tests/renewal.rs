@@ -1,7 +1,7 @@
 //! New tokens for connections that live: `auth` on `pushline.v1`, `POST /connections/{id}/auth` for everybody; and v1
 //! connections whose first token comes after the handshake.
 
-mod common;
+use crate::common;
 
 use std::time::{Duration, Instant};
 

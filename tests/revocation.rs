@@ -1,6 +1,6 @@
 //! What an operator takes back is gone within a second: from requests, and from the live connections of all workers.
 
-mod common;
+use crate::common;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

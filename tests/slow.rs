@@ -1,6 +1,6 @@
 //! Slow readers get what their channel's policy says, and lose nothing that history holds (`stopped.rs`: what they cost).
 
-mod common;
+use crate::common;
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};

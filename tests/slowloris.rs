@@ -1,7 +1,7 @@
 //! Clients that are slow on purpose, in all the ways there are (docs/limits.md, "Slow clients"): what they cost is bounded,
 //! in time, memory, CPU and descriptors, and the others are served.
 
-mod common;
+use crate::common;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};

@@ -1,6 +1,6 @@
 //! Reading by Server-Sent Events: the contract's section, row by row.
 
-mod common;
+use crate::common;
 
 use std::collections::HashSet;
 use std::time::Duration;

@@ -1,6 +1,6 @@
 //! Starting and stopping (contract, "Starting it"), and what is left behind by those who come and go.
 
-mod common;
+use crate::common;
 
 use std::collections::HashSet;
 use std::net::TcpListener;

@@ -1,7 +1,7 @@
 //! 500 of 2,000 readers stop reading while 64 MiB are published to the channels of all: the others do not suffer, and
 //! what the stopped ones cost is bounded, in the server and in the kernel.
 
-mod common;
+use crate::common;
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpStream};

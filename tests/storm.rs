@@ -1,7 +1,7 @@
 //! More connections come than can be served in time (docs/limits.md, "Storms"): some are turned away, as their transport
 //! is told such things, and those that are served have not waited for long.
 
-mod common;
+use crate::common;
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};

@@ -1,7 +1,7 @@
 //! What a service manager and this server say to each other: sd_notify(3) with a socket of the test's own in the manager's
 //! place, and listening sockets that are passed (sd_listen_fds(3)).
 
-mod common;
+use crate::common;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd as _;

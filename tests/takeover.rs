@@ -2,7 +2,7 @@
 //! reset, each publish is answered or was never done, every reader is told and comes back; and when the new process
 //! cannot start, the old one has not noticed.
 
-mod common;
+use crate::common;
 
 use std::collections::HashSet;
 use std::io::{ErrorKind, Read as _, Write as _};

@@ -1,7 +1,7 @@
 //! Tickets (contract, "Tickets"): for an EventSource, which cannot send headers. How long one waits for its first use, and
 //! how many there are, stands beside the code, in `edge/auth/ticket`.
 
-mod common;
+use crate::common;
 
 use common::http::{Conn, Headers, Response, ask, get};
 use common::server::{Server, field};

@@ -1,7 +1,7 @@
 //! TLS (RFC 8446, RFC 5246): every transport over it, certificates, sessions, and clients that speak it badly or not at all.
 //! Beside these, the tests of the transports run over TLS too: `PUSHLINE_TLS=1 cargo test --test sse`.
 
-mod common;
+use crate::common;
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};

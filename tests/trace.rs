@@ -1,7 +1,7 @@
 //! Traces (docs/admin.md, "What happens to a client"): `pushline trace` beside a node, and what it shows of clients that
 //! come, read, fall behind, publish and go.
 
-mod common;
+use crate::common;
 
 use std::collections::HashSet;
 use std::io::{BufRead as _, BufReader, Read as _};

@@ -1,6 +1,6 @@
 //! Unix sockets: every transport by one, its file, its end, and a takeover.
 
-mod common;
+use crate::common;
 
 use std::collections::HashSet;
 use std::fs;

@@ -1,6 +1,6 @@
 //! `pushline.v1` (the contract's subprotocol over WebSocket), row by row; and one cursor over all transports.
 
-mod common;
+use crate::common;
 
 use std::time::Duration;
 

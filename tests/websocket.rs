@@ -1,6 +1,6 @@
 //! WebSocket itself (RFC 6455) and the raw transport: handshakes, frames, life. `pushline.v1` has a file of its own.
 
-mod common;
+use crate::common;
 
 use std::time::{Duration, Instant};
 

@@ -27,7 +27,7 @@ use super::auth::Denied;
 use super::doorman::{self, Doorman};
 use super::identity::{connection_id, find_connection};
 use super::site::Site;
-use super::stream::{Handshake, end_unless, places, subscribed_frame};
+use super::stream::{Handshake, end_unless, on_opened, places, subscribed_frame};
 
 /// How long a `pushline.v1` connection may take to bring its first token: 10 s.
 const FIRST_TOKEN_TICKS: u32 = 100;
@@ -100,7 +100,7 @@ pub async fn authenticate(
 /// Opens a `pushline.v1` connection whose token is still to come: until then the URL's channels wait.
 pub fn open_waiting(
     worker: &Rc<Worker>,
-    stream: Stream,
+    mut stream: Stream,
     handshake: &Handshake,
     names: Vec<Name>,
     from: Vec<From>,
@@ -108,11 +108,14 @@ pub fn open_waiting(
 ) {
     let mut out = Vec::with_capacity(256);
     write_switching(&mut out, &handshake.accept, handshake.subprotocol);
+    let noted = stream.noted.take();
     let Some(socket) = stream.into_socket() else { return };
     worker.with(|state| {
         let conn = state.adopt(socket, Kind::Ws { v1: true, reader: Default::default(), begun_tick: 0 });
         let id = connection_id(state, conn);
         text_frame(&mut out, |json| envelope::write_v1_open(json, &id));
+        state.stats().answer(101);
+        on_opened(state, noted, 101, out.len(), conn);
         state.say(conn.slot, &out);
         if state.draining.is_some() {
             return farewell(state, conn, Reason::Drain);

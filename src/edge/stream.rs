@@ -129,7 +129,7 @@ fn count_refused(state: &State, reason: Reason) {
 }
 
 /// The request that a stream began with has its answer.
-fn on_opened(state: &mut State, noted: Option<Noted>, status: u16, bytes: usize, conn: ConnId) {
+pub fn on_opened(state: &mut State, noted: Option<Noted>, status: u16, bytes: usize, conn: ConnId) {
     let Some(mut noted) = noted else { return };
     let Some(entry) = state.conn(conn) else { return };
     noted.becomes(entry.kind.transport());

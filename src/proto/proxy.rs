@@ -13,6 +13,9 @@ const V2_START_BYTES: usize = 16;
 /// passed over. Senders stay below 536 if they can (§2.2).
 pub const V2_REST_BYTES_MAX: usize = 4_096;
 
+/// Most bytes that a header of either version takes.
+pub const HEADER_BYTES_MAX: usize = V2_START_BYTES + V2_REST_BYTES_MAX;
+
 const V1_PREFIX: &[u8] = b"PROXY ";
 const V1_UNKNOWN: &[u8] = b"PROXY UNKNOWN";
 

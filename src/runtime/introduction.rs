@@ -3,12 +3,12 @@
 //! client's. What the header looks like is `proto::proxy`'s.
 
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crate::proto::proxy::{Parsed, Source, parse};
+use crate::proto::proxy::{HEADER_BYTES_MAX, Parsed, Source, parse};
 
 use super::close::Reason;
-use super::io::{RecvOutcome, recv_nonblocking};
+use super::io::{RecvOutcome, peek_nonblocking, recv_nonblocking};
 use super::peer::Peer;
 use super::state::Socket;
 use super::stream::{Stream, StreamError};
@@ -17,9 +17,15 @@ use super::worker::Worker;
 /// Read at once: a header, and most requests behind it.
 const FIRST_BYTES: usize = 4 * 1024;
 
+/// How often it is looked for more of a header that came in pieces, where it may not be taken in pieces.
+const PEEK_PAUSE: Duration = Duration::from_millis(10);
+
 /// Reads the header, then lets the connection in. One that does not begin so is closed without an answer.
 pub(super) async fn introduce(worker: Rc<Worker>, socket: Socket, is_tls: bool) {
     let until = Instant::now() + worker.with(|state| state.node.settings.timeouts.head);
+    if is_tls {
+        return introduce_before_tls(worker, socket, until).await;
+    }
     let mut input = Vec::with_capacity(FIRST_BYTES);
     // Proxies send it together with their first bytes, or before: most often it is there.
     {
@@ -37,7 +43,7 @@ pub(super) async fn introduce(worker: Rc<Worker>, socket: Socket, is_tls: bool) 
                     stream.socket.peer = Peer::from(addr);
                 }
                 if let Some(socket) = stream.into_socket() {
-                    worker.with(|state| state.welcome(socket, input, is_tls));
+                    worker.with(|state| state.welcome(socket, input, false));
                 }
                 return;
             }
@@ -57,5 +63,47 @@ pub(super) async fn introduce(worker: Rc<Worker>, socket: Socket, is_tls: bool) 
             };
             return;
         }
+    }
+}
+
+/// The same before TLS, whose handshake reads the socket itself: nothing behind the header may be taken from it.
+async fn introduce_before_tls(worker: Rc<Worker>, socket: Socket, until: Instant) {
+    let fd = socket.fd;
+    let mut stream = Stream::new(Rc::clone(&worker), socket);
+    let mut seen = vec![0; HEADER_BYTES_MAX];
+    loop {
+        let bytes = match peek_nonblocking(fd, &mut seen) {
+            RecvOutcome::Bytes(bytes) => bytes,
+            RecvOutcome::Empty => 0,
+            RecvOutcome::Eof | RecvOutcome::Failed(_) => return,
+        };
+        match parse(&seen[..bytes]) {
+            Ok(Parsed::Done { source, used }) => {
+                let mut left = used;
+                while left > 0 {
+                    let RecvOutcome::Bytes(taken) = recv_nonblocking(fd, &mut seen[..left]) else { return };
+                    left -= taken;
+                }
+                if let Source::Client(addr) = source {
+                    stream.socket.peer = Peer::from(addr);
+                }
+                if let Some(socket) = stream.into_socket() {
+                    worker.with(|state| state.welcome(socket, Vec::new(), true));
+                }
+                return;
+            }
+            Ok(Parsed::Partial) => {}
+            Err(error) => {
+                stream.reason = Reason::BadProxy;
+                tracing::debug!(peer = %stream.socket.peer, "a trusted proxy began with {}", error.as_str());
+                return;
+            }
+        }
+        let until = worker.drain_ends().map_or(until, |end| until.min(end));
+        if Instant::now() >= until {
+            stream.reason = Reason::RequestTimeout;
+            return;
+        }
+        monoio::time::sleep(PEEK_PAUSE).await;
     }
 }

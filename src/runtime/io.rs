@@ -253,6 +253,25 @@ pub fn take_error(fd: RawFd) -> i32 {
     if rc < 0 { io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO) } else { errno }
 }
 
+/// What is there to be received, which stays there; without waiting.
+///
+/// # Panics
+/// When `buffer` has no room: the answer could not be told from the end of input.
+pub fn peek_nonblocking(fd: RawFd, buffer: &mut [u8]) -> RecvOutcome {
+    assert!(!buffer.is_empty());
+    let flags = libc::MSG_DONTWAIT | libc::MSG_PEEK;
+    // SAFETY: the pointer and the length are those of one live slice of bytes.
+    let got = unsafe { libc::recv(fd, buffer.as_mut_ptr().cast(), buffer.len(), flags) };
+    match usize::try_from(got) {
+        Ok(0) => RecvOutcome::Eof,
+        Ok(bytes) => RecvOutcome::Bytes(bytes),
+        Err(_) => match io::Error::last_os_error().raw_os_error() {
+            Some(libc::EINTR | libc::EAGAIN) => RecvOutcome::Empty,
+            errno => RecvOutcome::Failed(errno.unwrap_or(libc::EIO)),
+        },
+    }
+}
+
 /// Says to the peer that no more will come (`FIN`, after what was sent).
 pub fn shutdown_write(fd: RawFd) -> io::Result<()> {
     // SAFETY: no pointers.

@@ -391,7 +391,7 @@ impl State {
         let now_ms = self.node.clock.now_ms();
         self.see_ask();
         if let Ask::Publish { draft, .. } | Ask::PublishReserved { draft, .. } = &ask {
-            self.make_room(draft.body.bytes().len());
+            self.make_room(draft.cost_bytes());
         }
         let traced = if self.is_traced() { traced_of(&ask) } else { None };
         let (index, node, arrived) = (self.index, &self.node, &mut self.arrived);

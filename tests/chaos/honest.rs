@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::World;
+use super::World;
 use crate::common::http::{Conn, Poll};
 use crate::common::rng::Rng;
 use crate::common::sse::{Item, Stream};

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::World;
+use super::World;
 use crate::common::http::{Conn, wire};
 use crate::common::receive_buffer;
 use crate::common::rng::Rng;

@@ -53,7 +53,7 @@ impl Server {
         let certificates = format!("tls.certificates=[{}]", identity.write(&files.0, "own"));
         all.extend(["--set", "tls.listen=127.0.0.1:0", "--set", &certificates]);
         let mut server = Self::start_bare(&all);
-        speaks_tls(server.addrs[1], client(&[&identity], rustls::DEFAULT_VERSIONS));
+        speaks_tls(server.tls_addrs[0], client(&[&identity], rustls::DEFAULT_VERSIONS));
         server.addrs.swap(0, 1);
         server
     }

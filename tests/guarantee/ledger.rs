@@ -6,7 +6,7 @@ use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::message::{Key, Message};
+use super::message::{Key, Message};
 
 /// One channel of a run.
 pub struct Channel {

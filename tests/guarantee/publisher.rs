@@ -5,12 +5,12 @@ use std::io::Write as _;
 
 use serde_json::Value;
 
-use crate::World;
+use super::World;
+use super::ledger::{Channel, digest};
+use super::message::{Key, Message};
 use crate::common::http::Conn;
 use crate::common::rng::Rng;
 use crate::common::ws::{V1, text_of};
-use crate::ledger::{Channel, digest};
-use crate::message::{Key, Message};
 
 enum Way {
     Http(Conn),

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::World;
+use super::World;
+use super::ledger::{Entry, Log, digest};
+use super::message::{Key, Message};
 use crate::common::rng::Rng;
 use crate::common::ws::{self, FrameParser, text_of};
 use crate::common::{receive_buffer, sse};
-use crate::ledger::{Entry, Log, digest};
-use crate::message::{Key, Message};
 
 /// The transports, as a reader of one or of several channels meets them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,3 +1,5 @@
+//! Revocations: what each takes, until when, and how many there may be.
+
 use super::*;
 use crate::domain::auth::Grants;
 
