@@ -258,7 +258,7 @@ fn begun_messages_of_websockets_are_refused_with_1013() {
 /// What each transport hears that comes when memory is full, and who was there before.
 #[test]
 fn newcomers_are_told_as_their_transport_says_and_health_is_answered() {
-    let server = Server::start(&["--workers", "1", "--set", "limits.memory_bytes=16MiB"]);
+    let server = Server::start(&["--workers", "1", "--set", "limits.memory_bytes=32MiB"]);
     let addr = server.addr();
     let mut kept = Conn::open(addr);
     kept.get("/healthz").expect(200);

@@ -296,6 +296,11 @@ impl State {
             && let Some(bytes) = resident_bytes()
         {
             self.node.memory.correct(bytes);
+            if self.node.memory.has_slack() {
+                // Nobody is to be refused for what was freed and is only not given back yet.
+                host::give_back_freed_memory();
+                self.node.memory.correct(resident_bytes().unwrap_or(bytes));
+            }
         }
         true
     }

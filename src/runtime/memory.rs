@@ -180,7 +180,9 @@ impl Memory {
     /// Judges how short memory is. Returns what it was before, and is now.
     pub fn judge(&self, sums: &Sums) -> (Pressure, Pressure) {
         let before = self.pressure();
-        let mut now = Pressure::next(before, sums.total(), self.bytes_max);
+        // History that has more than its part gives it back before anybody is refused for it.
+        let going = sums.history.saturating_sub(self.history_max(sums)).min(self.bytes_max / 8);
+        let mut now = Pressure::next(before, sums.total().saturating_sub(going), self.bytes_max);
         // Whatever is counted: beyond this the machine would have to say no.
         if self.resident_bytes() >= self.bytes_max {
             now = now.max(Pressure::Full);
