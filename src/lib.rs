@@ -31,9 +31,11 @@ pub mod proto {
     }
     pub mod client_frame;
     pub mod envelope;
+    pub mod forwarded;
     pub mod json;
     mod members;
     pub mod payload;
+    pub mod proxy;
     pub mod publish;
     pub mod refusal;
     pub mod sse;
@@ -56,6 +58,7 @@ pub mod domain {
     pub mod home;
     pub mod idempotency;
     pub mod message;
+    pub mod rests;
 }
 
 pub mod runtime {
@@ -64,8 +67,10 @@ pub mod runtime {
     pub mod access_file;
     pub mod access_line;
     pub mod activation;
+    pub mod admission;
     pub mod answers;
     pub mod bell;
+    pub mod budget;
     pub mod capacity;
     pub mod catchup;
     pub mod clock;
@@ -79,12 +84,15 @@ pub mod runtime {
     pub mod holder;
     pub mod host;
     pub mod identity;
+    mod introduction;
     pub mod io;
     pub mod keeper;
+    mod ledger;
     pub mod line;
     pub mod listen;
     pub mod mail;
     pub mod mailbox;
+    pub mod memory;
     pub mod noted;
     pub mod notify;
     pub mod peer;
@@ -93,11 +101,13 @@ pub mod runtime {
     pub mod probe;
     pub mod publishing;
     pub mod pulse;
+    pub mod quotas;
     pub mod report;
     pub mod requests;
     pub mod sendring;
     pub mod server;
     pub mod settings;
+    pub mod share;
     pub mod slots;
     pub mod state;
     pub mod stats;
@@ -111,6 +121,7 @@ pub mod runtime {
     pub mod trace;
     pub mod trace_line;
     pub mod turns;
+    pub mod unix;
     pub mod wheel;
     pub mod wire;
     pub mod worker;
@@ -130,6 +141,7 @@ pub mod edge {
     pub mod conn;
     pub mod doctor;
     pub mod doorman;
+    pub mod forwarding;
     pub mod frames;
     pub mod identity;
     pub mod lab;
@@ -145,5 +157,6 @@ pub mod edge {
     pub mod start;
     pub mod stream;
     pub mod tickets;
+    pub mod turnstile;
     pub mod watch;
 }

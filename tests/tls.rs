@@ -277,7 +277,7 @@ fn the_name_that_is_asked_for_chooses_the_certificate() {
         .collect();
     let certificates = format!("tls.certificates=[{}]", elements.join(", "));
     let server = Server::start(&["--set", "tls.listen=127.0.0.1:0", "--set", &certificates]);
-    let addr = server.addrs()[1];
+    let addr = server.tls_addrs()[0];
     for (name, want) in
         [("localhost", 0), ("a.example", 1), ("A.Example", 1), ("x.wild.example", 1), ("b.example", 2)]
     {
@@ -676,7 +676,7 @@ fn keys_of_every_kind_serve() {
         let element =
             format!("tls.certificates=[{{ certificate_file = '{certificate}', key_file = '{key_file}' }}]");
         let server = Server::start(&["--set", "tls.listen=127.0.0.1:0", "--set", &element]);
-        let addr = server.addrs()[1];
+        let addr = server.tls_addrs()[0];
         let identity = Identity {
             certificate: std::fs::read_to_string(&certificate).expect("just made"),
             key: String::new(),

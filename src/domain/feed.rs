@@ -200,6 +200,27 @@ impl Lane {
     pub fn held_bytes(&self) -> usize {
         self.buf.len() - self.live_from
     }
+
+    /// Memory that the lane takes, its readers' places included.
+    pub fn kept_bytes(&self) -> usize {
+        self.buf.capacity()
+            + self.ends.capacity() * size_of::<End>()
+            + self.readers.capacity() * size_of::<Reader>()
+    }
+
+    /// As [`shorten`](Self::shorten), and gives back what is not in use then.
+    fn shrink(&mut self, bytes_max: usize) {
+        self.shorten(bytes_max);
+        if self.live_from > 0 {
+            self.buf.drain(..self.live_from);
+            self.base += self.live_from as u64;
+            self.live_from = 0;
+        }
+        if self.buf.capacity() > 2 * self.buf.len() {
+            self.buf.shrink_to_fit();
+            self.ends.shrink_to_fit();
+        }
+    }
 }
 
 /// How a feed stands to its channel's home.
@@ -229,6 +250,9 @@ pub struct FeedBounds {
     pub history: Bounds,
 }
 
+/// What a feed takes beside its name, messages and lanes: itself, and its place in the table of names.
+const FEED_BYTES: usize = 320;
+
 /// One channel on one worker.
 #[derive(Debug)]
 pub struct Feed {
@@ -241,6 +265,8 @@ pub struct Feed {
     pub queued: bool,
     /// When the oldest message was placed for which no pass has begun (µs of the node's clock); 0: there is none.
     pub placed_us: u64,
+    /// What its worker counted of it last.
+    pub counted_bytes: usize,
     incarnation: u64,
     head: u64,
     recent: VecDeque<Arc<Message>>,
@@ -257,6 +283,7 @@ impl Feed {
             leased_until_ms: 0,
             queued: false,
             placed_us: 0,
+            counted_bytes: 0,
             incarnation: 0,
             head: 0,
             recent: VecDeque::new(),
@@ -481,8 +508,32 @@ impl Feed {
         &mut self.lanes[usize::from(lane)].readers[index as usize]
     }
 
+    /// Bytes of messages, framed and not.
     pub fn held_bytes(&self) -> usize {
         self.recent_bytes + self.lanes.iter().map(Lane::held_bytes).sum::<usize>()
+    }
+
+    /// Memory that the feed takes, with messages that history may hold too.
+    pub fn kept_bytes(&self) -> usize {
+        FEED_BYTES
+            + self.name.as_str().len()
+            + self.recent_bytes
+            + self.recent.capacity() * size_of::<Arc<Message>>()
+            + self.lanes.iter().map(Lane::kept_bytes).sum::<usize>()
+    }
+
+    /// Lets go of what is beyond `bounds`, in the lanes too: readers that were there go on from history. What everybody here
+    /// has, history has for those who come back.
+    pub fn shrink(&mut self, bounds: FeedBounds, now_ms: u64) {
+        self.trim(bounds, now_ms);
+        if self.lanes.iter().all(|lane| lane.readers.iter().all(|reader| reader.seq >= self.head)) {
+            self.recent = VecDeque::new();
+            self.recent_bytes = 0;
+            self.recent_after = self.head;
+        }
+        for lane in &mut self.lanes {
+            lane.shrink(bounds.bytes);
+        }
     }
 }
 
@@ -570,6 +621,31 @@ mod tests {
         }
         assert!(!feed.lanes[0].holds(497) && feed.lanes[0].holds(498));
         assert!(feed.lanes[0].buf.capacity() < 400_000);
+    }
+
+    #[test]
+    fn a_feed_that_shrinks_gives_memory_back_and_keeps_its_place() {
+        let mut history = History::new(1);
+        let mut feed = joined(&mut history);
+        feed.add_reader(Encoding::Raw, reader(0));
+        let wide = FeedBounds { bytes: 100_000, ..BOUNDS };
+        for _ in 0..100 {
+            feed.on_message(message(&mut history, &"x".repeat(499), None), wide, &mut frame);
+        }
+        let before = feed.kept_bytes();
+        assert!(before > 100_000, "{before}");
+        feed.shrink(BOUNDS, 0);
+        let after = feed.kept_bytes();
+        assert!(after < 5_000, "{after}");
+        assert_eq!(feed.lanes[0].bytes_after(99).len(), 500);
+        assert!(feed.lanes[0].holds(98) && !feed.lanes[0].holds(97));
+        feed.on_message(message(&mut history, "next", None), wide, &mut frame);
+        assert_eq!(feed.lanes[0].bytes_after(100), b"next\n");
+        assert!(feed.read_live(100, ALL).is_some_and(|page| page.messages.len() == 1));
+        feed.reader_mut(0, 0).seq = 101;
+        feed.shrink(BOUNDS, 0);
+        assert!(feed.kept_bytes() < 2_500 && feed.read_live(100, ALL).is_none());
+        assert!(feed.read_live(101, ALL).is_some_and(|page| page.messages.is_empty()));
     }
 
     #[test]

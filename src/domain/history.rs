@@ -52,9 +52,24 @@ pub struct Page {
 /// All that is left of a forgotten channel.
 #[derive(Debug, Clone, Copy)]
 pub struct Rest {
-    incarnation: u64,
-    head: u64,
-    floor: u64,
+    pub(super) incarnation: u64,
+    pub(super) head: u64,
+    pub(super) floor: u64,
+}
+
+impl Rest {
+    /// Of a channel that nobody has published to.
+    pub fn unheard(incarnation: u64) -> Self {
+        Self { incarnation, head: 0, floor: 0 }
+    }
+
+    pub fn had_messages(&self) -> bool {
+        self.head > 0
+    }
+
+    pub fn head(&self) -> Cursor {
+        Cursor { incarnation: self.incarnation, seq: self.head }
+    }
 }
 
 /// The order and the kept messages of one channel's life.
@@ -217,6 +232,11 @@ impl History {
 
     pub fn oldest_seq(&self) -> Option<u64> {
         self.kept.front().map(|message| message.cursor.seq)
+    }
+
+    /// When the oldest message that is kept was placed.
+    pub fn oldest_ms(&self) -> Option<u64> {
+        self.kept.front().map(|message| message.ts_ms)
     }
 
     /// A page of what is held from `from` on. Trims first, so that what it gives is within the bounds.

@@ -1,6 +1,7 @@
 //! The channels that live on one worker: their order, history, keys, and which workers read them.
-//! A channel comes into being when it is first spoken of, and is forgotten when nobody reads it, nothing is kept and
-//! it has not been used for as long as history lasts. Bounded in channels and, over all of them, in bytes.
+//! A channel comes into being when it is first published to or subscribed to, and is forgotten when nobody reads it,
+//! nothing is kept and it has not been used for as long as history lasts. Bounded in channels and, over all of them, in
+//! bytes; who asks for names makes no room by pushing out channels that have messages or readers.
 //! Owns no I/O and no clock: the worker passes requests in and carries answers out.
 
 use std::collections::VecDeque;
@@ -13,16 +14,21 @@ use super::cursor::Cursor;
 use super::history::{Bounds, From, History, Page, PageMax, Rest};
 use super::idempotency::{Key, Keys, Known};
 use super::message::{Draft, Message};
+use super::rests::Rests;
 
 /// Index of a worker.
 pub type WorkerIndex = u16;
 
-/// Forgotten channels of which the place in their order is still known, on one worker: 5 MiB. Readers of those forgotten
-/// before them are told a gap when they come back, though they may have missed nothing.
-const RESTS_MAX: usize = 65_536;
-
 /// How many channels one look for a victim considers.
 const VICTIM_LOOKS: usize = 64;
+
+/// A channel that nobody has published to is kept so long for readers that come back at once.
+const UNHEARD_KEPT_MS: u64 = 5_000;
+
+/// What a key costs in the two tables that know it, its own bytes included (128 at most).
+const KEY_BYTES: usize = 400;
+/// What a channel's name costs beside its own bytes: counts, and its place in the table of names.
+const NAME_BYTES: usize = 48;
 
 /// What the channels of one worker may take.
 #[derive(Debug, Clone, Copy)]
@@ -127,21 +133,29 @@ impl Channel {
     }
 }
 
+/// Whose room a channel may take that comes when all room is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Room {
+    /// Of channels without messages and readers.
+    OfUnused,
+    /// If there is none of those: of the longest unused without readers.
+    OfUnread,
+}
+
 /// The channels at home on one worker.
 pub struct Home {
     channels: Vec<Option<Channel>>,
     free: Vec<u32>,
     by_name: std::collections::HashMap<Name, u32, RandomState>,
+    /// Of the names of all channels.
+    names_bytes: usize,
     keys: Keys,
     bounds: HomeBounds,
     bytes: usize,
     kept: usize,
     /// Every kept message's channel and number, oldest first: what the node's byte limit drops next.
     oldest: VecDeque<(u32, u64, u64)>,
-    /// Of forgotten channels, by two hashes of their names, oldest first in `rests_order`.
-    rests: std::collections::HashMap<u128, Rest, RandomState>,
-    rests_order: VecDeque<u128>,
-    rest_hashes: [RandomState; 2],
+    rests: Rests,
     incarnation_next: u64,
     incarnation_step: u64,
     sweep_at: usize,
@@ -154,14 +168,13 @@ impl Home {
             channels: Vec::new(),
             free: Vec::new(),
             by_name: Default::default(),
+            names_bytes: 0,
             keys: Keys::new(bounds.keys),
             bounds,
             bytes: 0,
             kept: 0,
             oldest: VecDeque::new(),
-            rests: Default::default(),
-            rests_order: VecDeque::new(),
-            rest_hashes: Default::default(),
+            rests: Rests::default(),
             incarnation_next: first,
             incarnation_step: step,
             sweep_at: 0,
@@ -231,7 +244,7 @@ impl Home {
         now_ms: u64,
         deliver: impl FnMut(WorkerIndex, &Arc<Message>) -> bool,
     ) {
-        let Some(slot) = self.slot(name, now_ms) else { return };
+        let Some(slot) = self.slot(name, Room::OfUnused, now_ms) else { return };
         let Some(channel) = self.channels[slot as usize].as_mut() else { return };
         self.bytes -= channel.history.bytes();
         self.kept -= channel.history.len();
@@ -239,24 +252,48 @@ impl Home {
         tell(channel, &message, deliver);
     }
 
-    /// A page of a channel's history; an unknown channel comes into being, so that its cursor stays good.
-    pub fn read(&mut self, name: &Name, from: From, max: PageMax, now_ms: u64) -> Option<Page> {
-        let slot = self.slot(name, now_ms)?;
+    /// A page of a channel's history. Of one that nobody has published to only the name is noted, so that its cursor stays
+    /// good: asking for names costs no channel its place.
+    pub fn read(&mut self, name: &Name, from: From, max: PageMax, now_ms: u64) -> Page {
         let bounds = self.bounds.channel;
-        self.with_history(slot, |history| history.read(from, max, bounds, now_ms))
+        let slot = match self.by_name.get(name) {
+            Some(_) => self.slot(name, Room::OfUnused, now_ms),
+            None if self.rests.had_messages(name) => self.slot(name, Room::OfUnused, now_ms),
+            None => None,
+        };
+        let page =
+            slot.and_then(|slot| self.with_history(slot, |history| history.read(from, max, bounds, now_ms)));
+        page.unwrap_or_else(|| {
+            let rest = self.rests.get(name).unwrap_or_else(|| {
+                let rest = Rest::unheard(self.new_incarnation());
+                self.rests.put(name, rest);
+                rest
+            });
+            History::resume(rest).read(from, max, bounds, now_ms)
+        })
+    }
+
+    /// Makes sure that a message to the channel would have room. False: it would not.
+    pub fn claim(&mut self, name: &Name, now_ms: u64) -> bool {
+        self.slot(name, Room::OfUnread, now_ms).is_some()
     }
 
     /// The head of a channel that is known.
     pub fn head(&mut self, name: &Name, now_ms: u64) -> Option<Cursor> {
-        let channel = self.channels[*self.by_name.get(name)? as usize].as_mut()?;
-        channel.used_ms = now_ms;
-        Some(channel.history.head())
+        match self.by_name.get(name) {
+            Some(slot) => {
+                let channel = self.channels[*slot as usize].as_mut()?;
+                channel.used_ms = now_ms;
+                Some(channel.history.head())
+            }
+            None => self.rests.get(name).map(|rest| rest.head()),
+        }
     }
 
     /// Makes `worker` a reader of the channel and gives it the newest messages to begin with. Asked again by a worker
     /// that lost its place, it is a reader that keeps up once more.
     pub fn join(&mut self, name: &Name, worker: WorkerIndex, max: PageMax, now_ms: u64) -> Option<Page> {
-        let slot = self.slot(name, now_ms)?;
+        let slot = self.slot(name, Room::OfUnused, now_ms)?;
         let channel = self.channels[slot as usize].as_mut()?;
         match channel.readers.iter_mut().find(|(reader, _)| *reader == worker) {
             Some((_, lost)) => *lost = false,
@@ -312,6 +349,7 @@ impl Home {
         self.by_name.len()
     }
 
+    /// Of all history.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -335,6 +373,59 @@ impl Home {
         Some(self.channels.get(*self.by_name.get(name)? as usize)?.as_ref()?.look(now_ms))
     }
 
+    /// What all history together may take from now on. Less than it takes: what comes pushes out the oldest, and
+    /// [`drop_oldest`](Self::drop_oldest) does the rest.
+    pub fn set_bytes_max(&mut self, bytes: usize) {
+        self.bounds.bytes = bytes;
+    }
+
+    /// Whether history would push out messages for `bytes` more.
+    pub fn is_full_for(&self, bytes: usize) -> bool {
+        self.bytes.saturating_add(bytes) > self.bounds.bytes
+    }
+
+    /// The memory that channels take beside their messages, and what is known of others and of keys.
+    pub fn tables_bytes(&self) -> usize {
+        self.channels.capacity() * size_of::<Option<Channel>>()
+            + self.free.capacity() * size_of::<u32>()
+            + self.by_name.capacity() * (size_of::<(Name, u32)>() + 1)
+            + self.names_bytes
+            + self.oldest.capacity() * size_of::<(u32, u64, u64)>()
+            + self.rests.bytes()
+            + self.keys.len() * KEY_BYTES
+    }
+
+    /// When the oldest message of all channels was placed.
+    pub fn oldest_ms(&mut self) -> Option<u64> {
+        while let Some(&(slot, incarnation, seq)) = self.oldest.front() {
+            let history = self.channels[slot as usize].as_ref().map(|channel| &channel.history);
+            let is_it = |history: &&History| {
+                history.head().incarnation == incarnation
+                    && history.oldest_seq().is_some_and(|oldest| oldest <= seq)
+            };
+            match history.filter(is_it) {
+                Some(history) => return history.oldest_ms(),
+                None => self.oldest.pop_front(),
+            };
+        }
+        None
+    }
+
+    /// Drops the oldest message of all channels. Returns the bytes that it held; `None`: there is none.
+    pub fn drop_oldest(&mut self) -> Option<usize> {
+        while let Some((slot, incarnation, seq)) = self.oldest.pop_front() {
+            let dropped = self.with_history(slot, |history| {
+                let is_it = history.head().incarnation == incarnation
+                    && history.oldest_seq().is_some_and(|oldest| oldest <= seq);
+                is_it.then(|| history.drop_oldest())
+            });
+            if let Some(bytes) = dropped.flatten() {
+                return Some(bytes);
+            }
+        }
+        None
+    }
+
     fn place(
         &mut self,
         name: &Name,
@@ -342,7 +433,7 @@ impl Home {
         now_ms: u64,
         deliver: impl FnMut(WorkerIndex, &Arc<Message>) -> bool,
     ) -> Option<Cursor> {
-        let slot = self.slot(name, now_ms)?;
+        let slot = self.slot(name, Room::OfUnread, now_ms)?;
         let bounds = self.bounds.channel;
         // The channel's own: one name for all its messages.
         let name = self.channels[slot as usize].as_ref()?.name.clone();
@@ -352,7 +443,7 @@ impl Home {
         if channel.history.holds(message.cursor.seq) {
             self.oldest.push_back((slot, message.cursor.incarnation, message.cursor.seq));
         }
-        while self.bytes > self.bounds.bytes && self.drop_oldest() {}
+        while self.bytes > self.bounds.bytes && self.drop_oldest().is_some() {}
         if self.oldest.len() > 4 * self.kept + 65_536 {
             self.compact_oldest();
         }
@@ -369,21 +460,6 @@ impl Home {
         Some(result)
     }
 
-    /// Drops the oldest message of all channels; false when there is none.
-    fn drop_oldest(&mut self) -> bool {
-        while let Some((slot, incarnation, seq)) = self.oldest.pop_front() {
-            let dropped = self.with_history(slot, |history| {
-                let is_it = history.head().incarnation == incarnation
-                    && history.oldest_seq().is_some_and(|oldest| oldest <= seq);
-                is_it.then(|| history.drop_oldest())
-            });
-            if dropped.flatten().is_some() {
-                return true;
-            }
-        }
-        false
-    }
-
     fn compact_oldest(&mut self) {
         let channels = &self.channels;
         self.oldest.retain(|(slot, incarnation, seq)| {
@@ -394,23 +470,19 @@ impl Home {
         self.oldest.shrink_to(2 * self.oldest.len());
     }
 
-    /// The channel's slot; a new one if it is unknown. `None` when there is no room.
-    fn slot(&mut self, name: &Name, now_ms: u64) -> Option<u32> {
+    /// The channel's slot; a new one if it is unknown. `None` when there is no `room`.
+    fn slot(&mut self, name: &Name, room: Room, now_ms: u64) -> Option<u32> {
         if let Some(&slot) = self.by_name.get(name) {
             self.channels[slot as usize].as_mut()?.used_ms = now_ms;
             return Some(slot);
         }
         if self.by_name.len() >= self.bounds.channels {
-            let victim = self.victim()?;
+            let victim = self.victim(room)?;
             self.forget(victim);
         }
-        let history = match self.rests.remove(&self.rest_key(name)) {
+        let history = match self.rests.take(name) {
             Some(rest) => History::resume(rest),
-            None => {
-                let incarnation = self.incarnation_next;
-                self.incarnation_next = self.incarnation_next.wrapping_add(self.incarnation_step);
-                History::new(incarnation)
-            }
+            None => History::new(self.new_incarnation()),
         };
         let rate = Rate { begun_ms: now_ms, begun_seq: history.head().seq, before: 0 };
         let channel = Channel { name: name.clone(), history, used_ms: now_ms, readers: Vec::new(), rate };
@@ -425,37 +497,53 @@ impl Home {
             }
         };
         self.by_name.insert(name.clone(), slot);
+        self.names_bytes += NAME_BYTES + name.as_str().len();
         Some(slot)
+    }
+
+    fn new_incarnation(&mut self) -> u64 {
+        let incarnation = self.incarnation_next;
+        self.incarnation_next = self.incarnation_next.wrapping_add(self.incarnation_step);
+        incarnation
     }
 
     fn is_unused(&self, slot: u32, now_ms: u64, age_ms: u64) -> bool {
         self.channels[slot as usize].as_ref().is_some_and(|channel| {
-            channel.readers.is_empty()
-                && channel.history.is_empty()
-                && channel.used_ms.saturating_add(age_ms) <= now_ms
+            let is_heard = channel.history.head().seq > 0;
+            let kept_ms = if is_heard { age_ms } else { age_ms.min(UNHEARD_KEPT_MS) };
+            channel.is_empty() && channel.used_ms.saturating_add(kept_ms) <= now_ms
         })
     }
 
-    /// The longest unused of the next few channels that nobody reads.
-    fn victim(&mut self) -> Option<u32> {
+    /// Of the next few channels the longest unused that may make room.
+    fn victim(&mut self, room: Room) -> Option<u32> {
         let len = self.channels.len();
-        let mut best: Option<(u64, u32)> = None;
-        for looked in 0..len {
-            if looked >= VICTIM_LOOKS && best.is_some() {
+        let older =
+            |best: Option<(u64, u32)>, used_ms: u64| best.is_none_or(|(best_ms, _)| used_ms < best_ms);
+        let (mut unused, mut unread) = (None, None);
+        for looked in 0..len.min(64 * VICTIM_LOOKS) {
+            let found = unused.is_some() || (room == Room::OfUnread && unread.is_some());
+            if looked >= VICTIM_LOOKS && found {
                 break;
             }
             self.sweep_at = (self.sweep_at + 1) % len;
-            if let Some(channel) = &self.channels[self.sweep_at]
-                && channel.readers.is_empty()
-                && best.is_none_or(|(used_ms, _)| channel.used_ms < used_ms)
-            {
-                best = Some((channel.used_ms, self.sweep_at as u32));
+            let Some(channel) = &self.channels[self.sweep_at] else { continue };
+            if !channel.readers.is_empty() {
+                continue;
             }
-            if looked >= 64 * VICTIM_LOOKS {
-                break;
+            let candidate = Some((channel.used_ms, self.sweep_at as u32));
+            if channel.is_empty() && older(unused, channel.used_ms) {
+                unused = candidate;
+            }
+            if older(unread, channel.used_ms) {
+                unread = candidate;
             }
         }
-        best.map(|(_, slot)| slot)
+        match room {
+            Room::OfUnused => unused,
+            Room::OfUnread => unused.or(unread),
+        }
+        .map(|(_, slot)| slot)
     }
 
     fn forget(&mut self, slot: u32) {
@@ -463,23 +551,17 @@ impl Home {
             self.bytes -= channel.history.bytes();
             self.kept -= channel.history.len();
             self.by_name.remove(&channel.name);
+            self.names_bytes -= NAME_BYTES + channel.name.as_str().len();
             self.free.push(slot);
-            let key = self.rest_key(&channel.name);
-            if self.rests.insert(key, channel.history.rest()).is_none() {
-                self.rests_order.push_back(key);
-            }
-            while self.rests_order.len() > RESTS_MAX {
-                if let Some(oldest) = self.rests_order.pop_front() {
-                    self.rests.remove(&oldest);
-                }
-            }
+            self.rests.put(&channel.name, channel.history.rest());
         }
     }
+}
 
-    fn rest_key(&self, name: &Name) -> u128 {
-        use std::hash::BuildHasher;
-        let [first, second] = &self.rest_hashes;
-        u128::from(first.hash_one(name)) << 64 | u128::from(second.hash_one(name))
+impl Channel {
+    /// Neither messages nor readers.
+    fn is_empty(&self) -> bool {
+        self.readers.is_empty() && self.history.is_empty()
     }
 }
 
@@ -532,10 +614,10 @@ mod tests {
     #[test]
     fn a_reading_makes_the_cursor_good() {
         let mut home = home(1 << 20, 10);
-        let page = home.read(&name("a"), From::Now, ALL, 0).expect("room");
+        let page = home.read(&name("a"), From::Now, ALL, 0);
         let cursor = Cursor { incarnation: page.incarnation, seq: page.next };
         home.publish(&name("a"), draft(1), None, 500, |_, _| true).expect("published");
-        let page = home.read(&name("a"), From::After(cursor), ALL, 500).expect("room");
+        let page = home.read(&name("a"), From::After(cursor), ALL, 500);
         assert_eq!((page.messages.len(), page.gap), (1, false));
     }
 
@@ -549,20 +631,11 @@ mod tests {
         home.sweep(2_000, 10);
         assert_eq!((home.channels(), home.bytes()), (0, 0));
         let before = From::After(Cursor { seq: 0, ..first.cursor });
-        assert!(home.read(&name("a"), before, ALL, 2_000).expect("room").gap, "it missed the message");
-        let page = home.read(&name("a"), From::After(first.cursor), ALL, 2_000).expect("room");
+        assert!(home.read(&name("a"), before, ALL, 2_000).gap, "it missed the message");
+        let page = home.read(&name("a"), From::After(first.cursor), ALL, 2_000);
         assert!(!page.gap, "it had seen all");
         let second = home.publish(&name("a"), draft(1), None, 2_000, |_, _| true).expect("published");
         assert_eq!(second.cursor.seq, 2);
-    }
-
-    #[test]
-    fn what_is_known_of_forgotten_channels_is_bounded() {
-        let mut home = home(1 << 20, 1);
-        for n in 0..RESTS_MAX + 1_000 {
-            home.read(&name(&format!("c{n}")), From::Now, ALL, 0).expect("room");
-        }
-        assert!(home.rests.len() <= RESTS_MAX && home.rests_order.len() <= RESTS_MAX);
     }
 
     #[test]
@@ -572,8 +645,8 @@ mod tests {
         home.publish(&name("new"), draft(400), None, 0, |_, _| true).expect("published");
         assert!(home.bytes() <= 1_000);
         let before = From::After(Cursor { seq: 0, ..first.cursor });
-        assert!(home.read(&name("old"), before, ALL, 0).expect("room").gap);
-        assert_eq!(home.read(&name("new"), From::Newest(9), ALL, 0).expect("room").messages.len(), 1);
+        assert!(home.read(&name("old"), before, ALL, 0).gap);
+        assert_eq!(home.read(&name("new"), From::Newest(9), ALL, 0).messages.len(), 1);
     }
 
     #[test]
@@ -588,13 +661,109 @@ mod tests {
     }
 
     #[test]
-    fn when_channels_are_full_the_longest_unused_goes_but_never_one_with_readers() {
+    fn when_channels_are_full_a_message_takes_the_place_of_the_longest_unused_but_never_of_one_with_readers()
+    {
         let mut home = home(1 << 20, 2);
         home.join(&name("read"), 0, ALL, 0);
-        home.read(&name("unread"), From::Now, ALL, 1);
-        assert!(home.read(&name("third"), From::Now, ALL, 2).is_some());
-        home.join(&name("third"), 0, ALL, 3);
-        assert!(home.read(&name("fourth"), From::Now, ALL, 4).is_none());
+        home.publish(&name("old"), draft(1), None, 1, |_, _| true).expect("published");
+        home.publish(&name("new"), draft(1), None, 2, |_, _| true).expect("an unread one makes room");
+        assert!(home.by_name.contains_key(&name("new")) && !home.by_name.contains_key(&name("old")));
+        home.join(&name("new"), 0, ALL, 3);
+        let refused = home.publish(&name("third"), draft(1), None, 4, |_, _| true);
+        assert_eq!(refused, Err(PublishRefusal::ChannelsFull));
+        assert!(!home.claim(&name("third"), 4));
+    }
+
+    #[test]
+    fn who_asks_for_names_pushes_out_no_channel_that_has_messages_or_readers() {
+        let mut home = home(1 << 20, 4);
+        home.join(&name("read"), 0, ALL, 0);
+        let kept = home.publish(&name("kept"), draft(1), None, 0, |_, _| true).expect("published");
+        for n in 0..10_000 {
+            let page = home.read(&name(&format!("scan/{n}")), From::Newest(1), ALL, n);
+            assert!(page.messages.is_empty());
+        }
+        assert_eq!(home.channels(), 2, "a name that is asked for is no channel");
+        // Subscribing makes a channel, at the cost of those that were subscribed to before.
+        for n in 0..10_000 {
+            let name = name(&format!("sub/{n}"));
+            if home.join(&name, 0, ALL, n).is_some() {
+                home.leave(&name, 0, n);
+            }
+        }
+        assert!(home.channels() <= 4);
+        let page = home.read(&name("kept"), From::After(Cursor { seq: 0, ..kept.cursor }), ALL, 999);
+        assert_eq!((page.messages.len(), page.gap), (1, false));
+        assert!(home.by_name.contains_key(&name("read")));
+        // And where all have messages or readers, who subscribes is refused, and who asks is answered.
+        for n in 0..2 {
+            home.publish(&name(&format!("full/{n}")), draft(1), None, 1_000, |_, _| true).expect("published");
+        }
+        assert!(home.join(&name("one more"), 0, ALL, 1_001).is_none());
+        assert!(!home.read(&name("one more"), From::Now, ALL, 1_001).gap);
+    }
+
+    #[test]
+    fn a_channel_that_nobody_published_to_is_forgotten_soon_and_its_cursor_stays_good() {
+        let mut home = Home::new(
+            HomeBounds {
+                channel: Bounds { age_ms: 300_000, ..CHANNEL },
+                bytes: 1 << 20,
+                channels: 10,
+                keys: 1,
+            },
+            5,
+            1,
+        );
+        let page = home.join(&name("a"), 0, ALL, 0).expect("room");
+        home.leave(&name("a"), 0, 1_000);
+        home.sweep(1_000 + UNHEARD_KEPT_MS - 1, 10);
+        assert_eq!(home.channels(), 1);
+        home.sweep(1_000 + UNHEARD_KEPT_MS, 10);
+        assert_eq!(home.channels(), 0);
+        let cursor = Cursor { incarnation: page.incarnation, seq: page.head };
+        assert_eq!(home.head(&name("a"), 7_000), Some(cursor));
+        home.publish(&name("a"), draft(1), None, 8_000, |_, _| true).expect("published");
+        let page = home.read(&name("a"), From::After(cursor), ALL, 8_000);
+        assert_eq!((page.messages.len(), page.gap), (1, false));
+    }
+
+    #[test]
+    fn the_oldest_go_when_less_is_allowed() {
+        let mut home = home(1 << 20, 10);
+        for (at_ms, channel) in [(0, "a"), (10, "b"), (20, "a")] {
+            home.publish(&name(channel), draft(100), None, at_ms, |_, _| true).expect("published");
+        }
+        assert_eq!(home.oldest_ms(), Some(0));
+        home.delete(&name("a"), 30, |_, _| true);
+        assert_eq!(home.oldest_ms(), Some(10), "what is gone already does not count");
+        let bytes = home.bytes();
+        assert_eq!(home.drop_oldest(), Some(bytes));
+        assert_eq!((home.drop_oldest(), home.oldest_ms(), home.bytes()), (None, None, 0));
+        home.set_bytes_max(300);
+        for at_ms in 40..50 {
+            home.publish(&name("c"), draft(100), None, at_ms, |_, _| true).expect("published");
+        }
+        assert!(home.bytes() <= 300 && home.is_full_for(100) && !home.is_full_for(0));
+    }
+
+    /// Names of which the lowest bits of the hash are the same under a seed that everybody knows fill one place of a table
+    /// with that seed, and are spread by ours as any others are.
+    #[test]
+    fn names_chosen_to_collide_do_not() {
+        use std::hash::BuildHasher;
+        const PLACES: u64 = 1 << 10;
+        let known = foldhash::fast::FixedState::default();
+        let chosen =
+            (0_u64..).map(|n| name(&format!("c{n}"))).filter(|name| known.hash_one(name) % PLACES == 0);
+        let chosen: Vec<Name> = chosen.take(2_000).collect();
+        let home = home(1 << 20, 10);
+        let mut filled = vec![0_usize; PLACES as usize];
+        for name in &chosen {
+            filled[(home.by_name.hasher().hash_one(name) % PLACES) as usize] += 1;
+        }
+        // Two to a place on average: 25 in one are no accident.
+        assert!(filled.iter().all(|&names| names < 25), "{:?}", filled.iter().max());
     }
 
     #[test]

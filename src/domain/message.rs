@@ -34,6 +34,13 @@ pub struct Draft {
     pub ttl_seconds: Option<u32>,
 }
 
+impl Draft {
+    /// The memory that it takes once it is kept.
+    pub fn cost_bytes(&self) -> usize {
+        OVERHEAD_BYTES + self.body.bytes().len() + self.event.as_ref().map_or(0, |event| event.len())
+    }
+}
+
 /// A message in its place.
 #[derive(Debug)]
 pub struct Message {

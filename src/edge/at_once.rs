@@ -18,6 +18,7 @@ use crate::runtime::entry::ConnId;
 use crate::runtime::noted::Noted;
 use crate::runtime::peer::Peer;
 use crate::runtime::publishing::Publishing;
+use crate::runtime::quotas::Limited;
 use crate::runtime::turns::steps_max;
 use crate::runtime::worker::{Done, Worker};
 
@@ -25,6 +26,7 @@ use super::answer::{Answer, Manner};
 use super::ask;
 use super::channels::parse_names;
 use super::conn::OUT_BYTES;
+use super::forwarding;
 use super::origin::Passed;
 use super::publish::{self, Labels, Publisher, Refused};
 use super::read::{self, Polled};
@@ -137,13 +139,19 @@ impl Batch<'_> {
             Method::Get if self.publishing.is_empty() => match self.poll(&request, manner.unix_s)? {
                 Polled::Answer(answer) => self.tell(&request, &answer, &manner),
                 Polled::Hold { places, limit, wait_s } => {
+                    let (client, proxy) = self.client(&request)?;
                     let noted = self.note(&request);
-                    self.worker.with(|state| {
-                        let mut held = read::held(state, &manner, limit, wait_s, behind.to_vec());
+                    let held = self.worker.with(|state| {
+                        state.begin_reading(self.conn, client, places.len())?;
+                        let mut held = read::held(state, &manner, limit, wait_s, behind.to_vec(), proxy);
                         held.hold_noted(noted);
                         read::hold_on(state, self.conn, &places, held);
+                        Ok::<(), Limited>(())
                     });
-                    return Some(Served::Held);
+                    match held {
+                        Ok(()) => return Some(Served::Held),
+                        Err(limited) => self.tell(&request, &read::over_quota(self.worker, limited), &manner),
+                    }
                 }
             },
             _ => return None,
@@ -154,10 +162,8 @@ impl Batch<'_> {
     /// What is kept of the request, if somebody wants to know of it.
     fn note(&self, request: &Request<'_>) -> Option<Noted> {
         let begun = self.begun?;
-        self.worker.with(|state| {
-            let peer = state.conn(self.conn)?.peer;
-            state.note(request, peer, begun)
-        })
+        let (peer, _) = self.client(request)?;
+        self.worker.with(|state| state.note(request, peer, begun))
     }
 
     fn note_answer(&self, request: &Request<'_>, status: u16, bytes: usize) {
@@ -209,7 +215,7 @@ impl Batch<'_> {
             return Some(None);
         }
         let Target::Path { query, .. } = request.target else { return None };
-        let peer = self.worker.with(|state| state.conn(self.conn).map(|entry| entry.peer))?;
+        let (peer, _) = self.client(request)?;
         let bearer = doorman.identify(request, query, peer, now_s).ok()?;
         if !names.iter().all(|name| doorman.may(&bearer, act, name)) {
             return None;
@@ -235,7 +241,18 @@ impl Batch<'_> {
             return None;
         }
         let labels = Labels::of(&request.fields).ok()?;
-        let is_home = self.worker.with(|state| state.node.home_of(name) == state.index);
+        let (is_home, is_full) =
+            self.worker.with(|state| (state.node.home_of(name) == state.index, state.is_full()));
+        if is_full {
+            let answer = publish::answer(self.worker, names, Err(Refused::Memory));
+            self.tell(request, &answer, manner);
+            return Some(());
+        }
+        if let Some(limited) = self.over_quota(request, bearer, content.len()) {
+            let answer = publish::answer(self.worker, names, Err(Refused::Limited(limited)));
+            self.tell(request, &answer, manner);
+            return Some(());
+        }
         if !is_home && (labels.key().is_some() || manner.passed.origin.is_some()) {
             return None;
         }
@@ -258,6 +275,23 @@ impl Batch<'_> {
             self.publishing.note(noted);
         }
         Some(())
+    }
+
+    /// Whose a request is, and the trusted proxy whose connection it came on.
+    fn client(&self, request: &Request<'_>) -> Option<(Peer, Option<Peer>)> {
+        let peer = self.worker.with(|state| state.conn(self.conn).map(|entry| entry.peer))?;
+        let proxy = &self.site.settings().proxy;
+        if !proxy.forwards(&peer) {
+            return Some((peer, None));
+        }
+        Some((forwarding::client(proxy, &request.fields, peer), Some(peer)))
+    }
+
+    /// Why its client may not publish so much just now.
+    fn over_quota(&self, request: &Request<'_>, bearer: Option<&Bearer>, bytes: usize) -> Option<Limited> {
+        let quotas = self.site.node.quotas.as_ref()?;
+        let (client, _) = self.client(request)?;
+        quotas.publish(&client, bearer, 1, bytes).err()
     }
 
     fn poll(&self, request: &Request<'_>, now_s: u64) -> Option<Polled> {

@@ -112,7 +112,7 @@ struct Examination {
 
 #[derive(Debug, Args)]
 struct Flags {
-    /// Where clients come; repeat it for several [default: 127.0.0.1:8080] [env: PUSHLINE_LISTEN]
+    /// Where clients come, ADDR:PORT or unix:/PATH; repeat it for several [default: 127.0.0.1:8080] [env: PUSHLINE_LISTEN]
     #[arg(long, value_name = "ADDR:PORT", value_delimiter = ',')]
     listen: Vec<String>,
     /// Worker threads [default: one per core] [env: PUSHLINE_WORKERS]

@@ -15,15 +15,16 @@ use std::path::PathBuf;
 
 use toml::Value;
 
-use self::key::{DRIVERS, FILES, FORMATS, KEYS, Key, POLICIES, Range};
+use self::key::{DRIVERS, FILES, FORMATS, HEADERS, KEYS, Key, POLICIES, Range};
 use self::layer::Layers;
 pub use self::layer::{Inputs, Source, from_text};
 use self::value::Read;
 use super::auth::{KeyError, Policy};
 use crate::proto::client_frame::frame_bytes_max;
 use crate::runtime::settings::{
-    Access, Admin, AdminAddress, Authentication, Drain, FeedLimits, Heartbeat, HistoryLimits, Limits, Log,
-    Origins, Settings, SlowReaders, Timeouts, TlsListeners,
+    Access, Admin, AdminAddress, Authentication, Drain, Endpoint, FeedLimits, Heartbeat, HistoryLimits,
+    Limits, Log, Origins, Proxy, ProxyHeader, QuotaLimit, QuotaLimits, Settings, SlowReaders, Timeouts,
+    TlsListeners,
 };
 
 /// Checked settings, and how they came to be.
@@ -65,6 +66,11 @@ pub enum Refusal {
     OpenAndStrict { from: Source, configured: &'static str },
     #[error(transparent)]
     TokenKeys(#[from] KeyError),
+    #[error(
+        "{given}: proxy.trusted names nobody whose word would count; name the addresses of your proxies, like \
+         [\"10.0.0.0/8\"]"
+    )]
+    NobodyTrusted { given: String },
     #[error("--set {given}: must be KEY=VALUE, like --set limits.connections=1000")]
     NotAssigned { given: String },
     #[error("cannot read {}: {error}", path.display())]
@@ -101,6 +107,9 @@ pub fn load(inputs: &Inputs) -> Result<Config, Vec<Refusal>> {
         _ => Err(refusals),
     }
 }
+
+/// Of the largest messages, a node's memory must hold so many.
+const MESSAGES_MIN: usize = 64;
 
 /// A key whose default grows with another key, and what it must be at least for the other's value.
 struct Growing {
@@ -176,12 +185,13 @@ impl Check<'_> {
 
     fn settings(&mut self) -> Settings {
         Settings {
-            listen: self.read("listen", value::addresses),
+            listen: self.read("listen", value::endpoints),
             passed: Vec::new(),
             tls: TlsListeners {
                 listen: self.read("tls.listen", value::addresses_or_none),
                 certificates: self.read("tls.certificates", value::certificates),
             },
+            unix_mode: self.read("unix_mode", value::mode),
             workers: self.read("workers", value::workers),
             driver: self.read("driver", |value, _| value::choice(value, DRIVERS)),
             files: self.read("files", |value, _| value::choice(value, FILES)),
@@ -192,6 +202,7 @@ impl Check<'_> {
                 head: self.read("timeouts.head_seconds", value::seconds),
                 body: self.read("timeouts.body_seconds", value::seconds),
                 idle: self.read("timeouts.idle_seconds", value::seconds),
+                admission: self.read("timeouts.admission_seconds", value::seconds),
             },
             heartbeat: Heartbeat {
                 interval: self.read("heartbeat.interval_seconds", value::seconds),
@@ -215,6 +226,12 @@ impl Check<'_> {
             },
             origins: Origins { allow: self.read("origins.allow", value::origins) },
             auth: self.auth(),
+            proxy: self.proxy(),
+            quotas: QuotaLimits {
+                address: self.quota("address"),
+                subject: self.quota("subject"),
+                node: self.quota("node"),
+            },
             log: Log {
                 level: self.read("log.level", value::log_level),
                 format: self.read("log.format", |value, _| value::choice(value, FORMATS)),
@@ -266,6 +283,28 @@ impl Check<'_> {
             channels: self.read("limits.channels", value::count),
             idempotency_keys: self.read("limits.idempotency_keys", value::count),
             mailbox_bytes: self.read("limits.mailbox_bytes", value::count),
+            memory_bytes: self.read("limits.memory_bytes", value::memory),
+        }
+    }
+
+    fn proxy(&mut self) -> Proxy {
+        let (trusted, trusts_unix) = self.read("proxy.trusted", value::trusted);
+        Proxy {
+            trusted,
+            trusts_unix,
+            protocol: self.read("proxy.protocol", value::switch),
+            header: self.read("proxy.header", |value, _| value::choice(value, HEADERS)),
+        }
+    }
+
+    fn quota(&mut self, scope: &str) -> QuotaLimit {
+        let key = |name: &str| format!("quotas.{scope}.{name}");
+        QuotaLimit {
+            connections: self.read(&key("connections"), value::quota),
+            connections_per_second: self.read(&key("connections_per_second"), value::rate),
+            subscriptions: self.read(&key("subscriptions"), value::quota),
+            publishes_per_second: self.read(&key("publishes_per_second"), value::rate),
+            publish_bytes_per_second: self.read(&key("publish_bytes_per_second"), value::rate),
         }
     }
 
@@ -282,6 +321,11 @@ impl Check<'_> {
                 limits.batch_bytes >= limits.message_bytes,
                 ("limits.batch_bytes", "at least", "limits.message_bytes"),
                 "a message that may be published must fit into a batch",
+            ),
+            (
+                limits.memory_bytes.is_none_or(|bytes| bytes / MESSAGES_MIN >= limits.message_bytes),
+                ("limits.memory_bytes", "at least 64 times", "limits.message_bytes"),
+                "a node that a few messages fill would refuse all others",
             ),
             (
                 history.node_bytes >= history.bytes,
@@ -305,22 +349,32 @@ impl Check<'_> {
                 self.refusals.push(Refusal::Conflict { first, relation: relation.into(), second, why });
             }
         }
-        let reachable = |address: &&std::net::SocketAddr| !address.ip().to_canonical().is_loopback();
+        let Proxy { trusted, trusts_unix, protocol, header } = &settings.proxy;
+        if trusted.is_empty() && !trusts_unix {
+            for (is_on, key) in
+                [(*protocol, "proxy.protocol"), (*header != ProxyHeader::None, "proxy.header")]
+            {
+                if is_on {
+                    self.refusals.push(Refusal::NobodyTrusted { given: self.shown(key) });
+                }
+            }
+        }
         let strict = settings.auth.is_configured();
         let permitted = settings.open || strict;
-        for (key, addresses) in [("listen", &settings.listen), ("tls.listen", &settings.tls.listen)] {
-            if let Some(&address) = addresses.iter().find(reachable).filter(|_| !permitted) {
+        let reachable = |address: &std::net::SocketAddr| !address.ip().to_canonical().is_loopback();
+        let plain: Vec<std::net::SocketAddr> = settings.listen.iter().filter_map(Endpoint::addr).collect();
+        for (key, addresses) in [("listen", &plain), ("tls.listen", &settings.tls.listen)] {
+            if let Some(&address) = addresses.iter().find(|address| reachable(address) && !permitted) {
                 let from = self.given(key).source;
                 self.refusals.push(Refusal::NotLoopback { key, address, from });
             }
         }
-        let plain =
-            |address: &&std::net::SocketAddr| address.port() != 0 && settings.listen.contains(address);
-        if let Some(&address) = settings.tls.listen.iter().find(plain) {
+        let is_plain = |address: &&std::net::SocketAddr| address.port() != 0 && plain.contains(address);
+        if let Some(&address) = settings.tls.listen.iter().find(is_plain) {
             self.refusals.push(Refusal::BothWays { address, from: self.given("tls.listen").source });
         }
         if let Admin { listen: Some(AdminAddress::Tcp(address)), token_sha256: None } = settings.admin
-            && reachable(&&address)
+            && reachable(&address)
         {
             let from = self.given("admin.listen").source;
             self.refusals.push(Refusal::AdminWithoutToken { address, from });

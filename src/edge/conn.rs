@@ -16,12 +16,16 @@ use crate::proto::http::response::{CONTINUE, write_refusal};
 use crate::proto::http::target::{Query, Target};
 use crate::runtime::close::{Reason, Transport};
 use crate::runtime::entry::{HeldPoll, Kind};
+use crate::runtime::peer::Peer;
+use crate::runtime::quotas::{Begins, Limited};
+use crate::runtime::state::Socket;
 use crate::runtime::stats::Refusal;
 use crate::runtime::stream::{Stream, StreamError};
 use crate::runtime::turns::Pace;
 use crate::runtime::worker::Worker;
 
 use super::answer::{Answer, Manner, vary_of};
+use super::forwarding;
 use super::origin::Passed;
 use super::publish;
 use super::read::{self, PollRequest, Waited};
@@ -49,6 +53,8 @@ pub(super) struct Conn {
     pub(super) input: Vec<u8>,
     /// Answers that wait to be sent.
     pub(super) out: Vec<u8>,
+    /// The trusted proxy whose connection this is: each of its requests says whose it is.
+    pub(super) proxy: Option<Peer>,
 }
 
 /// What a request's head says, besides its body.
@@ -60,7 +66,9 @@ pub(super) struct Call<'r> {
 
 impl Conn {
     pub(super) fn new(site: Rc<Site>, worker: Rc<Worker>, stream: Stream, input: Vec<u8>) -> Self {
-        Self { site, worker, stream, input, out: Vec::new() }
+        let peer = stream.socket.peer;
+        let proxy = site.settings().proxy.forwards(&peer).then_some(peer);
+        Self { site, worker, stream, input, out: Vec::new(), proxy }
     }
 
     pub(super) async fn run(mut self) {
@@ -94,7 +102,8 @@ impl Conn {
                 }
                 // To the holder, until it speaks again.
                 Ok(None) => {
-                    let Conn { worker, stream, .. } = self;
+                    let Conn { worker, mut stream, proxy, .. } = self;
+                    stream.socket.peer = proxy.unwrap_or(stream.socket.peer);
                     if let Some(socket) = stream.into_socket() {
                         worker.with(|state| {
                             state.adopt(socket, Kind::Idle);
@@ -182,9 +191,28 @@ impl Conn {
                     self.tell(&Answer::problem(408, late).closing(), &self.unknown());
                     return Err(Stop::Ends(Reason::RequestTimeout));
                 }
+                Err(StreamError::Full) => {
+                    let answer = publish::refusal(&self.worker, publish::Refused::Memory).closing();
+                    self.tell(&answer, &self.unknown());
+                    return Err(Stop::Ends(Reason::Full));
+                }
                 Err(StreamError::Eof | StreamError::Broken) => return Err(Stop::Lost(Lost)),
             }
         }
+    }
+
+    /// Finds whose a request is, if a trusted proxy passes it on.
+    pub(super) fn find_client(&mut self, request: &Request<'_>) {
+        if let Some(proxy) = self.proxy {
+            self.stream.socket.peer = forwarding::client(&self.site.settings().proxy, &request.fields, proxy);
+        }
+    }
+
+    /// Why a client may not publish so much just now.
+    pub(super) fn over_quota(&self, messages: usize, bytes: usize) -> Option<Limited> {
+        let quotas = self.site.node.quotas.as_ref()?;
+        let Socket { peer, bearer, .. } = &self.stream.socket;
+        quotas.publish(peer, bearer.as_deref(), messages, bytes).err()
     }
 
     /// How to answer one of whom nothing is known.
@@ -312,12 +340,22 @@ impl Conn {
             }
             self.flush().await.map_err(|Lost| BodyFailed::Gone)?;
             let left = until.saturating_duration_since(Instant::now());
-            match self.stream.read(&mut self.input, left).await {
+            self.stream.beside_bytes = content.capacity();
+            let read = self.stream.read(&mut self.input, left).await;
+            self.stream.beside_bytes = 0;
+            match read {
                 Ok(()) => {}
                 Err(StreamError::Late) => return Err(BodyFailed::Late),
+                Err(StreamError::Full) => return Err(BodyFailed::Full),
                 Err(StreamError::Eof | StreamError::Broken) => return Err(BodyFailed::Gone),
             }
         }
+    }
+
+    /// Counts a poll that is to be held; the answer where it may not be.
+    pub(super) fn begin_waiting(&mut self, channels: usize) -> Option<Answer> {
+        let begun = self.site.node.begin_reading(&mut self.stream.socket, channels, Begins::Poll);
+        begun.err().map(|limited| read::over_quota(&self.worker, limited))
     }
 
     /// Answers a held poll that a feed could not: with what the channels' homes hold.
@@ -325,7 +363,16 @@ impl Conn {
         let from = cursors.iter().copied().map(From::After).collect();
         let poll = PollRequest { names, from, limit: held.limit, has_cursor: true };
         self.input = held.leftover.clone();
-        match read::long_poll(&self.worker, &poll, 0).await {
+        self.proxy = held.proxy;
+        let waited = match read::long_poll(&self.worker, &poll, 0).await {
+            // It was given back when the poll left its feeds.
+            Waited::Hold(places) => match self.begin_waiting(places.len()) {
+                Some(limited) => Waited::Answer(limited),
+                None => Waited::Hold(places),
+            },
+            answer => answer,
+        };
+        match waited {
             Waited::Answer(mut answer) => {
                 // The request's own fields were written when it came.
                 answer.fields.retain(|(name, _)| !matches!(*name, "Cache-Control" | "Preference-Applied"));
@@ -387,6 +434,8 @@ pub(super) fn why_it_ends(asked: &Manner<'_>, draining: bool, closing: Option<Re
 pub(super) enum BodyFailed {
     Refused(HttpError),
     Late,
+    /// The node has no memory for it.
+    Full,
     Gone,
 }
 
@@ -399,6 +448,7 @@ impl BodyFailed {
             Self::Refused(_) => Reason::BadRequest,
             Self::Late if conn.worker.drain_ends().is_some() => Reason::Drain,
             Self::Late => Reason::RequestTimeout,
+            Self::Full => Reason::Full,
             Self::Gone => return Next::Gone,
         };
         let answer = match self {
@@ -423,6 +473,7 @@ impl BodyFailed {
                     "the request's body came too slowly; send it whole within timeouts.body_seconds",
                 )
             }
+            Self::Full => publish::refusal(&conn.worker, publish::Refused::Memory),
             Self::Gone => return Next::Gone,
         };
         conn.answered_for(&answer.closing(), &call.manner, reason).await

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::machine::{Cgroup, Machine, Usage};
 use crate::runtime::capacity::{self, FILES_RESERVE};
 use crate::runtime::probe::{By, Refused};
-use crate::runtime::settings::{DriverChoice, FilesChoice, Settings};
+use crate::runtime::settings::{DriverChoice, Endpoint, FilesChoice, Settings};
 
 /// Measured (design, "Memory"): a socket in the kernel, and a waiting reader in this process.
 const KERNEL_BYTES: usize = 4_096;
@@ -45,7 +45,9 @@ impl Wanted {
     /// What `settings` need, for `connections` in the place of `limits.connections` when given.
     pub fn new(settings: &Settings, connections: Option<usize>, machine: &Machine) -> Self {
         let limit = settings.limits.connections;
-        let local = settings.listen.iter().all(|address| address.ip().to_canonical().is_loopback());
+        let addresses: Vec<_> = settings.listen.iter().filter_map(Endpoint::addr).collect();
+        let local =
+            !addresses.is_empty() && addresses.iter().all(|addr| addr.ip().to_canonical().is_loopback());
         Self {
             connections: connections.unwrap_or(limit),
             limit,
@@ -53,7 +55,7 @@ impl Wanted {
             files: settings.files,
             driver: settings.driver,
             history_bytes: settings.history.node_bytes,
-            local_listeners: local.then_some(settings.listen.len()),
+            local_listeners: local.then_some(addresses.len()),
         }
     }
 }

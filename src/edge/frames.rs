@@ -17,6 +17,7 @@ use crate::runtime::close::Reason;
 use crate::runtime::entry::{ConnId, Kind};
 use crate::runtime::framing::text_frame;
 use crate::runtime::holder::Last;
+use crate::runtime::quotas::Limited;
 use crate::runtime::state::Frame;
 use crate::runtime::stats::Refusal as Counted;
 use crate::runtime::trace::What;
@@ -37,10 +38,14 @@ struct Unfinished {
     worker: Rc<Worker>,
     conn: ConnId,
     finished: bool,
+    /// What the frames take, as the worker counts it.
+    bytes: isize,
 }
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
+        let bytes = self.bytes;
+        self.worker.with(|state| state.weigh_frames(-bytes));
         if !self.finished {
             let conn = self.conn;
             self.worker.with(|state| {
@@ -62,21 +67,27 @@ pub async fn act(
     frames: Vec<Frame>,
     last: Option<Last>,
 ) {
-    let mut unfinished = Unfinished { worker: Rc::clone(&worker), conn, finished: false };
+    let bytes = frames.iter().map(|frame| size_of::<Frame>() + frame.len()).sum::<usize>() as isize;
+    worker.with(|state| state.weigh_frames(bytes));
+    let mut unfinished = Unfinished { worker: Rc::clone(&worker), conn, finished: false, bytes };
     let mut pace = Pace::new(worker.with(|state| state.node.settings.history.messages));
     for frame in frames {
-        let bytes = match &frame {
-            Frame::Text(text) => text.len(),
-            Frame::Binary(bytes) => bytes.len(),
-        };
-        pace.step(bytes).await;
+        let frame_bytes = frame.len();
+        pace.step(frame_bytes).await;
         if !site.doorman.is_open() && is_ended(&worker, conn) {
             // Its token has ended, or was taken back: what it still asked for is not done.
             break;
         }
         match (&raw, frame) {
             (Some(channel), frame) => {
-                if let Err(refused) = publish_raw(&site, &worker, conn, channel, frame).await {
+                let published = match over_quota(&worker, conn, frame_bytes) {
+                    Some(limited) => {
+                        publish::count(&worker, Refused::Limited(limited));
+                        Err(Reason::RateLimited)
+                    }
+                    None => publish_raw(&site, &worker, conn, channel, frame).await,
+                };
+                if let Err(refused) = published {
                     unfinished.finished = true;
                     worker.with(|state| {
                         let reconnect_ms = state.reconnect_ms();
@@ -138,9 +149,22 @@ async fn publish_raw(
         }
         Err(refused) => {
             publish::count(worker, refused);
-            Err(if refused == Refused::Draining { Reason::Drain } else { Reason::Full })
+            Err(match refused {
+                Refused::Draining => Reason::Drain,
+                Refused::Limited(_) => Reason::RateLimited,
+                Refused::Overloaded | Refused::Memory | Refused::Key(_) => Reason::Full,
+            })
         }
     }
+}
+
+/// Why a connection may not publish so much just now.
+fn over_quota(worker: &Rc<Worker>, conn: ConnId, bytes: usize) -> Option<Limited> {
+    worker.with(|state| {
+        let quotas = state.node.quotas.as_ref()?;
+        let entry = state.conn(conn)?;
+        quotas.publish(&entry.peer, entry.bearer.as_deref(), 1, bytes).err()
+    })
 }
 
 async fn on_text(site: &Site, worker: &Rc<Worker>, conn: ConnId, text: &str) {
@@ -220,9 +244,10 @@ async fn subscribe(
         ),
         Start::History(count) => newest(u64::from(*count)),
     };
-    let (has, full) = worker.with(|state| {
+    let (has, full, short) = worker.with(|state| {
         let count = state.conn(conn).map_or(0, |entry| entry.subs.as_slice().len());
-        (has_channel(state, conn, &name), count >= state.node.settings.limits.subscriptions)
+        let full = count >= state.node.settings.limits.subscriptions;
+        (has_channel(state, conn, &name), full, state.is_full())
     });
     if has {
         return Err(Refusal::new(
@@ -237,8 +262,20 @@ async fn subscribe(
              connection",
         ));
     }
+    if short {
+        return Err(Refusal::new(
+            ErrorCode::Overloaded,
+            "the server is short of memory; subscribe again later",
+        ));
+    }
+    let counted = worker.with(|state| state.begin_subscription(conn));
+    counted.map_err(|limited| {
+        worker.stats().refuse(Counted::Quota);
+        Refusal::new(ErrorCode::RateLimited, limited.detail())
+    })?;
     let place = ask::place(worker, &name, from).await.map_err(|_| {
         worker.stats().refuse(Counted::Overloaded);
+        worker.with(|state| state.give_subscription_back(conn));
         Refusal::new(ErrorCode::Overloaded, "the server has more to do than it can; subscribe again later")
     })?;
     let mut out = Vec::with_capacity(128);
@@ -285,6 +322,10 @@ async fn publish_v1(
     seq: Option<Seq>,
 ) -> Result<(), Refusal> {
     let bytes = publish.data.bytes();
+    if let Some(limited) = over_quota(worker, conn, bytes) {
+        publish::count(worker, Refused::Limited(limited));
+        return Err(Refusal::new(ErrorCode::RateLimited, limited.detail()));
+    }
     let bearer = worker.with(|state| bearer_of(state, conn)).map_err(Denied::refusal)?;
     let publisher = bearer
         .as_ref()

@@ -29,6 +29,8 @@ pub struct Machine {
     pub syncookies: Option<bool>,
     /// Ports that clients and proxies on this machine connect from: first and last.
     pub ports: Option<(usize, usize)>,
+    /// Bytes of the whole machine.
+    pub memory: Option<usize>,
     /// Bytes that can be had without swapping.
     pub memory_available: Option<usize>,
     /// Pages that all TCP buffers together may take.
@@ -79,6 +81,14 @@ impl Machine {
         }
     }
 
+    /// What a node may take for itself where nobody says: half of what the machine has, or its control group may have. As
+    /// much again may go to sockets, which the kernel holds, and to others.
+    pub fn memory_share(&self) -> Option<usize> {
+        let group = self.cgroup.as_ref().map(|group| group.memory.max);
+        let whole = [self.memory, group].into_iter().flatten().min()?;
+        Some(whole / 2)
+    }
+
     /// What stands in files, below `root`.
     fn read_files(root: &Path) -> Self {
         let sysctl = |name: &str| numbers(&root.join("proc/sys").join(name));
@@ -93,7 +103,8 @@ impl Machine {
         };
         let conntrack = single("net/netfilter/nf_conntrack_max")
             .map(|max| Usage { max, used: single("net/netfilter/nf_conntrack_count").unwrap_or(0) });
-        let meminfo = read(&root.join("proc/meminfo"));
+        let meminfo = read(&root.join("proc/meminfo")).unwrap_or_default();
+        let memory = |name| after(&meminfo, name).map(|kib| kib << 10);
         Self {
             nr_open: single("fs/nr_open"),
             file_max,
@@ -101,7 +112,8 @@ impl Machine {
             syn_backlog: single("net/ipv4/tcp_max_syn_backlog"),
             syncookies: single("net/ipv4/tcp_syncookies").map(|value| value != 0),
             ports,
-            memory_available: meminfo.and_then(|text| after(&text, "MemAvailable:")).map(|kib| kib << 10),
+            memory: memory("MemTotal:"),
+            memory_available: memory("MemAvailable:"),
             tcp_pages_max: sysctl("net/ipv4/tcp_mem").get(2).copied(),
             conntrack,
             cgroup: cgroup(root),
@@ -239,6 +251,10 @@ mod tests {
         assert_eq!((machine.ports, machine.tcp_pages_max), (Some((32_768, 60_999)), Some(575_796)));
         assert_eq!(machine.conntrack, Some(Usage { max: 262_144, used: 12 }));
         assert_eq!(machine.memory_available, Some(1_024_000));
+        assert_eq!(machine.memory_share(), Some(24_683_656 * 1_024 / 2));
+        let cgroup = Cgroup { limit_file: PathBuf::new(), memory: Usage { max: 1_000, used: 0 } };
+        let contained = Machine { cgroup: Some(cgroup), ..machine.clone() };
+        assert_eq!(contained.memory_share(), Some(500));
         assert_eq!(machine.cgroup, None);
     }
 

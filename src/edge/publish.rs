@@ -8,7 +8,6 @@ use sha1::{Digest, Sha1};
 
 use crate::domain::auth::{Act, Bearer, Proof};
 use crate::domain::channel::Name;
-use crate::domain::history::{From, PageMax};
 use crate::domain::home::{PublishRefusal, Published};
 use crate::domain::idempotency::{Key, Known};
 use crate::domain::message::{Body, Draft};
@@ -19,6 +18,7 @@ use crate::proto::publish::{Publish, PublishData, check_event, check_key, parse_
 use crate::proto::refusal::{ErrorCode, Refusal};
 use crate::runtime::mail::{Answer as Told, Ask};
 use crate::runtime::peer::Peer;
+use crate::runtime::quotas::Limited;
 use crate::runtime::stats::Refusal as Counted;
 use crate::runtime::turns::Pace;
 use crate::runtime::worker::Worker;
@@ -89,16 +89,20 @@ fn key_space(bearer: &Bearer) -> Box<str> {
 pub enum Refused {
     Key(PublishRefusal),
     Overloaded,
+    /// The node is short of memory.
+    Memory,
     Draining,
+    Limited(Limited),
 }
 
 impl Refused {
     pub const fn status(self) -> u16 {
         match self {
             Self::Key(PublishRefusal::KeyConflict) => 409,
-            Self::Key(PublishRefusal::KeysFull) => 429,
+            Self::Key(PublishRefusal::KeysFull) | Self::Limited(_) => 429,
             Self::Key(PublishRefusal::InFlight | PublishRefusal::ChannelsFull)
             | Self::Overloaded
+            | Self::Memory
             | Self::Draining => 503,
         }
     }
@@ -107,10 +111,11 @@ impl Refused {
         match self {
             Self::Key(PublishRefusal::KeyConflict) => ErrorCode::KeyConflict,
             Self::Key(PublishRefusal::KeysFull) => ErrorCode::KeyStoreFull,
-            Self::Key(PublishRefusal::InFlight | PublishRefusal::ChannelsFull) | Self::Overloaded => {
-                ErrorCode::Overloaded
-            }
+            Self::Key(PublishRefusal::InFlight | PublishRefusal::ChannelsFull)
+            | Self::Overloaded
+            | Self::Memory => ErrorCode::Overloaded,
             Self::Draining => ErrorCode::Draining,
+            Self::Limited(_) => ErrorCode::RateLimited,
         }
     }
 
@@ -129,7 +134,9 @@ impl Refused {
                 "every channel that the server may have is in use; publish again later, or raise limits.channels"
             }
             Self::Overloaded => "the server has more to do than it can; publish again later",
+            Self::Memory => "the server is short of memory; come back later",
             Self::Draining => "the server is going away; publish again on a new connection",
+            Self::Limited(limited) => limited.detail(),
         }
     }
 }
@@ -240,7 +247,9 @@ pub fn refusal(worker: &Rc<Worker>, refused: Refused) -> Answer {
     match refused {
         Refused::Key(PublishRefusal::KeyConflict) => answer,
         Refused::Draining => with_retry_after(worker, answer).closing(),
-        Refused::Key(_) | Refused::Overloaded => with_retry_after(worker, answer),
+        Refused::Key(_) | Refused::Overloaded | Refused::Memory | Refused::Limited(_) => {
+            with_retry_after(worker, answer)
+        }
     }
 }
 
@@ -251,7 +260,9 @@ pub fn count(worker: &Rc<Worker>, refused: Refused) {
         Refused::Key(PublishRefusal::KeysFull) => Counted::Keys,
         Refused::Key(PublishRefusal::ChannelsFull) => Counted::Channels,
         Refused::Key(PublishRefusal::InFlight) | Refused::Overloaded => Counted::Overloaded,
+        Refused::Memory => Counted::Memory,
         Refused::Draining => Counted::Draining,
+        Refused::Limited(_) => Counted::Quota,
     };
     worker.stats().refuse(refusal);
 }
@@ -294,9 +305,7 @@ pub async fn publish_one(
     draft: Draft,
     key: Option<Box<Key>>,
 ) -> Result<Published, Refused> {
-    if worker.with(|state| state.draining.is_some()) {
-        return Err(Refused::Draining);
-    }
+    may_publish(worker)?;
     let Some(key) = key else {
         let ask = Ask::Publish { name: name.clone(), draft, key: None };
         return told(worker.ask(name, ask).await);
@@ -309,6 +318,16 @@ pub async fn publish_one(
         }
     }
     Err(Refused::Key(PublishRefusal::InFlight))
+}
+
+/// # Errors
+/// Nobody may just now.
+fn may_publish(worker: &Rc<Worker>) -> Result<(), Refused> {
+    worker.with(|state| match (state.draining.is_some(), state.is_full()) {
+        (true, _) => Err(Refused::Draining),
+        (false, true) => Err(Refused::Memory),
+        (false, false) => Ok(()),
+    })
 }
 
 fn told(answer: Result<Told, crate::runtime::state::Overloaded>) -> Result<Published, Refused> {
@@ -326,14 +345,11 @@ async fn publish_all(
     draft: &Draft,
     key: Option<Box<Key>>,
 ) -> Result<Vec<Published>, Refused> {
-    if worker.with(|state| state.draining.is_some()) {
-        return Err(Refused::Draining);
-    }
+    may_publish(worker)?;
     // All channels have their place before the first message is published; what follows always has room.
     for name in names {
-        let max = PageMax { messages: 1, bytes: 1 };
-        match worker.ask(name, Ask::Read { name: name.clone(), from: From::Now, max }).await {
-            Ok(Told::Page(Some(_))) => {}
+        match worker.ask(name, Ask::Claim { name: name.clone() }).await {
+            Ok(Told::Claimed(true)) => {}
             Ok(_) => return Err(Refused::Key(PublishRefusal::ChannelsFull)),
             Err(_) => return Err(Refused::Overloaded),
         }
@@ -442,12 +458,14 @@ pub fn too_large(bytes_max: usize) -> String {
     )
 }
 
-/// Publishes the lines of a batch, in order; each is answered by one line.
+/// Publishes the lines of a batch, in order; each is answered by one line. `over_quota`: why a message of so many bytes may
+/// not be published just now.
 pub async fn batch(
     worker: &Rc<Worker>,
     body: &[u8],
     message_bytes_max: usize,
     publisher: Publisher<'_>,
+    over_quota: impl Fn(usize) -> Option<Limited>,
 ) -> Answer {
     if memchr::memchr_iter(b'\n', body).count() > BATCH_LINES_MAX {
         return Answer::problem(413, "a batch has at most 65536 lines; split it");
@@ -460,7 +478,13 @@ pub async fn batch(
             continue;
         }
         let result = match parse_batch_line(line) {
-            Ok(publish) => publish_parsed(worker, publish, message_bytes_max, publisher).await,
+            Ok(publish) => match over_quota(publish.data.bytes()) {
+                Some(limited) => {
+                    count(worker, Refused::Limited(limited));
+                    Err((Refusal::new(ErrorCode::RateLimited, limited.detail()), 429))
+                }
+                None => publish_parsed(worker, publish, message_bytes_max, publisher).await,
+            },
             Err(refusal) => Err((refusal, 400)),
         };
         match result {

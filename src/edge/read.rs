@@ -21,7 +21,9 @@ use crate::proto::http::target::{Query, Target};
 use crate::runtime::clock::TICK_MS;
 use crate::runtime::close::Transport;
 use crate::runtime::entry::{ConnId, HeldPoll, Kind};
+use crate::runtime::peer::Peer;
 use crate::runtime::poll::{cursor_of, next_of, write_body};
+use crate::runtime::quotas::Limited;
 use crate::runtime::state::{Overloaded, Place, Socket, State};
 use crate::runtime::stats::Refusal;
 use crate::runtime::worker::Worker;
@@ -241,6 +243,12 @@ async fn pages(worker: &Rc<Worker>, poll: &PollRequest) -> Result<Vec<(Name, Pag
     Ok(pages)
 }
 
+/// The answer to a poll that may not wait.
+pub fn over_quota(worker: &Rc<Worker>, limited: Limited) -> Answer {
+    worker.stats().refuse(Refusal::Quota);
+    with_retry_after(worker, Answer::problem(429, limited.detail())).vary(VARY_READ)
+}
+
 fn overloaded(worker: &Rc<Worker>) -> Answer {
     worker.stats().refuse(Refusal::Overloaded);
     let answer = Answer::problem(503, "the server has more to do than it can; ask again later");
@@ -335,11 +343,20 @@ fn held_fields(manner: &Manner<'_>, wait_s: u64) -> Vec<u8> {
     fields
 }
 
-/// What is kept of a poll that waits. `leftover`: what the client sent after the request.
-pub fn held(state: &State, manner: &Manner<'_>, limit: u32, wait_s: u64, leftover: Vec<u8>) -> Box<HeldPoll> {
+/// What is kept of a poll that waits. `leftover`: what the client sent after the request. `proxy`: whose connection it is
+/// when it is not the client's.
+pub fn held(
+    state: &State,
+    manner: &Manner<'_>,
+    limit: u32,
+    wait_s: u64,
+    leftover: Vec<u8>,
+    proxy: Option<Peer>,
+) -> Box<HeldPoll> {
     let until_tick = state.tick() + (wait_s * 1_000 / TICK_MS) as u32;
     let fields = held_fields(manner, wait_s).into();
-    Box::new(HeldPoll { limit, until_tick, fields, keep_alive: manner.keep_alive, leftover, noted: None })
+    let keep_alive = manner.keep_alive;
+    Box::new(HeldPoll { limit, until_tick, fields, keep_alive, leftover, noted: None, proxy })
 }
 
 /// Gives a poll to the holder, as a reader of the feeds at `places`.

@@ -17,6 +17,7 @@ use crate::runtime::close::Reason;
 use crate::runtime::entry::{ConnId, Kind};
 use crate::runtime::framing::text_frame;
 use crate::runtime::state::State;
+use crate::runtime::stats::Refusal as Counted;
 use crate::runtime::stream::Stream;
 use crate::runtime::tokens::{Lost, NotRenewed, Waiting};
 use crate::runtime::worker::Worker;
@@ -110,7 +111,7 @@ pub fn open_waiting(
     let noted = stream.noted.take();
     let Some(socket) = stream.into_socket() else { return };
     worker.with(|state| {
-        let conn = state.adopt(socket, Kind::Ws { v1: true, reader: Default::default() });
+        let conn = state.adopt(socket, Kind::Ws { v1: true, reader: Default::default(), begun_tick: 0 });
         let id = connection_id(state, conn);
         text_frame(&mut out, |json| envelope::write_v1_open(json, &id));
         state.stats().answer(101);
@@ -134,6 +135,13 @@ async fn begin(site: &Site, worker: &Rc<Worker>, conn: ConnId, bearer: &Bearer, 
     let is_covered = names.iter().all(|name| site.doorman.may(bearer, Act::Subscribe, name));
     if !is_covered {
         worker.with(|state| farewell(state, conn, Reason::Forbidden));
+        return;
+    }
+    if worker.with(|state| state.begin_stream(conn, names.len())).is_err() {
+        worker.with(|state| {
+            state.stats().refuse(Counted::Quota);
+            farewell(state, conn, Reason::RateLimited);
+        });
         return;
     }
     let places = places(worker, &names, &from).await;

@@ -26,9 +26,16 @@ use super::read::{self, Polled};
 use super::renewal;
 use super::stream::{Handshake, open_events, open_websocket, refuse_websocket};
 use super::tickets;
+use super::turnstile;
 
 impl Conn {
-    pub(super) async fn on_request(self, request: Request<'_>) -> Next {
+    pub(super) async fn on_request(mut self, request: Request<'_>) -> Next {
+        if let Some(why) = self.is_turned_away()
+            && let Some(refusal) = turnstile::turn_away(&self.site, &self.worker, &request)
+        {
+            return self.turned_away(&refusal, why);
+        }
+        self.find_client(&request);
         let unix_s = self.site.node.clock.now_ms() / 1_000;
         let manner = Manner {
             method: request.method,
@@ -92,6 +99,22 @@ impl Conn {
                 _ => self.without_body(call, nothing_here()).await,
             },
         }
+    }
+
+    /// Why this connection's first request is not served, when it comes where there is no room or time for it.
+    fn is_turned_away(&self) -> Option<Refusal> {
+        let socket = &self.stream.socket;
+        if socket.sent_messages > 0 {
+            return None;
+        }
+        self.worker.with(|state| state.turns_away(socket.fd))
+    }
+
+    fn turned_away(mut self, refusal: &turnstile::Refusal, why: Refusal) -> Next {
+        self.worker.stats().refuse(why);
+        self.stream.socket.sent_messages += 1;
+        self.out.extend_from_slice(&refusal.bytes);
+        Next::End(self, Reason::Full)
     }
 
     async fn preflight(mut self, call: Call<'_>, methods: &'static str) -> Next {
@@ -178,7 +201,8 @@ impl Conn {
             return self.answered(&answer, &call.manner).await;
         }
         let publisher = self.publisher(&bearer);
-        let answer = publish::batch(&self.worker, &content, message_bytes, publisher).await;
+        let over_quota = |bytes| self.over_quota(1, bytes);
+        let answer = publish::batch(&self.worker, &content, message_bytes, publisher, over_quota).await;
         self.answered(&answer, &call.manner).await
     }
 
@@ -222,7 +246,10 @@ impl Conn {
         if let Err(failed) = self.discard_body(&call).await {
             return failed.tell(self, &call).await;
         }
-        let answer = publish::delete(&self.worker, names).await;
+        let answer = match self.over_quota(names.len(), 0) {
+            Some(limited) => publish::refusal(&self.worker, publish::Refused::Limited(limited)),
+            None => publish::delete(&self.worker, names).await,
+        };
         self.answered(&answer, &call.manner).await
     }
 
@@ -332,6 +359,10 @@ impl Conn {
             Ok(content) => content,
             Err(failed) => return failed.tell(self, &call).await,
         };
+        if let Some(limited) = self.over_quota(names.len(), content.len() * names.len()) {
+            let answer = publish::refusal(&self.worker, publish::Refused::Limited(limited));
+            return self.answered(&answer, &call.manner).await;
+        }
         let answer = match labels.draft(content) {
             Ok(draft) => {
                 let publisher = self.publisher(bearer);
@@ -439,11 +470,14 @@ impl Conn {
         match read::poll(&self.worker, remembered, &call.request, call.query, names).await {
             Polled::Answer(answer) => self.answered(&answer, &call.manner).await,
             Polled::Hold { places, limit, wait_s } => {
-                let Conn { worker, mut stream, input, site, .. } = self;
+                if let Some(limited) = self.begin_waiting(places.len()) {
+                    return self.answered(&limited, &call.manner).await;
+                }
+                let Conn { worker, mut stream, input, proxy, site, .. } = self;
                 let noted = stream.noted.take();
                 if let Some(socket) = stream.into_socket() {
                     worker.with(|state| {
-                        let mut held = read::held(state, &call.manner, limit, wait_s, input);
+                        let mut held = read::held(state, &call.manner, limit, wait_s, input, proxy);
                         held.hold_noted(noted);
                         let conn = read::hold(state, socket, &places, held);
                         site.doorman.recheck(state, conn);

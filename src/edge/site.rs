@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::domain::channel::Name;
 use crate::domain::cursor::Cursor;
 use crate::domain::home::{PublishRefusal, Published};
+use crate::runtime::admission::Turned;
 use crate::runtime::entry::{ConnId, HeldPoll};
 use crate::runtime::holder::Last;
 use crate::runtime::settings::Settings;
@@ -20,6 +21,7 @@ use super::doorman::Doorman;
 use super::frames;
 use super::origin::Gate;
 use super::read::Remembered;
+use super::turnstile;
 
 /// The policy of one worker.
 pub struct Site {
@@ -47,6 +49,10 @@ impl Site {
 impl Edge for Site {
     fn serve_at_once(&self, worker: &Rc<Worker>, conn: ConnId, input: &[u8], out: &mut Vec<u8>) -> Done {
         at_once::serve(self, worker, conn, input, out)
+    }
+
+    fn turn_away(&self, worker: &Rc<Worker>, input: &[u8], out: &mut Vec<u8>) -> Turned {
+        turnstile::turn_away_unread(self, worker, input, out)
     }
 
     fn write_published(

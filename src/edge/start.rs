@@ -2,7 +2,6 @@
 //! Owns the order of starting: logs first, so that everything after can speak. Never parses settings.
 
 use std::cell::Cell;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use rustls::ServerConfig;
@@ -17,7 +16,7 @@ use crate::edge::machine::Machine;
 use crate::edge::site::Site;
 use crate::runtime::activation::{self, Passed};
 use crate::runtime::server::{self, Ended, ServeError};
-use crate::runtime::settings::Settings;
+use crate::runtime::settings::{Endpoint, Settings};
 use crate::runtime::state::Node;
 
 /// Serves until told to stop.
@@ -26,8 +25,10 @@ use crate::runtime::state::Node;
 /// [`ServeError`] when the node cannot start; nothing was served then.
 pub fn run(config: Config, inputs: Inputs, tls: Option<Arc<ServerConfig>>) -> Result<Ended, ServeError> {
     log::init(&config.settings.log);
-    warn_of_limits(&config);
+    let machine = Machine::read_quickly();
+    warn_of_limits(&config, &machine);
     let Config { mut settings, policy, .. } = config;
+    settings.limits.memory_bytes = settings.limits.memory_bytes.or_else(|| machine.memory_share());
     settings.passed = passed(&settings)?;
     let is_strict = settings.auth.is_configured();
     if is_strict {
@@ -44,7 +45,7 @@ pub fn run(config: Config, inputs: Inputs, tls: Option<Arc<ServerConfig>>) -> Re
         move |node: &Arc<Node>| Site::new(node, &auth)
     };
     certificates::tell(&settings.tls);
-    let (plain_count, listeners) = (settings.listen.len(), settings.tls.clone());
+    let listeners = settings.tls.clone();
     let (listening, operators) = (Cell::new(None), Cell::new(None));
     let ended = server::serve(
         settings,
@@ -54,9 +55,9 @@ pub fn run(config: Config, inputs: Inputs, tls: Option<Arc<ServerConfig>>) -> Re
             listening.set(admin::listen(settings)?);
             Ok(())
         },
-        |node, addresses| {
+        |node, endpoints| {
             operators.set(listening.take().map(|listening| Admin::start(node, &auth.revocations, listening)));
-            greet(addresses, plain_count);
+            greet(endpoints);
         },
         |node| {
             reload(&inputs, &auth, is_strict);
@@ -110,9 +111,8 @@ fn tell_keys(message: &str, policy: &Policy) {
 
 /// Says what keeps the node from the connections that it is configured for: what `pushline doctor` finds, or, when nobody
 /// chose their number, one line that names it.
-fn warn_of_limits(config: &Config) {
-    let machine = Machine::read_quickly();
-    let report = doctor::examine(&machine, &Wanted::new(&config.settings, None, &machine));
+fn warn_of_limits(config: &Config, machine: &Machine) {
+    let report = doctor::examine(machine, &Wanted::new(&config.settings, None, machine));
     let (asked, holds) = (report.connections, report.holds);
     if report.stops == 0 {
         return;
@@ -133,12 +133,14 @@ fn warn_of_limits(config: &Config) {
 }
 
 /// A line to try, for whoever started this in a terminal.
-fn greet(addresses: &[SocketAddr], plain_count: usize) {
+fn greet(listening: &[Endpoint]) {
     use std::io::Write;
-    for addr in addresses.iter().skip(plain_count) {
+    for addr in listening.iter().filter(|endpoint| endpoint.tls).filter_map(Endpoint::addr) {
         let _ = writeln!(std::io::stdout(), "Pushline serves https://{addr}/");
     }
-    let Some(addr) = addresses.first() else { return };
+    let Some(addr) = listening.iter().filter(|endpoint| !endpoint.tls).find_map(Endpoint::addr) else {
+        return;
+    };
     // A closed stdout is no reason not to serve.
     let _ = writeln!(
         std::io::stdout(),

@@ -15,6 +15,7 @@ use crate::runtime::close::{Reason, Transport};
 use crate::runtime::entry::{ConnId, Kind};
 use crate::runtime::framing::text_frame;
 use crate::runtime::noted::Noted;
+use crate::runtime::quotas::{Begins, Limited};
 use crate::runtime::state::{Overloaded, Place, State};
 use crate::runtime::stats::Refusal;
 use crate::runtime::stream::Stream;
@@ -55,6 +56,14 @@ pub async fn open_events(
 ) -> Option<ConnId> {
     let mut head = Vec::with_capacity(512);
     event_stream_head(&mut head, manner);
+    if worker.with(|state| state.is_full()) {
+        refuse_events(worker, stream, head, Reason::Full);
+        return None;
+    }
+    if begin_reading(worker, &mut stream, names).is_err() {
+        refuse_events(worker, stream, head, Reason::RateLimited);
+        return None;
+    }
     let places = match places(worker, names, from).await {
         Ok(places) if !worker.with(|state| state.draining.is_some()) => places,
         refused => {
@@ -112,7 +121,11 @@ fn refuse_events(worker: &Rc<Worker>, mut stream: Stream, mut out: Vec<u8>, reas
 
 /// A stream that is refused as it opens is full, or the node drains.
 fn count_refused(state: &State, reason: Reason) {
-    state.stats().refuse(if reason == Reason::Drain { Refusal::Draining } else { Refusal::Overloaded });
+    state.stats().refuse(match reason {
+        Reason::Drain => Refusal::Draining,
+        Reason::RateLimited => Refusal::Quota,
+        _ => Refusal::Overloaded,
+    });
 }
 
 /// The request that a stream began with has its answer.
@@ -131,6 +144,11 @@ fn asked(from: From) -> Cursor {
         From::After(cursor) => cursor,
         From::Now | From::Newest(_) => Cursor::NOWHERE,
     }
+}
+
+/// Counts a client's stream, before anything is done for it.
+fn begin_reading(worker: &Rc<Worker>, stream: &mut Stream, names: &[Name]) -> Result<(), Limited> {
+    worker.with(|state| state.node.begin_reading(&mut stream.socket, names.len(), Begins::Stream))
 }
 
 pub async fn places(worker: &Rc<Worker>, names: &[Name], from: &[From]) -> Result<Vec<Place>, Overloaded> {
@@ -155,7 +173,7 @@ pub fn refuse_websocket(worker: &Rc<Worker>, mut stream: Stream, handshake: &Han
     write_switching(&mut out, &handshake.accept, handshake.subprotocol);
     let Some(socket) = stream.into_socket() else { return };
     worker.with(|state| {
-        let conn = state.adopt(socket, Kind::Ws { v1, reader: Default::default() });
+        let conn = state.adopt(socket, Kind::Ws { v1, reader: Default::default(), begun_tick: 0 });
         on_opened(state, noted, 101, out.len(), conn);
         state.say(conn.slot, &out);
         let reconnect_ms = state.reconnect_ms();
@@ -177,16 +195,25 @@ pub async fn open_websocket(
     let v1 = handshake.subprotocol == Subprotocol::V1;
     let mut out = Vec::with_capacity(256);
     write_switching(&mut out, &handshake.accept, handshake.subprotocol);
-    let places = places(worker, names, from).await;
+    let limited = begin_reading(worker, &mut stream, names).is_err();
+    let places = match worker.with(|state| state.is_full()) {
+        _ if limited => Ok(Vec::new()),
+        true => Err(Overloaded),
+        false => places(worker, names, from).await,
+    };
     let noted = stream.noted.take();
     let socket = stream.into_socket()?;
     worker.with(|state| {
-        let conn = state.adopt(socket, Kind::Ws { v1, reader: Default::default() });
+        let conn = state.adopt(socket, Kind::Ws { v1, reader: Default::default(), begun_tick: 0 });
         state.stats().answer(101);
         on_opened(state, noted, 101, out.len(), conn);
-        if state.draining.is_some() || places.is_err() {
+        if limited || state.draining.is_some() || places.is_err() {
             state.say(conn.slot, &out);
-            let reason = if places.is_ok() { Reason::Drain } else { Reason::Full };
+            let reason = match places {
+                Ok(_) if limited => Reason::RateLimited,
+                Ok(_) => Reason::Drain,
+                Err(Overloaded) => Reason::Full,
+            };
             count_refused(state, reason);
             let reconnect_ms = state.reconnect_ms();
             state.farewell(conn.slot, reason, reconnect_ms);

@@ -8,18 +8,22 @@ use std::time::Duration;
 
 use super::close::{Reason, Transport};
 use super::entry::Kind;
-use super::io::{EventFd, RecvOutcome, close, recv_nonblocking};
+use super::introduction;
+use super::io::{EventFd, RecvOutcome, bound_send_buffer, close, recv_nonblocking};
 use super::listen::{self, Listener};
 use super::mail::Mail;
 use super::peer::Peer;
-use super::state::{Socket, Spawn};
+use super::quotas::Limited;
+use super::state::{Socket, Spawn, State};
 use super::stats::Refusal;
 use super::stream::Awaited;
 use super::trace::{What, Who};
 use super::worker::Worker;
 
-/// Connections accepted in one go.
+/// Connections accepted in one go: of a listener of the worker's own, and of one that all workers share, where the
+/// others are to have their part.
 const ACCEPTS_MAX: usize = 64;
+const SHARED_ACCEPTS_MAX: usize = 4;
 /// Read of a connection at once when it is accepted: most requests.
 const FIRST_BYTES: usize = 4 * 1024;
 /// A pause after the table of open files was found full.
@@ -31,7 +35,9 @@ const HANDSHAKES_END: Duration = Duration::from_millis(1_500);
 impl Worker {
     pub(super) async fn accept(self: Rc<Self>, ready: Awaited, listener: Listener, spare: EventFd) {
         let mut spare = Some(spare);
-        let Listener { fd: listener, is_passed, is_tls } = listener;
+        let fd = listener.fd.as_raw_fd();
+        let is_shared = listener.is_unix() || listener.is_passed;
+        let accepts_max = if is_shared { SHARED_ACCEPTS_MAX } else { ACCEPTS_MAX };
         loop {
             {
                 let mut readable = std::pin::pin!(ready.readable());
@@ -43,23 +49,19 @@ impl Worker {
                 .await;
             }
             let is_last = self.closing.is_rung();
-            if is_last && is_passed {
+            if is_last && listener.is_passed {
                 // It listens on: who waits in it waits for the next process.
                 return;
             }
-            loop {
-                let taken = self.accept_some(&listener, is_tls, &mut spare);
-                if taken < ACCEPTS_MAX {
-                    break;
-                }
-                if !is_last {
-                    break;
-                }
+            if is_last && is_shared {
+                // Who is in its queue stays there: whichever worker is the last takes them.
+                listen::stop(fd);
             }
+            while self.accept_some(&listener, &mut spare, accepts_max) == accepts_max && is_last {}
             if is_last {
                 // At once: the driver keeps its hold of the descriptor until it is told of the close, which may be after
                 // the process has ended.
-                listen::stop(listener.as_raw_fd());
+                listen::stop(fd);
                 return;
             }
             if spare.is_none() {
@@ -90,72 +92,146 @@ impl Worker {
         });
     }
 
-    fn accept_some(self: &Rc<Self>, listener: &OwnedFd, is_tls: bool, spare: &mut Option<EventFd>) -> usize {
-        for taken in 0..ACCEPTS_MAX {
-            match listen::accept_nonblocking(listener.as_raw_fd(), self.nonblocking) {
-                Ok(Some((fd, peer))) => self.take_in(fd, peer.into(), is_tls),
+    /// Takes in whoever waits, at most `accepts_max`. Returns how many did.
+    fn accept_some(
+        self: &Rc<Self>,
+        listener: &Listener,
+        spare: &mut Option<EventFd>,
+        accepts_max: usize,
+    ) -> usize {
+        let fd = listener.fd.as_raw_fd();
+        for taken in 0..accepts_max {
+            match listen::accept_nonblocking(fd, self.nonblocking) {
+                Ok(Some((client, peer))) => self.take_in(client, peer, listener),
                 Ok(None) => return taken,
                 Err(_) => {
                     // The table of open files is full. One descriptor was kept for this: whoever waits is told by
                     // the close, and does not fill the queue for those who might be served.
                     drop(spare.take());
-                    if let Ok(Some((fd, peer))) = listen::accept_nonblocking(listener.as_raw_fd(), true) {
-                        drop(fd);
+                    if let Ok(Some((client, peer))) = listen::accept_nonblocking(fd, true) {
+                        drop(client);
                         self.with(|state| {
                             state.stats().refuse(Refusal::Files);
-                            state.tell_refused(peer.into(), Reason::Full);
+                            state.tell_refused(peer, Reason::Full);
                         });
                     }
                     return taken;
                 }
             }
         }
-        ACCEPTS_MAX
+        if accepts_max == ACCEPTS_MAX {
+            self.with(State::see_crowd);
+        }
+        accepts_max
     }
 
-    fn take_in(self: &Rc<Self>, fd: OwnedFd, peer: Peer, is_tls: bool) {
+    fn take_in(self: &Rc<Self>, fd: OwnedFd, peer: Peer, listener: &Listener) {
         use std::os::fd::IntoRawFd;
         let fd = fd.into_raw_fd();
-        self.with(|state| {
-            let max = state.node.settings.limits.connections;
-            if state.connections >= self.connections_max || !state.node.places.take(max) {
-                state.stats().refuse(Refusal::Connections);
-                close(fd);
-                state.tell_refused(peer, Reason::Full);
-                return;
+        let newcomer = self.with(|state| {
+            let socket = state.accepted(fd, peer, self.connections_max)?;
+            if listener.is_unix() {
+                // What listeners of ports hand down.
+                let _ = bound_send_buffer(fd, state.node.settings.slow.kernel_bytes);
             }
-            state.connections += 1;
-            state.stats().accepted.add(1);
-            if state.is_traced() {
-                state.trace(Who::of_peer(peer), || What::Accepted);
+            if state.node.settings.proxy.announces(&peer) {
+                return Some(socket);
             }
-            let socket = Socket {
-                fd,
-                is_in_epoll: false,
-                opened_tick: state.tick(),
-                sent_messages: 0,
-                sent_bytes: 0,
-                peer,
-                bearer: None,
-                tls: None,
-            };
-            if is_tls {
-                // Its handshake has its turn when its first bytes are there.
-                state.adopt(socket, Kind::Handshake);
-                return;
-            }
-            // The request came while the connection waited to be accepted, or it is held until it comes: no task waits.
-            let mut first = [0; FIRST_BYTES];
-            match recv_nonblocking(fd, &mut first) {
-                RecvOutcome::Bytes(bytes) => {
-                    state.spawns.push(Spawn::Serve { socket, input: first[..bytes].to_vec() });
-                }
-                RecvOutcome::Empty => drop(state.adopt(socket, Kind::Idle)),
-                RecvOutcome::Eof => state.close(&socket, Transport::Http, Reason::Gone),
-                RecvOutcome::Failed(errno) => {
-                    state.close(&socket, Transport::Http, Reason::of_errno(errno));
-                }
-            }
+            state.welcome(socket, Vec::new(), listener.endpoint.tls);
+            None
         });
+        if let Some(socket) = newcomer {
+            self.spawn(Box::pin(introduction::introduce(Rc::clone(self), socket, listener.endpoint.tls)));
+        }
+    }
+}
+
+impl State {
+    /// Takes a place among the node's connections.
+    fn take_place(&self, peer: &Peer) -> bool {
+        let limit = self.node.settings.limits.connections;
+        let Some(quotas) = &self.node.quotas else { return self.node.places.take(limit) };
+        let taken = self.node.places.take(limit.min(quotas.connections_max()));
+        if !taken && quotas.connections_max() < limit {
+            quotas.on_full(peer);
+        }
+        taken
+    }
+
+    /// Counts a connection of which the client's address is known.
+    fn admit(&self, socket: &mut Socket) -> Result<(), Limited> {
+        let Some(quotas) = &self.node.quotas else { return Ok(()) };
+        let forwards = self.node.settings.proxy.forwards(&socket.peer);
+        socket.share = quotas.admit(&socket.peer, forwards)?;
+        Ok(())
+    }
+
+    /// A connection that was just accepted, if there is a place for it.
+    fn accepted(&mut self, fd: RawFd, peer: Peer, connections_max: usize) -> Option<Socket> {
+        if self.is_spent() {
+            self.stats().refuse(Refusal::Memory);
+            close(fd);
+            self.tell_refused(peer, Reason::Full);
+            return None;
+        }
+        if self.connections >= connections_max || !self.take_place(&peer) {
+            self.stats().refuse(Refusal::Connections);
+            close(fd);
+            self.tell_refused(peer, Reason::Full);
+            return None;
+        }
+        self.connections += 1;
+        self.stats().accepted.add(1);
+        if self.is_traced() {
+            self.trace(Who::of_peer(peer), || What::Accepted);
+        }
+        Some(Socket {
+            fd,
+            is_in_epoll: false,
+            opened_tick: self.tick(),
+            sent_messages: 0,
+            sent_bytes: 0,
+            peer,
+            bearer: None,
+            tls: None,
+            share: None,
+        })
+    }
+
+    /// Begins with a connection of which the client's address is known, as far as it is before a request is read.
+    /// `input`: what came already.
+    pub(super) fn welcome(&mut self, mut socket: Socket, mut input: Vec<u8>, is_tls: bool) {
+        if self.admit(&mut socket).is_err() {
+            // Before a head is read: nobody is answered.
+            self.stats().refuse(Refusal::Quota);
+            self.close(&socket, Transport::Http, Reason::RateLimited);
+            return;
+        }
+        if is_tls {
+            // Its handshake has its turn when its first bytes are there.
+            debug_assert!(input.is_empty());
+            self.adopt(socket, Kind::Handshake);
+            return;
+        }
+        // The request came while the connection waited to be accepted, or it is held until it comes: no task waits.
+        if input.is_empty() {
+            let mut first = [0; FIRST_BYTES];
+            match recv_nonblocking(socket.fd, &mut first) {
+                RecvOutcome::Bytes(bytes) => input.extend_from_slice(&first[..bytes]),
+                RecvOutcome::Empty => {
+                    self.adopt(socket, Kind::Idle);
+                    return;
+                }
+                RecvOutcome::Eof => {
+                    self.close(&socket, Transport::Http, Reason::Gone);
+                    return;
+                }
+                RecvOutcome::Failed(errno) => {
+                    self.close(&socket, Transport::Http, Reason::of_errno(errno));
+                    return;
+                }
+            }
+        }
+        self.spawns.push(Spawn::Serve { socket, input });
     }
 }

@@ -83,6 +83,7 @@ reasons! {
     Silent = "silent", 1001, "Nothing came from a WebSocket for so long, not even an answer to pings.";
     BadRequest = "bad_request", 1002, "The request could be read in two ways, or not at all.";
     TlsFailed = "tls_failed", 1002, "No TLS handshake came to its end, or what came could not be decrypted.";
+    BadProxy = "bad_proxy", 1002, "A trusted proxy did not say who the client is, as `proxy.protocol` asks.";
     Protocol = "protocol", 1002, "The WebSocket protocol was broken.";
     Unacceptable = "unacceptable", 1003, "A kind of frame came that is not accepted.";
     InvalidUtf8 = "invalid_utf8", 1007, "A text came that is not UTF-8.";

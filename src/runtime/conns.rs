@@ -41,11 +41,13 @@ impl State {
             said_tick: tick,
             due_tick: tick,
             batch: 0,
+            counted_bytes: 0,
             sent_messages: socket.sent_messages,
             sent_bytes: socket.sent_bytes,
             peer: socket.peer,
             bearer: socket.bearer,
             tls: socket.tls,
+            share: socket.share,
         };
         self.count_began(entry.kind.transport());
         let (slot, generation) = self.conns.insert(entry);
@@ -60,6 +62,7 @@ impl State {
             self.remove(slot, Reason::Internal);
             return conn;
         }
+        self.weigh_conn(slot);
         self.schedule(conn);
         conn
     }
@@ -107,6 +110,7 @@ impl State {
                 entry.flags.input_off = true;
                 self.set_interest(slot);
             }
+            self.weigh_conn(slot);
             return;
         }
         match send_now(entry.fd, bytes) {
@@ -147,7 +151,11 @@ impl State {
                 }
             }
         }
-        self.set_interest(slot);
+        if self.weigh_conn(slot) {
+            self.set_interest(slot);
+        } else {
+            self.let_go(slot);
+        }
         if self.is_traced() {
             self.trace_conn(slot, || What::Blocked { owed_bytes: owed.len() as u64 });
         }
@@ -277,6 +285,8 @@ impl State {
             Standing::Live if behind > 0 => self.touch(feed_slot),
             Standing::Live | Standing::Blocked => {}
         }
+        self.weigh_feed(feed_slot);
+        self.weigh_conn(slot);
         true
     }
 
@@ -287,13 +297,19 @@ impl State {
         }
         let Some(entry) = self.conns.get_mut(slot) else { return };
         if let Some(sub) = entry.subs.remove(feed) {
+            if let Some(share) = &mut entry.share {
+                share.unsubscribe(1);
+            }
             self.leave(slot, sub);
         }
     }
 
-    /// Takes the connection out of all feeds.
+    /// Takes the connection out of all feeds: it reads no more.
     pub fn unsubscribe_all(&mut self, slot: u32) {
         let Some(entry) = self.conns.get_mut(slot) else { return };
+        if let Some(share) = &mut entry.share {
+            share.end_reading();
+        }
         let subs = std::mem::replace(&mut entry.subs, Subs::None);
         for sub in subs.as_slice() {
             self.leave(slot, *sub);
@@ -308,6 +324,7 @@ impl State {
         if !feed.has_readers() {
             feed.leased_until_ms = lease;
         }
+        self.weigh_feed(sub.feed);
         if let Some((moved_slot, _)) = moved
             && let Some(moved_entry) = self.conns.get_mut(moved_slot)
             && let Some(moved_sub) =
@@ -326,6 +343,7 @@ impl State {
         self.unsubscribe_all(slot);
         let entry = self.conns.remove(slot)?;
         self.count_left(slot, &entry);
+        self.forget_conn(&entry);
         // What is told once stays in the set: it comes back, and a change costs less than going and coming.
         let is_in_epoll = entry.flags.once;
         // A socket that cannot be taken out of the set would be told of twice.
@@ -418,6 +436,7 @@ impl State {
         if !last.is_empty() {
             self.put(slot, last);
         }
+        self.weigh_conn(slot);
         if self.conns.get(slot).is_some_and(|entry| !entry.flags.blocked) {
             self.shut(slot);
         } else {
@@ -483,6 +502,7 @@ impl State {
         if entry.flags.waiting {
             self.waiting.remove(&slot);
         }
+        self.forget_conn(&entry);
         let (transport, reason) = match entry.kind {
             Kind::Ending { transport, reason, .. } => {
                 self.lingering -= 1;
@@ -590,6 +610,7 @@ fn socket_of(entry: Entry, is_in_epoll: bool) -> Socket {
         peer: entry.peer,
         bearer: entry.bearer,
         tls: entry.tls,
+        share: entry.share,
     }
 }
 

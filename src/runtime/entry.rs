@@ -10,6 +10,7 @@ use super::close::{Reason, Transport};
 use super::noted::Noted;
 use super::peer::Peer;
 use super::publishing::Publishing;
+use super::share::Share;
 use super::tls::Tls;
 
 /// A connection's slot and its generation: names it, and no later one in the same slot.
@@ -112,6 +113,8 @@ pub struct HeldPoll {
     pub leftover: Vec<u8>,
     /// Where somebody wants to know of the request.
     pub noted: Option<Noted>,
+    /// The trusted proxy whose connection this is, and will be again when the client is answered.
+    pub proxy: Option<Peer>,
 }
 
 impl HeldPoll {
@@ -138,6 +141,8 @@ pub enum Kind {
     Ws {
         v1: bool,
         reader: ReaderState,
+        /// When what has begun in `reader` did.
+        begun_tick: u32,
     },
     /// All is said: what is owed goes out, then input is discarded until the client closes too, or `until_tick`.
     Ending {
@@ -180,6 +185,11 @@ impl Owed {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    fn kept_bytes(&self) -> usize {
+        let pong = self.pong.as_ref().map_or(0, Vec::capacity);
+        size_of::<Self>() + self.bytes.capacity() + pong + self.held_back.capacity()
+    }
 }
 
 /// What is true of a connection just now.
@@ -220,6 +230,8 @@ pub struct Entry {
     pub due_tick: u32,
     /// The last batch of sends that it was part of.
     pub batch: u32,
+    /// What its worker counted of what is boxed, last.
+    pub counted_bytes: u32,
     /// Of feeds that it has left, and outside of feeds.
     pub sent_messages: u32,
     pub sent_bytes: u64,
@@ -228,6 +240,8 @@ pub struct Entry {
     pub bearer: Option<Rc<Bearer>>,
     /// `None`: it speaks plainly, or has not spoken yet.
     pub tls: Option<Box<Tls>>,
+    /// What it holds of the quotas.
+    pub share: Option<Box<Share>>,
 }
 
 impl Entry {
@@ -240,6 +254,21 @@ impl Entry {
     /// answered.
     pub const fn first_request_due(&self, ticks: u32) -> u32 {
         if self.sent_messages == 0 { self.heard_tick.saturating_add(ticks) } else { 0 }
+    }
+
+    /// Memory that it holds beside itself.
+    pub fn boxed_bytes(&self) -> usize {
+        let kind = match &self.kind {
+            Kind::Idle | Kind::Handshake | Kind::Sse | Kind::Ending { .. } => 0,
+            Kind::Publishing(publishing) => publishing.kept_bytes(),
+            Kind::Poll(held) => size_of::<HeldPoll>() + held.fields.len() + held.leftover.capacity(),
+            Kind::Ws { reader, .. } => reader.kept_bytes(),
+        };
+        let subs = match &self.subs {
+            Subs::None | Subs::One(_) => 0,
+            Subs::Many(subs) => size_of::<Vec<Sub>>() + subs.capacity() * size_of::<Sub>(),
+        };
+        kind + subs + self.owed.as_ref().map_or(0, |owed| owed.kept_bytes())
     }
 }
 

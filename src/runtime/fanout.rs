@@ -38,7 +38,7 @@ pub struct Passes {
     /// Feeds whose pass has come to its end in this batch.
     finished: Vec<u32>,
     batch: u32,
-    /// Connections found lost, and why.
+    /// Connections found lost, or to be ended, and why.
     pub doomed: Vec<(ConnId, Reason)>,
     /// When this batch began (µs of the node's clock).
     now_us: u64,
@@ -642,11 +642,14 @@ impl State {
                     lane.clear(head);
                 }
             }
-            if feed.has_work() {
-                self.touch(slot);
-            } else {
+            let has_work = feed.has_work();
+            if !has_work {
                 // What came in the middle of the pass went out with it.
                 feed.placed_us = 0;
+            }
+            self.weigh_feed(slot);
+            if has_work {
+                self.touch(slot);
             }
         }
         self.pass.finished = finished;

@@ -8,6 +8,7 @@ use crate::proto::ws::close::write_close;
 use crate::proto::ws::frame::{Opcode, write_frame};
 use crate::proto::ws::reader::{Control, Event, Fed, ReaderState};
 
+use super::clock::ticks;
 use super::close::Reason;
 use super::entry::{ConnId, Kind};
 use super::io::{Ready, RecvOutcome, recv_nonblocking, take_error};
@@ -56,6 +57,9 @@ impl State {
         } else if ready.is_dead() {
             let errno = self.conn(conn).map_or(0, |entry| take_error(entry.fd));
             self.remove(conn.slot, Reason::of_errno(errno));
+        }
+        if self.conn(conn).is_some() && !self.weigh_conn(conn.slot) {
+            self.let_go(conn.slot);
         }
         self.bury();
     }
@@ -143,8 +147,9 @@ impl State {
     pub fn on_frames(&mut self, conn: ConnId, input: &mut [u8]) {
         let message_bytes = self.node.settings.limits.message_bytes as u64;
         let Some(entry) = self.conn_mut(conn) else { return };
-        let Kind::Ws { v1, reader } = &mut entry.kind else { return };
+        let Kind::Ws { v1, reader, .. } = &mut entry.kind else { return };
         let (v1, mut reader) = (*v1, std::mem::take(reader));
+        let had_begun = reader.begun();
         let (mut pongs, mut latest) = (Vec::new(), 0);
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             session(v1, &mut reader, input, message_bytes, &mut |payload| {
@@ -152,10 +157,14 @@ impl State {
                 write_frame(&mut pongs, Opcode::Pong, payload);
             })
         }));
+        let has_begun = reader.begun();
         if let Some(entry) = self.conn_mut(conn)
             && let Kind::Ws { reader: kept, .. } = &mut entry.kind
         {
             *kept = reader;
+        }
+        if has_begun.is_some() && has_begun != had_begun {
+            self.begin_frame(conn);
         }
         if !pongs.is_empty() {
             self.say_pongs(conn.slot, &pongs, latest);
@@ -179,6 +188,20 @@ impl State {
             self.spawns.push(Spawn::Frames { conn, raw, frames, last });
         } else if let Some(last) = last {
             self.end_session(conn, last);
+        }
+    }
+
+    /// A frame has begun, or a message of several: it has its time from now on, whatever else comes in between.
+    fn begin_frame(&mut self, conn: ConnId) {
+        let tick = self.tick();
+        let until = tick + ticks(self.node.settings.timeouts.body);
+        let Some(entry) = self.conn_mut(conn) else { return };
+        if let Kind::Ws { begun_tick, .. } = &mut entry.kind {
+            *begun_tick = tick;
+        }
+        // Once in its time, however many begin: the wheel forgets nothing.
+        if entry.due_tick > until {
+            self.schedule(conn);
         }
     }
 

@@ -31,6 +31,24 @@ impl Signal {
     }
 }
 
+/// Bytes in a page of memory.
+pub fn page_bytes() -> usize {
+    // SAFETY: no pointers.
+    let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    usize::try_from(bytes).unwrap_or(4_096)
+}
+
+unsafe extern "C" {
+    /// mimalloc's, which the program is linked with: gives back what this thread's heap keeps for later.
+    fn mi_collect(force: bool);
+}
+
+/// Gives memory that the calling thread has freed back to the machine: the allocator would keep it for a while.
+pub fn give_back_freed_memory() {
+    // SAFETY: it may be called at any time, by any thread, for its own heap.
+    unsafe { mi_collect(true) };
+}
+
 /// Binds the calling thread to one core: the `index`th of those that this process may use, and
 /// over again from the first when there are fewer. Returns the core's number.
 pub fn pin_to_cpu(index: usize) -> io::Result<usize> {

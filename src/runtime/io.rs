@@ -253,11 +253,56 @@ pub fn take_error(fd: RawFd) -> i32 {
     if rc < 0 { io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO) } else { errno }
 }
 
+/// What is there to be received, which stays there; without waiting.
+///
+/// # Panics
+/// When `buffer` has no room: the answer could not be told from the end of input.
+pub fn peek_nonblocking(fd: RawFd, buffer: &mut [u8]) -> RecvOutcome {
+    assert!(!buffer.is_empty());
+    let flags = libc::MSG_DONTWAIT | libc::MSG_PEEK;
+    // SAFETY: the pointer and the length are those of one live slice of bytes.
+    let got = unsafe { libc::recv(fd, buffer.as_mut_ptr().cast(), buffer.len(), flags) };
+    match usize::try_from(got) {
+        Ok(0) => RecvOutcome::Eof,
+        Ok(bytes) => RecvOutcome::Bytes(bytes),
+        Err(_) => match io::Error::last_os_error().raw_os_error() {
+            Some(libc::EINTR | libc::EAGAIN) => RecvOutcome::Empty,
+            errno => RecvOutcome::Failed(errno.unwrap_or(libc::EIO)),
+        },
+    }
+}
+
 /// Says to the peer that no more will come (`FIN`, after what was sent).
 pub fn shutdown_write(fd: RawFd) -> io::Result<()> {
     // SAFETY: no pointers.
     checked(unsafe { libc::shutdown(fd, libc::SHUT_WR) })?;
     Ok(())
+}
+
+/// Whoever waits for input of the peer's sees its end. What cannot be shut is closed already by the peer.
+pub fn shutdown_read(fd: RawFd) {
+    // SAFETY: no pointers.
+    let _ = checked(unsafe { libc::shutdown(fd, libc::SHUT_RD) });
+}
+
+/// When it is closed, what was not sent yet is thrown away, and the kernel keeps nothing of the connection.
+pub fn reset_when_closed(fd: RawFd) {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    let bytes = size_of::<libc::linger>() as libc::socklen_t;
+    // SAFETY: a linger that lives through the call, and its size. A failure leaves an orderly close.
+    unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_LINGER, (&raw const linger).cast(), bytes) };
+}
+
+/// How long ago the last bytes came on a TCP socket, read or not; `None`: it is none.
+pub fn since_input(fd: RawFd) -> Option<Duration> {
+    // SAFETY: a plain struct of numbers, for which zeros are valid.
+    let mut told: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut bytes = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: the struct and its size, which live through the call.
+    let rc = unsafe {
+        libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut told).cast(), &raw mut bytes)
+    };
+    (rc == 0).then(|| Duration::from_millis(u64::from(told.tcpi_last_data_recv)))
 }
 
 /// Closes a descriptor that is kept as a number. The caller owns it and forgets it now.
@@ -292,6 +337,11 @@ impl SocketOptions {
         set_option(fd, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, int(lowat))?;
         set_option(fd, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, int(self.unacked_ms_max))
     }
+}
+
+/// Bounds what the kernel takes for a reader by a unix socket that does not read (`SO_SNDBUF`).
+pub fn bound_send_buffer(fd: RawFd, bytes: usize) -> io::Result<()> {
+    set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUF, i32::try_from(bytes).unwrap_or(i32::MAX))
 }
 
 pub(super) fn set_option(fd: RawFd, level: i32, option: i32, value: i32) -> io::Result<()> {
@@ -376,6 +426,27 @@ mod tests {
         shutdown_write(far.as_raw_fd()).unwrap();
         assert_eq!(recv_nonblocking(near.as_raw_fd(), &mut buffer), RecvOutcome::Eof);
         assert_eq!(recv_nonblocking(-1, &mut buffer), RecvOutcome::Failed(libc::EBADF));
+    }
+
+    #[test]
+    fn a_read_that_is_shut_ends_and_input_has_an_age() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let fd = listener.accept().unwrap().0.into_raw_fd();
+        client.write_all(b"x").unwrap();
+        let mut buffer = [0; 3];
+        while recv_nonblocking(fd, &mut buffer) == RecvOutcome::Empty {}
+        let first = since_input(fd).unwrap();
+        std::thread::sleep(Duration::from_millis(60));
+        assert!(since_input(fd).unwrap() >= first + Duration::from_millis(40));
+        assert_eq!(recv_nonblocking(fd, &mut buffer), RecvOutcome::Empty);
+        shutdown_read(fd);
+        assert_eq!(recv_nonblocking(fd, &mut buffer), RecvOutcome::Eof);
+        reset_when_closed(fd);
+        close(fd);
+        let read = std::io::Read::read(&mut client, &mut buffer);
+        assert_eq!(read.map_err(|error| error.kind()), Err(io::ErrorKind::ConnectionReset));
+        assert_eq!(since_input(UnixStream::pair().unwrap().0.as_raw_fd()), None);
     }
 
     fn option(fd: RawFd, option: i32) -> i32 {

@@ -1,5 +1,5 @@
 //! Listeners: one to a worker, all on one port (`SO_REUSEPORT`), and handing a port over. Owns making, accepting, and
-//! steering new connections among the listeners of a port. Never decides who may connect.
+//! steering new connections among the listeners of a port. Never decides who may connect. (Unix sockets: `unix`.)
 //!
 //! The listeners of an address form a group, which the kernel spreads connections over by hash. Each has an index, in the
 //! order of `listen(2)`; when one is closed, the last takes its index, and what is in its queue is reset. So a port is
@@ -19,6 +19,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use super::io::{SocketOptions, checked, owned, set_option};
+use super::peer::Peer;
+use super::settings::{At, Endpoint};
 
 /// Linux cuts the backlog to `net.core.somaxconn` (4,096 by default).
 const BACKLOG_AS_CONFIGURED: i32 = i32::MAX;
@@ -26,11 +28,18 @@ const BACKLOG_AS_CONFIGURED: i32 = i32::MAX;
 /// A listener of one worker.
 #[derive(Debug)]
 pub struct Listener {
+    /// Its own; or, of a unix socket and of one that was passed, its hold of the one that all share.
     pub fd: OwnedFd,
+    pub endpoint: Endpoint,
     /// A service manager made it (`activation`), and keeps it when we go.
     pub is_passed: bool,
-    /// Clients begin with a TLS handshake.
-    pub is_tls: bool,
+}
+
+impl Listener {
+    /// Whether it is of a unix socket: made by main, and one for all workers.
+    pub const fn is_unix(&self) -> bool {
+        matches!(self.endpoint.at, At::Unix(_))
+    }
 }
 
 /// How many listeners to an address each of `workers` makes, beside `old` ones of a process whose place is taken: as many
@@ -88,7 +97,7 @@ pub fn port_is_taken(addr: SocketAddr) -> io::Result<bool> {
 /// # Errors
 /// What concerns this process (`EMFILE`, `ENFILE`, `ENOBUFS`, `ENOMEM`), or a bug. Connections
 /// that failed while they waited in the queue are passed over (accept(2), "Error handling").
-pub fn accept_nonblocking(listener: RawFd, nonblocking: bool) -> io::Result<Option<(OwnedFd, SocketAddr)>> {
+pub fn accept_nonblocking(listener: RawFd, nonblocking: bool) -> io::Result<Option<(OwnedFd, Peer)>> {
     loop {
         let mut storage = Address::empty();
         let flags = libc::SOCK_CLOEXEC | if nonblocking { libc::SOCK_NONBLOCK } else { 0 };
@@ -96,7 +105,7 @@ pub fn accept_nonblocking(listener: RawFd, nonblocking: bool) -> io::Result<Opti
         let rc =
             unsafe { libc::accept4(listener, (&raw mut storage.bytes).cast(), &raw mut storage.len, flags) };
         match owned(rc) {
-            Ok(fd) => return Ok(Some((fd, storage.parsed()?))),
+            Ok(fd) => return Ok(Some((fd, storage.peer()?))),
             Err(e) => match e.raw_os_error() {
                 Some(libc::EAGAIN) => return Ok(None),
                 Some(
@@ -228,6 +237,13 @@ impl Address {
         Self { bytes, len: size_of::<AddressBytes>() as libc::socklen_t }
     }
 
+    /// Who has the address. That of a unix socket, which may be longer than what is kept here, tells nothing.
+    fn peer(&self) -> io::Result<Peer> {
+        // SAFETY: all bytes are set, and any bytes are a valid `sockaddr_in`.
+        let family = unsafe { self.bytes.v4 }.sin_family;
+        if i32::from(family) == libc::AF_UNIX { Ok(Peer::UNIX) } else { self.parsed().map(Peer::from) }
+    }
+
     fn parsed(&self) -> io::Result<SocketAddr> {
         // SAFETY: all bytes are set, and any bytes are a valid `sockaddr_in`.
         let v4 = unsafe { self.bytes.v4 };
@@ -291,7 +307,7 @@ mod tests {
     const OPTIONS: SocketOptions = SocketOptions { unsent_bytes_max: 131_072, unacked_ms_max: 30_000 };
     const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
-    fn accept(listener: &OwnedFd) -> Option<(TcpStream, SocketAddr)> {
+    fn accept(listener: &OwnedFd) -> Option<(TcpStream, Peer)> {
         let (fd, peer) = accept_nonblocking(listener.as_raw_fd(), true).unwrap()?;
         Some((TcpStream::from(fd), peer))
     }
@@ -327,7 +343,7 @@ mod tests {
             for _ in 0..16 {
                 let client = TcpStream::connect(addr).unwrap();
                 let (mut server, peer) = listeners.iter().find_map(accept).unwrap();
-                assert_eq!(peer, client.local_addr().unwrap());
+                assert_eq!(peer, client.local_addr().unwrap().into());
                 let error = server.read(&mut [0; 1]).unwrap_err();
                 assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "accepted sockets do not block");
             }

@@ -45,14 +45,43 @@ pub type Errand = Box<dyn FnOnce(&mut State) + Send>;
 /// A request to the home of a channel.
 #[derive(Debug)]
 pub enum Ask {
-    Publish { name: Name, draft: Draft, key: Option<Box<Key>> },
-    PublishReserved { name: Name, draft: Draft, key: Box<Key> },
-    Reserve { name: Name, key: Box<Key> },
-    Release { name: Name, key: Box<Key> },
-    Delete { name: Name },
-    Read { name: Name, from: From, max: PageMax },
-    Join { name: Name, max: PageMax },
-    Leave { name: Name },
+    Publish {
+        name: Name,
+        draft: Draft,
+        key: Option<Box<Key>>,
+    },
+    PublishReserved {
+        name: Name,
+        draft: Draft,
+        key: Box<Key>,
+    },
+    Reserve {
+        name: Name,
+        key: Box<Key>,
+    },
+    Release {
+        name: Name,
+        key: Box<Key>,
+    },
+    Delete {
+        name: Name,
+    },
+    Read {
+        name: Name,
+        from: From,
+        max: PageMax,
+    },
+    /// A place for a message that follows.
+    Claim {
+        name: Name,
+    },
+    Join {
+        name: Name,
+        max: PageMax,
+    },
+    Leave {
+        name: Name,
+    },
 }
 
 /// What the home answers.
@@ -60,6 +89,8 @@ pub enum Ask {
 pub enum Answer {
     Published(Result<Published, PublishRefusal>),
     Known(Known),
+    /// Whether there is room for the channel.
+    Claimed(bool),
     /// `None`: there is no room for one more channel.
     Page(Option<Page>),
     /// What an errand came to ([`Worker::on_worker`](super::worker::Worker::on_worker)).

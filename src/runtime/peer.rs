@@ -49,6 +49,8 @@ impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.ip() {
             None => f.write_str("unix"),
+            // A proxy's header mostly says none.
+            Some(ip) if self.port == 0 => ip.fmt(f),
             Some(ip) => SocketAddr::new(ip, self.port).fmt(f),
         }
     }
@@ -64,6 +66,7 @@ mod tests {
             assert_eq!(Peer::from(text.parse::<SocketAddr>().expect("an address")).to_string(), text);
         }
         assert_eq!(Peer::UNIX.to_string(), "unix");
+        assert_eq!(Peer::new(IpAddr::V6(Ipv6Addr::LOCALHOST), 0).to_string(), "::1");
         let network = |text: &str| Peer::new(text.parse().expect("an address"), 1).network();
         assert_eq!(network("2001:db8::1"), network("2001:db8::ffff:1"));
         assert_ne!(network("2001:db8:0:1::1"), network("2001:db8::1"));

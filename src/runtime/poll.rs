@@ -219,6 +219,7 @@ impl State {
         self.node.stats[usize::from(self.index)].left.add(Transport::LongPoll as usize, 1);
         entry.heard_tick = tick;
         entry.sent_messages += 1;
+        entry.peer = held.proxy.unwrap_or(entry.peer);
         if held.leftover.is_empty() {
             if entry.flags.input_off {
                 entry.flags.input_off = false;

@@ -44,6 +44,12 @@ impl Publishing {
         Some(self.noted.swap_remove(place).1)
     }
 
+    /// Memory that this holds.
+    pub fn kept_bytes(&self) -> usize {
+        let answers: usize = self.answers.iter().map(Vec::capacity).sum();
+        size_of::<Self>() + self.answers.capacity() * size_of::<Vec<u8>>() + answers + self.rest.capacity()
+    }
+
     /// One that is answered already.
     pub fn add(&mut self, answer: Vec<u8>) {
         self.answers.push(answer);

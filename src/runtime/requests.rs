@@ -7,8 +7,10 @@ use std::rc::Rc;
 use crate::domain::channel::Name;
 use crate::domain::home::{PublishRefusal, Published};
 
+use super::admission::Turned;
 use super::close::Reason;
 use super::entry::ConnId;
+use super::stats::Refusal;
 use super::worker::Worker;
 
 /// Answers that are collected before they are sent, about.
@@ -36,6 +38,11 @@ impl Worker {
     /// Something came on a held connection between requests.
     fn on_request(self: &Rc<Self>, conn: ConnId, input: Vec<u8>) {
         let Some(mut input) = self.with(|state| state.begin_request(conn, input)) else { return };
+        if let Some(why) = self.with(|state| state.turns_away_held(conn))
+            && self.turn_away_held(conn, &input, why)
+        {
+            return;
+        }
         let mut answers = self.answers.take();
         let start = answers.bytes.len();
         let done = catch_unwind(AssertUnwindSafe(|| {
@@ -66,6 +73,18 @@ impl Worker {
                 state.remove(conn.slot, Reason::Internal);
             }),
         }
+    }
+
+    /// Tells a newcomer that it is not served. False: that cannot be told yet, or it is served all the same.
+    fn turn_away_held(self: &Rc<Self>, conn: ConnId, input: &[u8], why: Refusal) -> bool {
+        let mut out = Vec::new();
+        let Turned::Away(transport) = self.edge.turn_away(self, input, &mut out) else { return false };
+        self.with(|state| {
+            state.stats().refuse(why);
+            state.end(conn.slot, transport, Reason::Full, &out);
+            state.bury();
+        });
+        true
     }
 
     pub(super) fn send_answers(self: &Rc<Self>) {

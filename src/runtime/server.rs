@@ -27,20 +27,27 @@ use super::keeper::Keeper;
 use super::listen::{self, Listener, listeners_each};
 use super::mail::Mail;
 use super::mailbox::{Mailbox, mailbox};
+use super::memory::Memory;
 use super::notify::Supervisor;
 use super::phase::{Phase, Progress};
 use super::probe::{self, Refused};
+use super::quotas::Quotas;
 use super::report::Reports;
 use super::sendring::{BATCH_MAX, SendRing};
-use super::settings::{AccessTo, DriverChoice, FilesChoice, Settings};
+use super::settings::{AccessTo, At, DriverChoice, Endpoint, FilesChoice, Settings};
 use super::state::{Node, State};
 use super::stats::{Places, Stats};
 use super::takeover::{Controls, Predecessor};
+use super::unix::{self, UnixListener};
 use super::worker::{Edge, Parts, Worker};
 
 /// Entries of a worker's ring for requests.
 const RING_ENTRIES: u32 = 1_024;
-/// How long the port of a process that just ended may still seem taken.
+/// Letters may take this part of the node's memory at most.
+const MAILBOXES_PART: usize = 8;
+/// Where neither the configuration nor the machine says how much memory there is: as if there were none to spare.
+const MEMORY_UNKNOWN_BYTES: usize = 512 << 20;
+/// How long the port, or the socket, of a process that just ended may still seem taken.
 const PORT_PATIENCE: Duration = Duration::from_millis(500);
 /// How long a process that has just started, or taken over itself, may need until it can be asked for its place.
 const NAME_PATIENCE: Duration = Duration::from_secs(2);
@@ -55,9 +62,13 @@ pub enum ServeError {
         "{0} is taken: another process listens there. Stop it, choose another --listen, or, if it is a Pushline, \
          start with --takeover"
     )]
-    PortTaken(SocketAddr),
-    #[error("cannot listen on {addr}: {error}")]
-    Listen { addr: SocketAddr, error: io::Error },
+    PortTaken(At),
+    #[error(
+        "cannot listen on {0}: what is there is a file and no socket. Move it away, or choose another path for --listen"
+    )]
+    NoSocket(At),
+    #[error("cannot listen on {at}: {error}")]
+    Listen { at: At, error: io::Error },
     #[error(
         "admin.listen = {0} is taken: another process listens there. Stop it, choose another address, or, if it is the \
          Pushline that is to be replaced, start with --takeover"
@@ -66,10 +77,10 @@ pub enum ServeError {
     #[error("cannot listen on admin.listen = {address}: {error}")]
     AdminListen { address: String, error: io::Error },
     #[error(
-        "--takeover: {addr} is taken, and not by a Pushline of this user that would give it up ({error}); stop what \
+        "--takeover: {at} is taken, and not by a Pushline of this user that would give it up ({error}); stop what \
          listens there, or choose another --listen"
     )]
-    NoPredecessor { addr: SocketAddr, error: io::Error },
+    NoPredecessor { at: At, error: io::Error },
     #[error("--driver io_uring: {0}; use --driver epoll, or auto")]
     IoUring(Refused),
     #[error(
@@ -116,7 +127,8 @@ struct Seed {
     /// That the process may use.
     cpus: usize,
     mailbox: Mailbox<Mail>,
-    addresses: Vec<SocketAddr>,
+    /// With the descriptor of the listener, where main has it.
+    endpoints: Vec<(Endpoint, Option<RawFd>)>,
     listeners_each: usize,
     /// Main says that all workers are made: listen. Hung up: one could not be, so end.
     go: mpsc::Receiver<()>,
@@ -139,7 +151,7 @@ pub fn serve<E: Edge + 'static>(
     tls: Option<Arc<ServerConfig>>,
     make_edge: impl Fn(&Arc<Node>) -> E + Send + Sync + Clone + 'static,
     prepare: impl FnOnce(&Settings) -> Result<(), ServeError>,
-    ready: impl FnOnce(&Arc<Node>, &[SocketAddr]),
+    ready: impl FnOnce(&Arc<Node>, &[Endpoint]),
     reload: impl FnMut(&Arc<Node>),
 ) -> Result<Ended, ServeError> {
     // Signals come to the main thread alone; workers inherit this.
@@ -154,6 +166,8 @@ pub fn serve<E: Edge + 'static>(
     let files_max = files_max as usize;
     let own_files = capacity::own_files(settings.files, files_max, workers, settings.limits.connections);
 
+    let memory_bytes = settings.limits.memory_bytes.unwrap_or(MEMORY_UNKNOWN_BYTES);
+
     // What all share, made first so that their numbers are low.
     let signals = SignalFd::new().map_err(io_error("cannot make a signal descriptor"))?;
     let ended_workers = Arc::new(AtomicUsize::new(0));
@@ -166,21 +180,20 @@ pub fn serve<E: Edge + 'static>(
     let (mut senders, mut mailboxes) = (Vec::new(), Vec::new());
     for _ in 0..workers {
         // A message that fits no mailbox could never reach its channel.
-        let bytes_max = settings.limits.mailbox_bytes.max(2 * settings.limits.message_bytes + 4_096);
+        let bytes_max = (settings.limits.mailbox_bytes.min(memory_bytes / MAILBOXES_PART / workers))
+            .max(2 * settings.limits.message_bytes + 4_096);
         let (sender, mailbox) = mailbox(bytes_max).map_err(io_error("cannot make a mailbox"))?;
         last_shared = last_shared.max(mailbox.wake_fd());
         senders.push(sender);
         mailboxes.push(mailbox);
     }
 
+    let mut sockets = unix_listeners(&settings)?;
+    last_shared = sockets.iter().map(AsRawFd::as_raw_fd).fold(last_shared, RawFd::max);
     let predecessors = find_predecessors(&settings)?;
-    let reserved = reserve(&settings)?;
+    let (reserved, endpoints) = reserve(&settings, &sockets)?;
     prepare(&settings)?;
-    let addresses: Vec<SocketAddr> = if settings.passed.is_empty() {
-        reserved.iter().map(|(_, addr)| *addr).collect()
-    } else {
-        settings.passed.iter().map(|passed| passed.addr).collect()
-    };
+    let listening: Vec<Endpoint> = endpoints.iter().map(|(endpoint, _)| endpoint.clone()).collect();
     let before = predecessors.iter().map(|(_, predecessor)| predecessor.listeners).max();
     let listeners_each =
         if settings.passed.is_empty() { listeners_each(workers, before.unwrap_or(0)) } else { 1 };
@@ -199,6 +212,8 @@ pub fn serve<E: Edge + 'static>(
         progress: Progress::default(),
         reports,
         places: Places::default(),
+        memory: Memory::new(memory_bytes, settings.history.node_bytes, workers),
+        quotas: Quotas::new(&settings.quotas, settings.limits.message_bytes),
         stats: (0..workers).map(|_| Stats::default()).collect(),
         secret,
         first_incarnation,
@@ -218,7 +233,7 @@ pub fn serve<E: Edge + 'static>(
             cpu: index,
             cpus,
             mailbox,
-            addresses: addresses.clone(),
+            endpoints: endpoints.clone(),
             listeners_each,
             go,
             uring,
@@ -245,6 +260,10 @@ pub fn serve<E: Edge + 'static>(
     let all_have =
         || (0..workers).try_for_each(|_| started_rx.recv().unwrap_or(Err(ServeError::WorkerEnded)));
     all_have()?;
+    for socket in &mut sockets {
+        let at = At::Unix(socket.path().into());
+        socket.begin().map_err(|error| ServeError::Listen { at, error })?;
+    }
     for go in &gos {
         let _ = go.send(());
     }
@@ -255,17 +274,18 @@ pub fn serve<E: Edge + 'static>(
     drop(reserved);
     node.progress.reach(Phase::Serving);
     tracing::info!(
-        listen = addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(","),
+        listen = listening.iter().map(Endpoint::to_string).collect::<Vec<_>>().join(","),
         driver = if uring { "io_uring" } else { "epoll" },
         workers,
         files = if own_files { "per-worker" } else { "shared" },
         connections_max = connections_of_node,
+        memory_bytes,
         "serving"
     );
-    ready(&node, &addresses);
+    ready(&node, &listening);
     let mut manager = Supervisor::find(workers);
     manager.on_ready(&node);
-    let controls = Controls::new(&addresses, listeners as u32);
+    let controls = Controls::new(listening.into_iter().map(|endpoint| endpoint.at), listeners as u32);
     let ended = Keeper::new(&node, &signals, &epoll, controls, manager, &ended_workers, reload).run()?;
     if ended == Ended::Drained {
         for thread in threads {
@@ -329,74 +349,129 @@ fn choose_driver(choice: DriverChoice) -> Result<bool, ServeError> {
 }
 
 /// Those that serve the addresses already, to be asked for them once all is ready here.
-fn find_predecessors(settings: &Settings) -> Result<Vec<(SocketAddr, Predecessor)>, ServeError> {
+fn find_predecessors(settings: &Settings) -> Result<Vec<(At, Predecessor)>, ServeError> {
     let mut found = Vec::new();
     let asks = settings.takeover && settings.passed.is_empty();
-    let listen = settings.listen.iter().chain(&settings.tls.listen);
-    for &addr in listen.filter(|addr| asks && addr.port() != 0) {
-        match find_predecessor(addr)? {
-            Some(predecessor) => found.push((addr, predecessor)),
-            // A port that nobody holds yet is simply ours.
-            None => tracing::info!(%addr, "--takeover: nobody to take over from"),
+    let is_known = |endpoint: &Endpoint| endpoint.addr().is_none_or(|addr| addr.port() != 0);
+    for Endpoint { at, .. } in endpoints_of(settings).filter(|endpoint| asks && is_known(endpoint)) {
+        match find_predecessor(&at)? {
+            Some(predecessor) => found.push((at, predecessor)),
+            // What nobody holds yet is simply ours.
+            None => tracing::info!(%at, "--takeover: nobody to take over from"),
         }
     }
     Ok(found)
 }
 
-fn find_predecessor(addr: SocketAddr) -> Result<Option<Predecessor>, ServeError> {
+fn find_predecessor(at: &At) -> Result<Option<Predecessor>, ServeError> {
     let until = Instant::now() + NAME_PATIENCE;
     loop {
-        let error = match Predecessor::find(addr) {
+        let error = match Predecessor::find(at) {
             Ok(predecessor) => return Ok(Some(predecessor)),
             Err(error) => error,
         };
         let is_nobody = error.kind() == io::ErrorKind::ConnectionRefused;
-        if is_nobody && !listen::port_is_taken(addr).map_err(|error| ServeError::Listen { addr, error })? {
+        if is_nobody && !is_taken(at)? {
             return Ok(None);
         }
         if !is_nobody || Instant::now() >= until {
-            return Err(ServeError::NoPredecessor { addr, error });
+            return Err(ServeError::NoPredecessor { at: at.clone(), error });
         }
         std::thread::sleep(Duration::from_millis(20));
     }
 }
 
-/// Holds every address, so that all workers can listen on it and nobody else can take it meanwhile.
-fn reserve(settings: &Settings) -> Result<Vec<(OwnedFd, SocketAddr)>, ServeError> {
-    let mut reserved = Vec::new();
-    if !settings.passed.is_empty() {
-        return Ok(reserved);
+fn is_taken(at: &At) -> Result<bool, ServeError> {
+    let taken = match at {
+        At::Tcp(addr) => listen::port_is_taken(*addr),
+        At::Unix(path) => unix::is_live(path),
+    };
+    taken.map_err(|error| ServeError::Listen { at: at.clone(), error })
+}
+
+/// A socket for every path: made before any worker starts, so that all accept from the same.
+fn unix_listeners(settings: &Settings) -> Result<Vec<UnixListener>, ServeError> {
+    let mut sockets = Vec::new();
+    let listen: &[Endpoint] = if settings.passed.is_empty() { &settings.listen } else { &[] };
+    for Endpoint { at, .. } in listen {
+        let At::Unix(path) = at else { continue };
+        let make = if settings.takeover { UnixListener::staged } else { UnixListener::new };
+        let until = Instant::now() + PORT_PATIENCE;
+        let made = loop {
+            match make(path, settings.unix_mode) {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < until => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                made => break made,
+            }
+        };
+        sockets.push(made.map_err(|error| match error.kind() {
+            io::ErrorKind::AddrInUse => ServeError::PortTaken(at.clone()),
+            io::ErrorKind::AlreadyExists => ServeError::NoSocket(at.clone()),
+            _ => ServeError::Listen { at: at.clone(), error },
+        })?);
     }
-    for &addr in settings.listen.iter().chain(&settings.tls.listen) {
-        let failed = |error| ServeError::Listen { addr, error };
+    Ok(sockets)
+}
+
+/// Everything to listen at; what speaks TLS comes last.
+fn endpoints_of(settings: &Settings) -> impl Iterator<Item = Endpoint> + '_ {
+    let tls = settings.tls.listen.iter().map(|addr| Endpoint { at: At::Tcp(*addr), tls: true });
+    settings.listen.iter().cloned().chain(tls)
+}
+
+/// Where to listen, and where main has the listener already.
+type Endpoints = Vec<(Endpoint, Option<RawFd>)>;
+
+/// Holds every address, so that all workers can listen on it and nobody else can take it meanwhile. Gives what holds
+/// them, and all endpoints, each with the port that it has.
+fn reserve(settings: &Settings, sockets: &[UnixListener]) -> Result<(Vec<OwnedFd>, Endpoints), ServeError> {
+    if !settings.passed.is_empty() {
+        let passed = settings.passed.iter();
+        let endpoints = passed.map(|passed| {
+            let tls = passed.name == TLS_SOCKET && !settings.tls.certificates.is_empty();
+            (Endpoint { at: At::Tcp(passed.addr), tls }, Some(passed.fd))
+        });
+        return Ok((Vec::new(), endpoints.collect()));
+    }
+    let (mut reserved, mut endpoints) = (Vec::new(), Vec::new());
+    let mut sockets = sockets.iter();
+    for endpoint in endpoints_of(settings) {
+        let Some(addr) = endpoint.addr() else {
+            endpoints.push((endpoint.clone(), sockets.next().map(AsRawFd::as_raw_fd)));
+            continue;
+        };
+        let failed = |error| ServeError::Listen { at: endpoint.at.clone(), error };
         if addr.port() != 0 && !settings.takeover {
             let until = Instant::now() + PORT_PATIENCE;
             while listen::port_is_taken(addr).map_err(failed)? {
                 if Instant::now() >= until {
-                    return Err(ServeError::PortTaken(addr));
+                    return Err(ServeError::PortTaken(endpoint.at.clone()));
                 }
                 std::thread::sleep(Duration::from_millis(20));
             }
         }
-        reserved.push(listen::reserve_port(addr).map_err(failed)?);
+        let (holder, addr) = listen::reserve_port(addr).map_err(failed)?;
+        reserved.push(holder);
+        endpoints.push((Endpoint { at: At::Tcp(addr), tls: endpoint.tls }, None));
     }
-    Ok(reserved)
+    Ok((reserved, endpoints))
 }
 
 /// Asks those that serve the addresses to drain, now that `listeners` of this process serve each too.
-fn take_over(node: &Arc<Node>, predecessors: Vec<(SocketAddr, Predecessor)>, listeners: u32) {
+fn take_over(node: &Arc<Node>, predecessors: Vec<(At, Predecessor)>, listeners: u32) {
     let mut asked = Vec::new();
-    for (addr, mut predecessor) in predecessors {
+    for (at, mut predecessor) in predecessors {
         match predecessor.ask_to_drain(listeners) {
             Ok(()) => asked.push(predecessor),
             // It heard of an address before this, and has begun to drain.
             Err(_) if !asked.is_empty() => {}
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                tracing::info!(%addr, "--takeover: the other process has ended");
+                tracing::info!(%at, "--takeover: the other process has ended");
             }
             // Connections come to this process already: to end now would lose them.
             Err(error) => {
-                tracing::warn!(%addr, %error, "--takeover: the other process does not answer; stop it: it has half of the new connections");
+                tracing::warn!(%at, %error, "--takeover: the other process does not answer; stop it: it has half of the new connections");
             }
         }
     }
@@ -450,7 +525,7 @@ fn run_worker<E: Edge + 'static>(
     let go = seed.go;
     let make = move || -> io::Result<Parts> {
         let workers = node.mailboxes.len();
-        let listeners = prepare_listeners(&seed.addresses, seed.listeners_each, &node.settings)?;
+        let listeners = prepare_listeners(seed.endpoints, seed.listeners_each, &node.settings)?;
         let ring = if uring { SendRing::uring(BATCH_MAX as u32)? } else { SendRing::plain() };
         let edge = Rc::new(make_edge(&node));
         let state = State::new(node, seed.index, ring, Epoll::new()?, seed.random);
@@ -488,7 +563,7 @@ async fn run_tasks(
     if go.recv().is_err() {
         return Ok(());
     }
-    for listener in parts.listeners.iter().filter(|listener| !listener.is_passed) {
+    for listener in parts.listeners.iter().filter(|listener| !listener.is_passed && !listener.is_unix()) {
         listen::begin(listener.fd.as_raw_fd())?;
     }
     let _ = started.send(Ok(()));
@@ -496,28 +571,35 @@ async fn run_tasks(
 }
 
 /// One worker's sockets to listen with: so many, one after the other, to each address; or those that were passed.
-fn prepare_listeners(
-    addresses: &[SocketAddr],
-    each: usize,
-    settings: &Settings,
-) -> io::Result<Vec<Listener>> {
+fn prepare_listeners(endpoints: Endpoints, each: usize, settings: &Settings) -> io::Result<Vec<Listener>> {
     let options = SocketOptions {
         unsent_bytes_max: settings.slow.kernel_bytes.min(u32::MAX as usize) as u32,
         unacked_ms_max: settings.heartbeat.timeout.as_millis() as u32,
     };
     if !settings.passed.is_empty() {
-        let listeners = settings.passed.iter().map(|passed| {
-            let is_tls = passed.name == TLS_SOCKET && !settings.tls.certificates.is_empty();
-            Ok(Listener { fd: passed.listener(options)?, is_passed: true, is_tls })
-        });
-        return listeners.collect();
+        let listeners = settings.passed.iter().zip(endpoints);
+        return listeners
+            .map(|(passed, (endpoint, _))| {
+                Ok(Listener { fd: passed.listener(options)?, endpoint, is_passed: true })
+            })
+            .collect();
     }
-    // Those for TLS come last.
-    let addresses = addresses.iter().enumerate().map(|(at, addr)| (*addr, at >= settings.listen.len()));
-    let addresses = addresses.flat_map(|address| std::iter::repeat_n(address, each));
-    addresses
-        .map(|(addr, is_tls)| Ok(Listener { fd: listen::prepare(addr, options)?, is_passed: false, is_tls }))
-        .collect()
+    let mut listeners = Vec::with_capacity(endpoints.len() * each);
+    for (endpoint, made) in endpoints {
+        match (&endpoint.at, made) {
+            (At::Tcp(addr), _) => {
+                for _ in 0..each {
+                    let fd = listen::prepare(*addr, options)?;
+                    listeners.push(Listener { fd, endpoint: endpoint.clone(), is_passed: false });
+                }
+            }
+            (At::Unix(_), Some(made)) => {
+                listeners.push(Listener { fd: unix::duplicate(made)?, endpoint, is_passed: false });
+            }
+            (At::Unix(_), None) => {}
+        }
+    }
+    Ok(listeners)
 }
 
 fn files_limit() -> usize {

@@ -7,6 +7,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
+use super::peer::Peer;
 use crate::domain::auth::Grants;
 use crate::domain::channel::Pattern;
 
@@ -15,11 +18,13 @@ use super::activation::Passed;
 /// All settings of a node. Immutable once made; shared by all workers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
-    pub listen: Vec<SocketAddr>,
+    pub listen: Vec<Endpoint>,
     /// Sockets that a service manager passed, in place of those to be made for `listen`. Given by who starts the process,
     /// not by configuration.
     pub passed: Vec<Passed>,
     pub tls: TlsListeners,
+    /// Permissions of the files of unix sockets.
+    pub unix_mode: u32,
     /// Worker threads; `None`: one per core.
     pub workers: Option<usize>,
     pub driver: DriverChoice,
@@ -37,6 +42,8 @@ pub struct Settings {
     pub drain: Drain,
     pub origins: Origins,
     pub auth: Authentication,
+    pub proxy: Proxy,
+    pub quotas: QuotaLimits,
     pub log: Log,
     pub admin: Admin,
     pub access_log: Access,
@@ -55,6 +62,55 @@ pub struct TlsListeners {
 pub struct CertificateFiles {
     pub certificate: PathBuf,
     pub key: PathBuf,
+}
+
+/// Where clients come, and how they speak there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    pub at: At,
+    /// They begin with a TLS handshake.
+    pub tls: bool,
+}
+
+/// A place to listen at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum At {
+    Tcp(SocketAddr),
+    /// A file, by its absolute path.
+    Unix(PathBuf),
+}
+
+impl Endpoint {
+    pub const fn plain(at: At) -> Self {
+        Self { at, tls: false }
+    }
+
+    /// The address, of one that has one.
+    pub const fn addr(&self) -> Option<SocketAddr> {
+        match self.at {
+            At::Tcp(addr) => Some(addr),
+            At::Unix(_) => None,
+        }
+    }
+}
+
+/// As it stands in the configuration, with `tls:` before it where TLS is spoken.
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.tls {
+            f.write_str("tls:")?;
+        }
+        self.at.fmt(f)
+    }
+}
+
+impl fmt::Display for At {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(addr) => addr.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +147,8 @@ pub struct Limits {
     pub idempotency_keys: usize,
     /// Bytes waiting in one worker's mailbox.
     pub mailbox_bytes: usize,
+    /// The process's own memory; `None`: a part of the machine's.
+    pub memory_bytes: Option<usize>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,6 +157,8 @@ pub struct Timeouts {
     pub body: Duration,
     /// Keep-alive without a request.
     pub idle: Duration,
+    /// A newcomer's request that waited longer for the server, in a crowd, is turned away.
+    pub admission: Duration,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,7 +177,7 @@ pub struct HistoryLimits {
     pub bytes: usize,
     /// Of one channel.
     pub age: Duration,
-    /// Of the node, split evenly among workers.
+    /// Of the node.
     pub node_bytes: usize,
 }
 
@@ -234,6 +294,64 @@ pub struct ApiKey {
     pub name: String,
     pub sha256: [u8; 32],
     pub grants: Grants,
+}
+
+/// Proxies before the node, and how they say who the client is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proxy {
+    /// Whose word counts.
+    pub trusted: Vec<IpNet>,
+    /// That of whoever comes by a unix socket too.
+    pub trusts_unix: bool,
+    /// Their connections begin with a header of the PROXY protocol.
+    pub protocol: bool,
+    pub header: ProxyHeader,
+}
+
+/// The field of a request in which trusted proxies say who the client is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProxyHeader {
+    None,
+    /// RFC 7239
+    Forwarded,
+    XForwardedFor,
+}
+
+impl Proxy {
+    pub fn trusts(&self, peer: &Peer) -> bool {
+        match peer.ip() {
+            Some(ip) => self.trusted.iter().any(|network| network.contains(&ip)),
+            None => self.trusts_unix,
+        }
+    }
+
+    /// Whether a connection from there must begin by saying who the client is.
+    pub fn announces(&self, peer: &Peer) -> bool {
+        self.protocol && self.trusts(peer)
+    }
+
+    /// Whether requests from there say who the client is.
+    pub fn forwards(&self, peer: &Peer) -> bool {
+        self.header != ProxyHeader::None && self.trusts(peer)
+    }
+}
+
+/// What one client may have and do, by its address, by its subject, and all clients together.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct QuotaLimits {
+    pub address: QuotaLimit,
+    pub subject: QuotaLimit,
+    pub node: QuotaLimit,
+}
+
+/// `None`: as much as there is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct QuotaLimit {
+    pub connections: Option<usize>,
+    pub connections_per_second: Option<u32>,
+    pub subscriptions: Option<usize>,
+    pub publishes_per_second: Option<u32>,
+    pub publish_bytes_per_second: Option<u32>,
 }
 
 /// What is logged, to stderr.

@@ -23,6 +23,7 @@ use crate::domain::home::{Home, HomeBounds, PublishRefusal, Published, WorkerInd
 use crate::domain::message::Message;
 
 use super::access::AccessLog;
+use super::budget::Ledger;
 use super::clock::{Clock, ticks};
 use super::entry::{ConnId, Entry, HeldPoll};
 use super::framing::frame;
@@ -30,11 +31,14 @@ use super::holder::Last;
 use super::io::{Epoll, EventFd};
 use super::mail::{Answer, Ask, Mail};
 use super::mailbox::Sender;
+use super::memory::Memory;
 use super::peer::Peer;
 use super::phase::Progress;
+use super::quotas::{Begins, Limited, Quotas};
 use super::report::Reports;
 use super::sendring::SendRing;
 use super::settings::{Settings, SlowPolicy};
+use super::share::Share;
 use super::slots::ChunkedSlab;
 use super::stats::{Places, Stats};
 use super::tls::Tls;
@@ -61,6 +65,9 @@ pub struct Node {
     pub listening: AtomicUsize,
     /// Where requests and ends of connections are told, if anywhere.
     pub access: Option<AccessLog>,
+    pub memory: Memory,
+    /// `None`: nothing is configured.
+    pub quotas: Option<Arc<Quotas>>,
     /// Workers that have told all their clients to leave.
     pub drained: AtomicUsize,
     /// Wakes the main thread.
@@ -111,6 +118,16 @@ impl Node {
             let index = index as WorkerIndex;
             self.on_worker(index, errand(index));
         }
+    }
+
+    /// A client begins to read `channels` on a socket of which it is known whose it is.
+    ///
+    /// # Errors
+    /// [`Limited`]
+    pub fn begin_reading(&self, socket: &mut Socket, channels: usize, begins: Begins) -> Result<(), Limited> {
+        let Some(quotas) = &self.quotas else { return Ok(()) };
+        let Socket { share, peer, bearer, .. } = socket;
+        quotas.begin_reading(share, peer, bearer.as_deref(), channels, begins)
     }
 
     pub fn policy_for(&self, name: &Name) -> SlowPolicy {
@@ -184,14 +201,16 @@ pub struct Socket {
     /// Who the connection's last request, or the stream that it is, was found to be of.
     pub bearer: Option<Rc<Bearer>>,
     pub tls: Option<Box<Tls>>,
+    /// What it holds of the quotas.
+    pub share: Option<Box<Share>>,
 }
 
 impl Socket {
     /// The same, out of the hands of something that may not be taken apart.
     pub fn take(&mut self) -> Self {
         let Self { fd, is_in_epoll, opened_tick, sent_messages, sent_bytes, peer, .. } = *self;
-        let (bearer, tls) = (self.bearer.take(), self.tls.take());
-        Self { fd, is_in_epoll, opened_tick, sent_messages, sent_bytes, peer, bearer, tls }
+        let (bearer, tls, share) = (self.bearer.take(), self.tls.take(), self.share.take());
+        Self { fd, is_in_epoll, opened_tick, sent_messages, sent_bytes, peer, bearer, tls, share }
     }
 }
 
@@ -221,6 +240,20 @@ pub enum Frame {
     Binary(Vec<u8>),
 }
 
+impl Frame {
+    /// Bytes of its payload.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Binary(bytes) => bytes.len(),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 /// A drain under way.
 #[derive(Debug, Clone, Copy)]
 pub struct Draining {
@@ -241,6 +274,10 @@ pub struct State {
     pub feeds_by_name: HashMap<Name, u32, RandomState>,
     pub home: Home,
     pub pending: slab::Slab<Pending>,
+    /// What feeds, connections and tasks hold.
+    pub(super) ledger: Ledger,
+    /// Until then newcomers may have waited for long.
+    pub(super) crowd_until_tick: u32,
     /// Feeds with something to send.
     pub dirty: VecDeque<u32>,
     pub catchups: VecDeque<(ConnId, u32)>,
@@ -287,7 +324,8 @@ impl State {
         let settings = &node.settings;
         let bounds = HomeBounds {
             channel: node.channel_bounds(),
-            bytes: settings.history.node_bytes / workers,
+            // Memory is looked at before anything is kept.
+            bytes: 0,
             channels: (settings.limits.channels / workers).max(1),
             keys: (settings.limits.idempotency_keys / workers).max(1),
         };
@@ -304,6 +342,8 @@ impl State {
             feeds: ChunkedSlab::new(),
             feeds_by_name: HashMap::default(),
             pending: slab::Slab::new(),
+            ledger: Ledger::default(),
+            crowd_until_tick: 0,
             dirty: VecDeque::new(),
             catchups: VecDeque::new(),
             catchups_later: Vec::new(),
@@ -349,6 +389,10 @@ impl State {
     /// Does, as their home, what `from` asks of this worker's channels.
     pub fn answer(&mut self, from: WorkerIndex, ask: Ask) -> Answer {
         let now_ms = self.node.clock.now_ms();
+        self.see_ask();
+        if let Ask::Publish { draft, .. } | Ask::PublishReserved { draft, .. } = &ask {
+            self.make_room(draft.cost_bytes());
+        }
         let traced = if self.is_traced() { traced_of(&ask) } else { None };
         let (index, node, arrived) = (self.index, &self.node, &mut self.arrived);
         // The exact clock is read where somebody reads the channel: once for all its readers.
@@ -394,7 +438,8 @@ impl State {
                 self.home.delete(&name, now_ms, deliver);
                 Answer::Done
             }
-            Ask::Read { name, from, max } => Answer::Page(self.home.read(&name, from, max, now_ms)),
+            Ask::Read { name, from, max } => Answer::Page(Some(self.home.read(&name, from, max, now_ms))),
+            Ask::Claim { name } => Answer::Claimed(self.home.claim(&name, now_ms)),
             Ask::Join { name, max } => Answer::Page(self.home.join(&name, from, max, now_ms)),
             Ask::Leave { name } => {
                 self.home.leave(&name, from, now_ms);
@@ -583,11 +628,12 @@ impl State {
 
     fn on_joined(&mut self, name: &Name, page: Option<crate::domain::history::Page>) {
         let Some(&slot) = self.feeds_by_name.get(name) else { return };
-        let bounds = self.node.feed_bounds();
+        let bounds = self.feed_bounds();
         let Some(feed) = self.feeds.get_mut(slot) else { return };
         match page {
             Some(page) => {
                 feed.on_joined(page, bounds, &mut frame);
+                self.weigh_feed(slot);
                 self.touch(slot);
             }
             None => {
@@ -599,7 +645,7 @@ impl State {
 
     fn on_live(&mut self, message: Arc<Message>, placed_us: u64) {
         let Some(&slot) = self.feeds_by_name.get(&message.channel) else { return };
-        let bounds = self.node.feed_bounds();
+        let bounds = self.feed_bounds();
         let Some(feed) = self.feeds.get_mut(slot) else { return };
         let name = message.channel.clone();
         match feed.on_message(message, bounds, &mut frame) {
@@ -607,6 +653,7 @@ impl State {
                 if feed.placed_us == 0 && feed.has_readers() {
                     feed.placed_us = placed_us;
                 }
+                self.weigh_feed(slot);
                 self.touch(slot);
             }
             Arrival::Ignored => {}
@@ -629,6 +676,7 @@ impl State {
     pub fn drop_feed(&mut self, slot: u32) {
         let Some(feed) = self.feeds.remove(slot) else { return };
         assert!(!feed.has_readers(), "a feed with readers was dropped");
+        self.forget_feed(feed.counted_bytes);
         self.feeds_by_name.remove(&feed.name);
         let home = self.node.home_of(&feed.name);
         let ask = Ask::Leave { name: feed.name };
@@ -664,6 +712,7 @@ fn traced_of(ask: &Ask) -> Option<(Name, u64)> {
         Ask::Reserve { .. }
         | Ask::Release { .. }
         | Ask::Read { .. }
+        | Ask::Claim { .. }
         | Ask::Join { .. }
         | Ask::Leave { .. } => None,
     }

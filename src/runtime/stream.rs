@@ -11,6 +11,7 @@ use monoio::buf::IoBufMut;
 use monoio::io::{CancelableAsyncReadRent, CancelableAsyncWriteRent, Canceller};
 use monoio::net::TcpStream;
 
+use super::budget::{Held, TASK_BYTES};
 use super::close::{Reason, Transport};
 use super::io::{RecvOutcome, recv_nonblocking};
 use super::noted::Noted;
@@ -32,6 +33,8 @@ pub enum StreamError {
     Eof,
     /// The connection is broken.
     Broken,
+    /// The node has no memory for more of it.
+    Full,
 }
 
 /// Who has the descriptor.
@@ -56,6 +59,10 @@ pub struct Stream {
     filled: bool,
     /// What was sent last did not go out whole.
     torn: bool,
+    /// What its task holds beside what it reads into.
+    pub beside_bytes: usize,
+    /// Where the worker remembers what the task holds.
+    place: Option<u32>,
     worker: Rc<Worker>,
 }
 
@@ -70,6 +77,8 @@ impl Stream {
             noted: None,
             filled: false,
             torn: false,
+            beside_bytes: 0,
+            place: None,
             worker,
         }
     }
@@ -109,6 +118,8 @@ impl Stream {
     /// # Errors
     /// [`StreamError`]; nothing that came is lost but for a broken connection.
     pub async fn read(&mut self, buffer: &mut Vec<u8>, deadline: Duration) -> Result<(), StreamError> {
+        let bytes = TASK_BYTES + self.beside_bytes + buffer.capacity();
+        self.weigh(bytes)?;
         if self.socket.tls.is_some() {
             return Box::pin(self.read_sealed(buffer, deadline)).await;
         }
@@ -128,6 +139,9 @@ impl Stream {
             match Box::pin(self.read_once(buffer, left, draining.is_some())).await {
                 // The drain began meanwhile: its end is nearer.
                 Err(StreamError::Late) if draining.is_none() && self.worker.drain_ends().is_some() => {}
+                Err(StreamError::Eof) if self.worker.with(|state| state.is_evicted(self.place)) => {
+                    return Err(StreamError::Full);
+                }
                 done => return done,
             }
         }
@@ -161,6 +175,15 @@ impl Stream {
                     return Err(StreamError::Broken);
                 }
             }
+        }
+    }
+
+    /// Counts what the task holds, where it waits.
+    fn weigh(&mut self, bytes: usize) -> Result<(), StreamError> {
+        let (place, fd) = (&mut self.place, self.socket.fd);
+        match self.worker.with(|state| state.weigh_task(place, fd, bytes)) {
+            Held::Fits => Ok(()),
+            Held::Full => Err(StreamError::Full),
         }
     }
 
@@ -270,6 +293,8 @@ impl Stream {
     }
 
     async fn write_rest(&mut self, mut rest: Vec<u8>, deadline: Duration) -> Result<(), StreamError> {
+        // The caller has them too.
+        self.weigh(TASK_BYTES + self.beside_bytes + 2 * rest.len())?;
         let until = Instant::now() + deadline;
         while !rest.is_empty() {
             let left = until.saturating_duration_since(Instant::now());
@@ -303,6 +328,9 @@ impl Stream {
     pub fn into_socket(mut self) -> Option<Socket> {
         let fd = self.take_fd()?;
         debug_assert_eq!(fd, self.socket.fd);
+        if let Some(place) = self.place.take() {
+            self.worker.with(|state| state.forget_task(place));
+        }
         Some(self.socket.take())
     }
 
@@ -313,6 +341,9 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
+        if let Some(place) = self.place.take() {
+            self.worker.with(|state| state.forget_task(place));
+        }
         let Some(fd) = self.take_fd() else { return };
         debug_assert_eq!(fd, self.socket.fd);
         let mut last = Vec::new();

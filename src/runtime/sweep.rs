@@ -22,8 +22,6 @@ const LOOK_TICKS: u32 = 1_000;
 /// When one that has just become idle is first looked at: most speak again before, and leave their place in the wheel
 /// behind until its time.
 const JUST_IDLE_LOOK_TICKS: u32 = 10;
-/// Recent messages that a feed may keep however many feeds there are.
-const RECENT_BYTES_MIN: usize = 4 * 1024;
 /// Where nothing is due, the clock's task sleeps so long.
 const NAP_TICKS_MAX: u32 = 10;
 /// Feeds and channels looked at in one tick, at least.
@@ -97,11 +95,18 @@ impl State {
             Kind::Publishing(_) => entry.heard_tick + ticks(self.node.settings.timeouts.body),
             Kind::Poll(held) => held.until_tick,
             Kind::Sse => self.last_said(slot) + interval,
-            Kind::Ws { .. } if entry.flags.pinged => entry.heard_tick + timeout,
-            Kind::Ws { .. } => entry.heard_tick + interval,
+            Kind::Ws { reader, begun_tick, .. } => {
+                let silent = entry.heard_tick + if entry.flags.pinged { timeout } else { interval };
+                if reader.is_idle() { silent } else { silent.min(self.frame_ends(*begun_tick)) }
+            }
             Kind::Ending { until_tick, .. } => *until_tick,
         };
         self.token_due(slot, entry, now).map_or(due, |of_token| due.min(of_token))
+    }
+
+    /// When a WebSocket's frame, or its message of several, must be there whole.
+    fn frame_ends(&self, begun_tick: u32) -> u32 {
+        begun_tick + ticks(self.node.settings.timeouts.body)
     }
 
     /// When something last went to a stream.
@@ -117,7 +122,7 @@ impl State {
     /// How long the clock's task may sleep: each wake-up of an idle node costs more than what it does then.
     pub fn nap(&mut self) -> Duration {
         let now = self.tick();
-        let is_busy = self.draining.is_some() || !self.catchups_later.is_empty();
+        let is_busy = self.draining.is_some() || !self.catchups_later.is_empty() || self.watches_memory();
         let ticks = if is_busy { 1 } else { self.wheel.ticks_to_next(NAP_TICKS_MAX) };
         self.naps_until = now + ticks;
         Duration::from_millis(u64::from(ticks) * TICK_MS)
@@ -163,6 +168,13 @@ impl State {
         }
         if self.due(slot, now) > now {
             self.schedule(conn);
+            return;
+        }
+        if let Kind::Ws { reader, begun_tick, .. } = &entry.kind
+            && !reader.is_idle()
+            && self.frame_ends(*begun_tick) <= now
+        {
+            self.farewell(slot, Reason::RequestTimeout, 0);
             return;
         }
         if self.on_token_due(conn, now) {
@@ -313,18 +325,24 @@ impl State {
         self.home.sweep(now_ms, ticks * LOOKS_MIN.max(self.home.channels() / 50));
         let mut bounds = self.node.feed_bounds();
         // What feeds keep for resumes beside history is within the node's bytes too.
-        let share =
-            self.node.settings.history.node_bytes / self.node.mailboxes.len() / self.feeds.len().max(1);
-        bounds.bytes = bounds.bytes.min(share.max(RECENT_BYTES_MIN));
+        bounds.bytes = bounds.bytes.min(self.feed_share());
+        let are_large = self.has_large_feeds();
+        let looks = LOOKS_MIN.max(self.feeds.len() / if are_large { 5 } else { 50 });
         let end = self.feeds.slots_end();
-        for _ in 0..(ticks * LOOKS_MIN.max(self.feeds.len() / 50)).min(end as usize) {
+        for _ in 0..(ticks * looks).min(end as usize) {
             self.sweep_feed_at = if self.sweep_feed_at + 1 < end { self.sweep_feed_at + 1 } else { 0 };
             let slot = self.sweep_feed_at;
             let Some(feed) = self.feeds.get_mut(slot) else { continue };
-            feed.trim(bounds, now_ms);
-            if !feed.has_readers() && feed.leased_until_ms <= now_ms {
+            if !feed.has_readers() && (feed.leased_until_ms <= now_ms || are_large) {
                 self.drop_feed(slot);
+                continue;
             }
+            if are_large {
+                feed.shrink(bounds, now_ms);
+            } else {
+                feed.trim(bounds, now_ms);
+            }
+            self.weigh_feed(slot);
         }
     }
 }

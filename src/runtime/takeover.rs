@@ -1,12 +1,11 @@
-//! One process taking the place of another on the same address: over a unix socket with an abstract name that the address
-//! gives, open to the same user alone, in lines. Each asks the other who it is: anybody may take an abstract name.
+//! One process taking the place of another on the same address: over a unix socket with an abstract name that the address,
+//! or the path, gives, open to the same user alone, in lines. Each asks the other who it is: anybody may take an abstract name.
 //!
 //! The new process says `hello`, before it listens: the old one answers `ready N`, with its listeners to an address, or
 //! the new one gives up and nobody has noticed. Once all of its own listen, which are at least as many (`listen`), it
 //! says `drain N`: the old one answers `draining`, and later `closed`, when no new connection can come to it any more.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
@@ -14,6 +13,7 @@ use std::time::Duration;
 
 use super::host;
 use super::io::{Epoll, Interest};
+use super::settings::At;
 
 /// How long the other process may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -24,7 +24,7 @@ const VISITORS_MAX: usize = 8;
 /// Where this process hears that another wants its place.
 #[derive(Debug)]
 pub struct Controls {
-    names: Vec<(SocketAddr, Option<UnixListener>)>,
+    names: Vec<(At, Option<UnixListener>)>,
     visitors: Vec<Visitor>,
     /// The process that takes over, until it was told the last.
     successor: Option<UnixStream>,
@@ -47,16 +47,16 @@ enum Heard {
 }
 
 impl Controls {
-    pub fn new(addresses: &[SocketAddr], listeners: u32) -> Self {
-        let names = addresses.iter().map(|addr| (*addr, None)).collect();
+    pub fn new(places: impl IntoIterator<Item = At>, listeners: u32) -> Self {
+        let names = places.into_iter().map(|at| (at, None)).collect();
         Self { names, visitors: Vec::new(), successor: None, listeners }
     }
 
     /// Takes the names that are free: that of a process before this one is only when it drains. Returns whether all are
     /// taken.
     pub fn take_names(&mut self, epoll: &Epoll, token: u64) -> bool {
-        for (addr, listener) in self.names.iter_mut().filter(|(_, listener)| listener.is_none()) {
-            *listener = listen(*addr)
+        for (at, listener) in self.names.iter_mut().filter(|(_, listener)| listener.is_none()) {
+            *listener = listen(at)
                 .ok()
                 .filter(|listener| epoll.add(listener.as_raw_fd(), token, Interest::Read).is_ok());
         }
@@ -108,8 +108,8 @@ impl Controls {
     }
 }
 
-fn listen(addr: SocketAddr) -> io::Result<UnixListener> {
-    let listener = UnixListener::bind_addr(&name(addr)?)?;
+fn listen(at: &At) -> io::Result<UnixListener> {
+    let listener = UnixListener::bind_addr(&name(at)?)?;
     listener.set_nonblocking(true)?;
     Ok(listener)
 }
@@ -160,12 +160,12 @@ pub struct Predecessor {
 }
 
 impl Predecessor {
-    /// Finds the process that serves `addr`. It goes on as if nothing had been.
+    /// Finds the process that serves `at`. It goes on as if nothing had been.
     ///
     /// # Errors
     /// `ConnectionRefused`: there is none. Others: it is not a Pushline of this user, or does not answer.
-    pub fn find(addr: SocketAddr) -> io::Result<Self> {
-        let stream = UnixStream::connect_addr(&name(addr)?)?;
+    pub fn find(at: &At) -> io::Result<Self> {
+        let stream = UnixStream::connect_addr(&name(at)?)?;
         if !host::is_same_user(stream.as_raw_fd()) {
             return Err(io::Error::new(ErrorKind::PermissionDenied, "another user has its name"));
         }
@@ -217,8 +217,8 @@ fn strange(answer: &str) -> io::Error {
     io::Error::new(ErrorKind::InvalidData, format!("it answered {answer:?}"))
 }
 
-fn name(addr: SocketAddr) -> io::Result<UnixAddr> {
-    UnixAddr::from_abstract_name(format!("pushline/{addr}"))
+fn name(at: &At) -> io::Result<UnixAddr> {
+    UnixAddr::from_abstract_name(format!("pushline/{at}"))
 }
 
 #[cfg(test)]
@@ -227,8 +227,8 @@ mod tests {
     use crate::runtime::io::Events;
 
     /// An address that no socket has: the name alone is of interest. Each test its own.
-    fn nowhere(port: u16) -> SocketAddr {
-        SocketAddr::from(([192, 0, 2, std::process::id() as u8], port))
+    fn nowhere(port: u16) -> At {
+        At::Tcp(([192, 0, 2, std::process::id() as u8], port).into())
     }
 
     /// Hears for a while, or until somebody takes over.
@@ -243,18 +243,18 @@ mod tests {
     #[test]
     fn a_place_is_handed_over_in_two_steps() {
         let addr = nowhere(1);
-        assert_eq!(Predecessor::find(addr).unwrap_err().kind(), ErrorKind::ConnectionRefused);
-        let (epoll, mut old) = (Epoll::new().unwrap(), Controls::new(&[addr], 4));
+        assert_eq!(Predecessor::find(&addr).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        let (epoll, mut old) = (Epoll::new().unwrap(), Controls::new([addr.clone()], 4));
         assert!(old.take_names(&epoll, 7));
-        let mut waiting = Controls::new(&[addr], 2);
+        let mut waiting = Controls::new([addr.clone()], 2);
         assert!(!waiting.take_names(&epoll, 7), "the name is taken");
         std::thread::scope(|scope| {
             // One that only asks, as a process does that then fails to start, changes nothing.
-            let asked = scope.spawn(|| Predecessor::find(addr).unwrap().listeners);
+            let asked = scope.spawn(|| Predecessor::find(&addr).unwrap().listeners);
             assert_eq!(serve(&mut old, &epoll, 10), None);
             assert_eq!(asked.join().unwrap(), 4);
             let new = scope.spawn(|| {
-                let mut found = Predecessor::find(addr).unwrap();
+                let mut found = Predecessor::find(&addr).unwrap();
                 found.ask_to_drain(6).unwrap();
                 found.wait_until_closed();
             });
@@ -269,9 +269,9 @@ mod tests {
     #[test]
     fn nonsense_and_silence_are_not_waited_for() {
         let addr = nowhere(2);
-        let (epoll, mut old) = (Epoll::new().unwrap(), Controls::new(&[addr], 1));
+        let (epoll, mut old) = (Epoll::new().unwrap(), Controls::new([addr.clone()], 1));
         assert!(old.take_names(&epoll, 7));
-        let connect = || UnixStream::connect_addr(&name(addr).unwrap()).unwrap();
+        let connect = || UnixStream::connect_addr(&name(&addr).unwrap()).unwrap();
         let mut silent: Vec<_> = (0..VISITORS_MAX + 4).map(|_| connect()).collect();
         for nonsense in ["drain\n", "drain 0\n", "drain -1\n", "\n", "hello you\n", &"x".repeat(200)] {
             let mut stream = connect();

@@ -18,6 +18,7 @@ use crate::domain::channel::Name;
 use crate::domain::cursor::Cursor;
 use crate::domain::home::{PublishRefusal, Published, WorkerIndex};
 
+use super::admission::Turned;
 use super::answers::Answers;
 use super::bell::Bell;
 use super::entry::{ConnId, HeldPoll};
@@ -37,6 +38,8 @@ const SLICE: Duration = Duration::from_millis(1);
 /// Letters read, events looked at, in one go.
 const LETTERS_MAX: usize = 256;
 const EVENTS_MAX: usize = 256;
+/// Slices of history that are given back in one tick.
+const SHRINKS_MAX: usize = 16;
 /// Where workers share a CPU, each sends its part of so many, then lets the others: a message that comes by way of three
 /// workers waits for three rounds.
 const ROUND_SENDS: usize = 48;
@@ -54,6 +57,9 @@ pub trait Edge {
         result: Result<Published, PublishRefusal>,
         out: &mut Vec<u8>,
     ) -> u16;
+    /// Appends what tells a newcomer that it is not served now, as its transport tells that. Of its request only that is
+    /// looked at, and where the answer has to go.
+    fn turn_away(&self, worker: &Rc<Worker>, input: &[u8], out: &mut Vec<u8>) -> Turned;
     /// Reads and answers requests, until the connection ends or is given to the holder.
     fn serve(self: Rc<Self>, worker: Rc<Worker>, socket: Socket, input: Vec<u8>) -> LocalTask;
     /// Answers a held poll with the help of the channels' homes.
@@ -153,7 +159,8 @@ impl Worker {
             workers,
             cpus,
         } = parts;
-        let steered = (listeners.chunks(listeners_each))
+        let of_ports: Vec<&Listener> = listeners.iter().filter(|listener| !listener.is_unix()).collect();
+        let steered = (of_ports.chunks(listeners_each))
             .filter_map(|of_address| of_address.iter().find(|listener| !listener.is_passed))
             .map(|listener| listener.fd.as_raw_fd());
         let wake = Awaited::duplicate_of(mailbox.wake_fd())?;
@@ -182,7 +189,7 @@ impl Worker {
             listeners_each,
         });
         let open_listeners = Rc::new(Cell::new(listeners.len()));
-        if listeners.iter().any(|listener| listener.is_tls) {
+        if listeners.iter().any(|listener| listener.endpoint.tls) {
             monoio::spawn(Rc::clone(&worker).shake_hands(Breather::new()?));
         }
         for listener in listeners {
@@ -478,6 +485,14 @@ impl Worker {
                 breather.breathe().await;
             }
             self.with(State::sweep);
+            let mut gives = self.with(State::looks_at_memory);
+            for _ in 0..SHRINKS_MAX {
+                gives = gives && self.with(State::give_back);
+                if !gives {
+                    break;
+                }
+                breather.breathe().await;
+            }
             if !drained && open_listeners.get() == 0 && self.with(|state| state.is_drained()) {
                 drained = true;
                 self.with(|state| state.node.drained.fetch_add(1, Ordering::Relaxed));

@@ -1,7 +1,7 @@
 //! Many connections read by one thread (epoll), and what the kernel says about them.
 //! Owns the sockets given to it. Never parses: bytes go to the test as they come.
 
-use std::io::{self, ErrorKind, Read as _};
+use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::time::Duration;
@@ -37,6 +37,15 @@ impl Crowd {
         self.control(libc::EPOLL_CTL_ADD, socket.as_raw_fd(), self.members.len());
         self.members.push(Some(socket));
         self.members.len() - 1
+    }
+
+    /// Sends what the socket takes now. False: the member has ended, or its connection is broken.
+    pub fn send(&mut self, number: usize, bytes: &[u8]) -> bool {
+        let Some(socket) = &mut self.members[number] else { return false };
+        match socket.write(bytes) {
+            Ok(sent) => sent > 0,
+            Err(error) => error.kind() == ErrorKind::WouldBlock,
+        }
     }
 
     /// Members that have not ended.

@@ -4,6 +4,9 @@
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -111,6 +114,22 @@ impl Conn {
         stream.set_read_timeout(Some(DEADLINE)).expect("a timeout above zero");
         stream.set_nodelay(true).expect("a TCP socket");
         Self { stream, tls: None, addr, ahead: Vec::new(), asked: VecDeque::new() }
+    }
+
+    /// A connection by a unix socket. What is called its address is only what it says as its host.
+    pub fn open_unix(path: &Path) -> Self {
+        Self::try_open_unix(path).expect("the server accepts")
+    }
+
+    /// # Errors
+    /// Those of connect.
+    pub fn try_open_unix(path: &Path) -> io::Result<Self> {
+        // The standard library's type for TCP serves for any stream of bytes.
+        let stream = TcpStream::from(OwnedFd::from(UnixStream::connect(path)?));
+        stream.set_read_timeout(Some(DEADLINE))?;
+        stream.set_write_timeout(Some(DEADLINE))?;
+        let addr = SocketAddr::from(([127, 0, 0, 1], 80));
+        Ok(Self { stream, tls: None, addr, ahead: Vec::new(), asked: VecDeque::new() })
     }
 
     pub fn stream(&self) -> &TcpStream {

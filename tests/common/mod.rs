@@ -6,6 +6,7 @@
 
 pub mod access;
 pub mod admin;
+pub mod cost;
 pub mod crowd;
 pub mod http;
 pub mod rng;

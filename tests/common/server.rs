@@ -23,6 +23,8 @@ use super::{DEADLINE, until};
 pub struct Server {
     child: Child,
     addrs: Vec<SocketAddr>,
+    tls_addrs: Vec<SocketAddr>,
+    sockets: Vec<PathBuf>,
     log: Arc<Log>,
     dir: Dir,
     end_expected: bool,
@@ -51,7 +53,7 @@ impl Server {
         let certificates = format!("tls.certificates=[{}]", identity.write(&files.0, "own"));
         all.extend(["--set", "tls.listen=127.0.0.1:0", "--set", &certificates]);
         let mut server = Self::start_bare(&all);
-        speaks_tls(server.addrs[1], client(&[&identity], rustls::DEFAULT_VERSIONS));
+        speaks_tls(server.tls_addrs[0], client(&[&identity], rustls::DEFAULT_VERSIONS));
         server.addrs.swap(0, 1);
         server
     }
@@ -78,8 +80,17 @@ impl Server {
             panic!("the server did not serve ({status:?}) with {args:?}; it said:\n{}", log.all().join("\n"));
         };
         let listen = field(&serving, "listen").expect("the line `serving` has `listen`");
-        let addrs = listen.split(',').map(|addr| addr.trim().parse().expect("addresses")).collect();
-        Self { child, addrs, log, dir, end_expected: false, panics_expected: false }
+        let (mut addrs, mut tls_addrs, mut sockets) = (Vec::new(), Vec::new(), Vec::new());
+        for place in listen.split(',').map(str::trim) {
+            if let Some(path) = place.strip_prefix("unix:") {
+                sockets.push(path.into());
+            } else if let Some(addr) = place.strip_prefix("tls:") {
+                tls_addrs.push(addr.parse().expect("addresses"));
+            } else {
+                addrs.push(place.parse().expect("addresses"));
+            }
+        }
+        Self { child, addrs, tls_addrs, sockets, log, dir, end_expected: false, panics_expected: false }
     }
 
     /// Runs `pushline serve` with `args` alone (and the log's form), which is expected to refuse.
@@ -113,6 +124,16 @@ impl Server {
 
     pub fn addrs(&self) -> &[SocketAddr] {
         &self.addrs
+    }
+
+    /// Those where TLS is spoken.
+    pub fn tls_addrs(&self) -> &[SocketAddr] {
+        &self.tls_addrs
+    }
+
+    /// Its unix sockets.
+    pub fn sockets(&self) -> &[PathBuf] {
+        &self.sockets
     }
 
     pub fn pid(&self) -> u32 {

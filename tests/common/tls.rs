@@ -75,7 +75,7 @@ impl TlsServer {
         let mut all = vec!["--set", "tls.listen=127.0.0.1:0", "--set", &certificates];
         all.extend(args);
         let server = Server::start(&all);
-        let (plain, tls) = (server.addrs()[0], server.addrs()[1]);
+        let (plain, tls) = (server.addrs()[0], server.tls_addrs()[0]);
         speaks_tls(tls, client(&[&identity], rustls::DEFAULT_VERSIONS));
         Self { server, identity, plain, tls, _dir: dir }
     }

@@ -319,6 +319,12 @@ impl V1 {
     #[track_caller]
     pub fn open(addr: SocketAddr, target: &str) -> Self {
         let socket = Socket::open_with(addr, target, &[("Sec-WebSocket-Protocol", V1_NAME)]);
+        Self::of(socket)
+    }
+
+    /// The connection that `socket` has opened with the subprotocol.
+    #[track_caller]
+    pub fn of(socket: Socket) -> Self {
         assert_eq!(socket.head.header("sec-websocket-protocol"), V1_NAME);
         let mut v1 = Self { socket, connection: String::new() };
         let open = v1.expect("open");

@@ -2,7 +2,9 @@
 //! the checks share.
 //! Owns names and how they are found, also when misspelt. Never values: `value` reads those.
 
-use crate::runtime::settings::{DriverChoice, FilesChoice, LogFormat, SlowPolicy, TokenAlgorithm};
+use crate::runtime::settings::{
+    DriverChoice, FilesChoice, LogFormat, ProxyHeader, SlowPolicy, TokenAlgorithm,
+};
 
 /// One key of `pushline.toml`.
 #[derive(Debug, PartialEq)]
@@ -33,9 +35,13 @@ const DAY: f64 = 86_400.0;
 /// Most channels, keys or connections that a node is asked to hold. A bound against slips, not a promise.
 const MANY: usize = 100_000_000;
 
+/// Most of what is counted by the second. Token buckets have nanoseconds: beyond it they would be far from the mark.
+const PER_SECOND_MAX: usize = 10_000_000;
+
 /// In the order in which they are shown: keys without a table first, as TOML needs it.
 pub const KEYS: &[Key] = &[
     key("listen", r#"["127.0.0.1:8080"]"#, Range::Other),
+    key("unix_mode", r#""0660""#, Range::Other),
     key("workers", r#""auto""#, Range::Count(1, 1024)),
     key("driver", r#""auto""#, Range::Other),
     key("files", r#""auto""#, Range::Other),
@@ -51,9 +57,11 @@ pub const KEYS: &[Key] = &[
     key("limits.channels", "1000000", Range::Count(1, MANY)),
     key("limits.idempotency_keys", "100000", Range::Count(1, MANY)),
     key("limits.mailbox_bytes", "67108864", Range::Bytes(64 * KIB, 64 * GIB)),
+    key("limits.memory_bytes", r#""auto""#, Range::Bytes(16 * MIB, 64 * 1024 * GIB)),
     key("timeouts.head_seconds", "10", Range::Seconds(MOMENT, 3600.0)),
     key("timeouts.body_seconds", "30", Range::Seconds(MOMENT, 3600.0)),
     key("timeouts.idle_seconds", "75", Range::Seconds(MOMENT, DAY)),
+    key("timeouts.admission_seconds", "5", Range::Seconds(MOMENT, 3600.0)),
     key("heartbeat.interval_seconds", "25", Range::Seconds(MOMENT, DAY)),
     key("heartbeat.timeout_seconds", "60", Range::Seconds(MOMENT, DAY)),
     key("history.messages", "1000", Range::Count(1, MANY)),
@@ -77,6 +85,24 @@ pub const KEYS: &[Key] = &[
     key("auth.revocations_max", "100000", Range::Count(1, 10_000_000)),
     key("auth.api_keys", "[]", Range::Other),
     key("auth.anonymous", r#""none""#, Range::Other),
+    key("proxy.trusted", "[]", Range::Other),
+    key("proxy.protocol", "false", Range::Other),
+    key("proxy.header", r#""none""#, Range::Other),
+    key("quotas.address.connections", r#""none""#, Range::Count(1, MANY)),
+    key("quotas.address.connections_per_second", r#""none""#, Range::Count(1, PER_SECOND_MAX)),
+    key("quotas.address.subscriptions", r#""none""#, Range::Count(1, MANY)),
+    key("quotas.address.publishes_per_second", r#""none""#, Range::Count(1, PER_SECOND_MAX)),
+    key("quotas.address.publish_bytes_per_second", r#""none""#, Range::Bytes(1, 256 * MIB)),
+    key("quotas.subject.connections", r#""none""#, Range::Count(1, MANY)),
+    key("quotas.subject.connections_per_second", r#""none""#, Range::Count(1, PER_SECOND_MAX)),
+    key("quotas.subject.subscriptions", r#""none""#, Range::Count(1, MANY)),
+    key("quotas.subject.publishes_per_second", r#""none""#, Range::Count(1, PER_SECOND_MAX)),
+    key("quotas.subject.publish_bytes_per_second", r#""none""#, Range::Bytes(1, 256 * MIB)),
+    key("quotas.node.connections", r#""none""#, Range::Count(1, MANY)),
+    key("quotas.node.connections_per_second", r#""none""#, Range::Count(1, PER_SECOND_MAX)),
+    key("quotas.node.subscriptions", r#""none""#, Range::Count(1, MANY)),
+    key("quotas.node.publishes_per_second", r#""none""#, Range::Count(1, PER_SECOND_MAX)),
+    key("quotas.node.publish_bytes_per_second", r#""none""#, Range::Bytes(1, 256 * MIB)),
     key("log.level", r#""info""#, Range::Other),
     key("log.format", r#""text""#, Range::Other),
     key("admin.listen", r#""none""#, Range::Other),
@@ -97,6 +123,11 @@ pub const ALGORITHMS: &[(&str, TokenAlgorithm)] = &[
     ("RS256", TokenAlgorithm::Rs256),
     ("ES256", TokenAlgorithm::Es256),
     ("EdDSA", TokenAlgorithm::EdDsa),
+];
+pub const HEADERS: &[(&str, ProxyHeader)] = &[
+    ("none", ProxyHeader::None),
+    ("forwarded", ProxyHeader::Forwarded),
+    ("x-forwarded-for", ProxyHeader::XForwardedFor),
 ];
 pub const LEVELS: &[&str] = &["off", "error", "warn", "info", "debug", "trace"];
 
@@ -130,8 +161,9 @@ pub fn nearest(wrong: &str) -> &'static Key {
     let likeness = |key: &Key| {
         let leaf = key.name.rsplit('.').next().unwrap_or(key.name);
         let whole = strsim::normalized_damerau_levenshtein(wrong, key.name);
-        // The whole name wins when both fit as well.
-        whole.max(strsim::normalized_damerau_levenshtein(wrong, leaf) - 0.01)
+        // The whole name wins when both fit as well, and the one of which less is lacking.
+        let tables = key.name.matches('.').count() as f64;
+        whole.max(strsim::normalized_damerau_levenshtein(wrong, leaf) - 0.01 * tables)
     };
     let by_likeness = |a: &&Key, b: &&Key| likeness(a).total_cmp(&likeness(b));
     KEYS.iter().max_by(by_likeness).expect("there are keys")

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::domain::channel::Pattern;
-use crate::runtime::settings::{AccessTo, DriverChoice, FilesChoice, LogFormat, SlowPolicy};
+use crate::runtime::settings::{AccessTo, At, DriverChoice, FilesChoice, LogFormat, SlowPolicy};
 
 /// A file of the test's own, removed at the end.
 struct TempFile(PathBuf);
@@ -50,9 +50,10 @@ fn told(config: Result<Config, Vec<Refusal>>) -> Vec<String> {
 fn defaults_are_those_of_the_contract() {
     let seconds = Duration::from_secs;
     let want = Settings {
-        listen: vec!["127.0.0.1:8080".parse().unwrap()],
+        listen: vec![Endpoint::plain(At::Tcp("127.0.0.1:8080".parse().unwrap()))],
         passed: Vec::new(),
         tls: TlsListeners::default(),
+        unix_mode: 0o660,
         workers: None,
         driver: DriverChoice::Auto,
         files: FilesChoice::Auto,
@@ -67,8 +68,9 @@ fn defaults_are_those_of_the_contract() {
             channels: 1_000_000,
             idempotency_keys: 100_000,
             mailbox_bytes: 67_108_864,
+            memory_bytes: None,
         },
-        timeouts: Timeouts { head: seconds(10), body: seconds(30), idle: seconds(75) },
+        timeouts: Timeouts { head: seconds(10), body: seconds(30), idle: seconds(75), admission: seconds(5) },
         heartbeat: Heartbeat { interval: seconds(25), timeout: seconds(60) },
         history: HistoryLimits {
             messages: 1000,
@@ -92,6 +94,8 @@ fn defaults_are_those_of_the_contract() {
             api_keys: vec![],
             anonymous: None,
         },
+        proxy: Proxy { trusted: vec![], trusts_unix: false, protocol: false, header: ProxyHeader::None },
+        quotas: QuotaLimits::default(),
         log: Log { level: "info".into(), format: LogFormat::Text },
         admin: Admin { listen: None, token_sha256: None },
         access_log: Access { to: AccessTo::Off, format: LogFormat::Json },
@@ -171,7 +175,7 @@ fn values_are_toml_or_bare_words() {
         ("heartbeat.interval_seconds=0.2", |s| s.heartbeat.interval == Duration::from_millis(200)),
         ("drain.window_seconds=0", |s| s.drain.window.is_zero()),
         ("workers=auto", |s| s.workers.is_none()),
-        ("listen=[::1]:0", |s| s.listen == ["[::1]:0".parse().unwrap()]),
+        ("listen=[::1]:0", |s| s.listen == [Endpoint::plain(At::Tcp("[::1]:0".parse().unwrap()))]),
         ("listen=[::ffff:127.0.0.1]:80", |s| s.listen.len() == 1),
         ("listen=127.0.0.1:0,127.0.0.1:0", |s| s.listen.len() == 2),
         ("listen=[\"127.0.0.1:1\", \"127.0.0.1:2\"]", |s| s.listen.len() == 2),
@@ -316,6 +320,9 @@ fn values_that_do_not_go_together_are_refused() {
             ["open = true (--set)", "auth.anonymous permits only some"],
         ),
         (&["listen=127.0.0.1:1,[::]:1"], ["listen = [::]:1 (--set)", "--open"]),
+        (&["listen=unix:/run/a.sock,[::]:1"], ["listen = [::]:1 (--set)", "--open"]),
+        (&["proxy.protocol=true"], ["proxy.protocol = true (--set)", "proxy.trusted names nobody"]),
+        (&["proxy.header=forwarded"], ["proxy.header = \"forwarded\" (--set)", "proxy.trusted names nobody"]),
     ] {
         let told = told(set(assignments));
         assert_eq!(told.len(), 1, "{assignments:?}: {told:?}");
@@ -324,6 +331,7 @@ fn values_that_do_not_go_together_are_refused() {
     assert_eq!(told(set(&["feed.bytes=1024", "limits.message_bytes=32MiB"])), [""; 0], "a feed copes");
     assert_eq!(told(set(&["listen=0.0.0.0:8080", "open=true"])), [""; 0]);
     assert_eq!(told(set(&["listen=0.0.0.0:8080", "auth.anonymous={}"])), [""; 0], "nobody may anything");
+    assert_eq!(told(set(&["listen=unix:/run/a.sock", "proxy.trusted=unix", "proxy.protocol=true"])), [""; 0]);
 }
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";

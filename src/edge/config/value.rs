@@ -1,17 +1,19 @@
 //! Values of keys: from TOML to what a worker may rely on.
 //! Owns what each value may be, and the words that say so. Never names of keys or where a value came from.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde::Deserialize;
 use toml::Value;
 
 use super::key::{LEVELS, POLICIES, Range};
 use crate::domain::channel::Pattern;
 use crate::edge::log;
-use crate::runtime::settings::{AccessTo, AdminAddress, CertificateFiles, SlowPolicy};
+use crate::runtime::settings::{AccessTo, AdminAddress, At, CertificateFiles, Endpoint, SlowPolicy};
+use crate::runtime::unix::PATH_BYTES_MAX;
 
 /// Units of sizes. Only powers of two, so that nobody has to guess what `64K` is.
 const UNITS: [(&str, usize); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
@@ -55,6 +57,14 @@ pub fn workers(value: &Value, range: Range) -> Read<Option<usize>> {
     count(value, range).map(Some).map_err(|right| format!("{right}, or \"auto\" (one per core)"))
 }
 
+/// A number of bytes, or `"auto"`: a part of the machine's memory.
+pub fn memory(value: &Value, range: Range) -> Read<Option<usize>> {
+    if value.as_str() == Some("auto") {
+        return Ok(None);
+    }
+    count(value, range).map(Some).map_err(|right| format!("{right}, or \"auto\" (half of the machine's)"))
+}
+
 pub fn seconds(value: &Value, range: Range) -> Read<Duration> {
     let Range::Seconds(min, max) = range else {
         unreachable!("the table of keys gives times a range of times")
@@ -66,12 +76,6 @@ pub fn seconds(value: &Value, range: Range) -> Read<Duration> {
 }
 
 const ADDRESS: &str = "an address with a port, like \"127.0.0.1:8080\" or \"[::1]:8080\"";
-
-/// One or more addresses.
-pub fn addresses(value: &Value, range: Range) -> Read<Vec<SocketAddr>> {
-    let addresses = addresses_or_none(value, range)?;
-    if addresses.is_empty() { Err(format!("must have at least {ADDRESS}")) } else { Ok(addresses) }
-}
 
 /// Addresses, each once; port 0 (any free one) as often as wanted.
 pub fn addresses_or_none(value: &Value, _: Range) -> Read<Vec<SocketAddr>> {
@@ -106,6 +110,88 @@ pub fn certificates(value: &Value, _: Range) -> Read<Vec<CertificateFiles>> {
         Ok(CertificateFiles { certificate: certificate_file, key: key_file })
     });
     checked.collect()
+}
+
+/// Something that is counted, or `"none"`: as much as there is.
+pub fn quota(value: &Value, range: Range) -> Read<Option<usize>> {
+    if value.as_str() == Some("none") {
+        return Ok(None);
+    }
+    count(value, range).map(Some).map_err(|right| format!("{right}, or \"none\" (as much as there is)"))
+}
+
+/// The same, counted by the second.
+pub fn rate(value: &Value, range: Range) -> Read<Option<u32>> {
+    // The table of keys keeps it far below.
+    quota(value, range).map(|rate| rate.map(|rate| u32::try_from(rate).unwrap_or(u32::MAX)))
+}
+
+const PLACE: &str = "an address with a port, like \"127.0.0.1:8080\" or \"[::1]:8080\", or a unix socket, like \
+                     \"unix:/run/pushline.sock\"";
+
+/// One or more places to listen at, each once; port 0 (any free one) as often as wanted.
+pub fn endpoints(value: &Value, _: Range) -> Read<Vec<Endpoint>> {
+    let endpoints = places(value)?;
+    if endpoints.is_empty() { Err(format!("must have at least {PLACE}")) } else { Ok(endpoints) }
+}
+
+fn places(value: &Value) -> Read<Vec<Endpoint>> {
+    let mut endpoints: Vec<Endpoint> = Vec::new();
+    for text in texts(value).ok_or_else(|| format!("must be a list of which each is {PLACE}"))? {
+        let endpoint = Endpoint::plain(place(text)?);
+        if endpoints.contains(&endpoint) && endpoint.addr().is_none_or(|addr| addr.port() != 0) {
+            return Err(format!("must not name {endpoint} twice"));
+        }
+        endpoints.push(endpoint);
+    }
+    Ok(endpoints)
+}
+
+/// An address with a port, or `unix:` and a path.
+fn place(text: &str) -> Read<At> {
+    let Some(path) = text.strip_prefix("unix:") else {
+        let addr = text.parse().map_err(|_| format!("{text:?} must be {PLACE} (no host names)"))?;
+        return Ok(At::Tcp(addr));
+    };
+    if !path.starts_with('/') || path.ends_with('/') {
+        return Err(format!("{text:?} must name a file by its whole path, like \"unix:/run/pushline.sock\""));
+    }
+    if path.len() > PATH_BYTES_MAX || path.contains('\0') {
+        return Err(format!(
+            "{text:?} must be a path of at most {PATH_BYTES_MAX} bytes: sockets take no longer ones"
+        ));
+    }
+    Ok(At::Unix(path.into()))
+}
+
+/// Permissions of a file, in octal.
+pub fn mode(value: &Value, _: Range) -> Read<u32> {
+    let is_digit = |byte: u8| byte.is_ascii_digit();
+    let digits = value.as_str().filter(|text| (3..=4).contains(&text.len()) && text.bytes().all(is_digit));
+    let mode = digits.and_then(|digits| u32::from_str_radix(digits, 8).ok()).filter(|mode| *mode <= 0o777);
+    mode.ok_or_else(|| {
+        "must be permissions in octal, in quotes: \"0660\" (its user and group), \"0666\" (all)".into()
+    })
+}
+
+/// Networks, addresses, and `unix`.
+pub fn trusted(value: &Value, _: Range) -> Read<(Vec<IpNet>, bool)> {
+    const RIGHT: &str = "a network like \"10.0.0.0/8\" or \"2001:db8::/32\", an address, or \"unix\" (who comes by a unix socket)";
+    let (mut networks, mut unix) = (Vec::new(), false);
+    for text in texts(value).ok_or_else(|| format!("must be a list of which each is {RIGHT}"))? {
+        if text == "unix" {
+            unix = true;
+            continue;
+        }
+        let network =
+            text.parse::<IpNet>().or_else(|error| text.parse::<IpAddr>().map(IpNet::from).map_err(|_| error));
+        let network = network.map_err(|_| format!("{text:?} must be {RIGHT}"))?;
+        if network.trunc() != network {
+            return Err(format!("{text:?} has bits beyond its prefix: {} is the network", network.trunc()));
+        }
+        networks.push(network);
+    }
+    Ok((networks, unix))
 }
 
 /// The longest path of a unix socket: the kernel's field less its end (unix(7)), and less what a name of its own beside it
@@ -312,6 +398,55 @@ mod tests {
             ("18446744073709551615GiB", None),
         ] {
             assert_eq!(size(text), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn places_to_listen_at() {
+        let read = |text: &str| endpoints(&Value::String(text.into()), Range::Other);
+        let shown = |text: &str| {
+            let endpoints = read(text).expect("good places");
+            endpoints.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(shown("127.0.0.1:1,unix:/run/a.sock"), "127.0.0.1:1 unix:/run/a.sock");
+        let long = format!("unix:/{}", "x".repeat(PATH_BYTES_MAX));
+        for (text, why) in [
+            ("unix:run/a.sock", "whole path"),
+            ("unix:", "whole path"),
+            ("unix:/run/", "whole path"),
+            ("/run/a.sock", "unix:/run"),
+            ("localhost:80", "no host names"),
+            ("unix:/a,unix:/a", "twice"),
+            (&long, "90 bytes"),
+            ("", "at least"),
+        ] {
+            let told = read(text).expect_err(text);
+            assert!(told.contains(why), "{text}: {told}");
+        }
+    }
+
+    #[test]
+    fn permissions_are_octal() {
+        for (text, want) in [("0660", Some(0o660)), ("600", Some(0o600)), ("0777", Some(0o777))] {
+            assert_eq!(mode(&Value::String(text.into()), Range::Other).ok(), want, "{text}");
+        }
+        for text in ["", "66", "0888", "1777", "00660", "rw-rw", "+660"] {
+            assert!(mode(&Value::String(text.into()), Range::Other).is_err(), "{text}");
+        }
+        assert!(mode(&Value::Integer(660), Range::Other).is_err(), "660 is not 0660");
+    }
+
+    #[test]
+    fn trusted_networks() {
+        let read = |text: &str| trusted(&Value::String(text.into()), Range::Other);
+        let (networks, unix) = read("10.0.0.0/8, 192.0.2.1,2001:db8::/32,unix").expect("good networks");
+        let shown: Vec<_> = networks.iter().map(ToString::to_string).collect();
+        assert_eq!((shown.join(" "), unix), ("10.0.0.0/8 192.0.2.1/32 2001:db8::/32".into(), true));
+        for (text, why) in
+            [("10.0.0.1/8", "10.0.0.0/8"), ("proxy.local", "network"), ("10.0.0.0/33", "network")]
+        {
+            let told = read(text).expect_err(text);
+            assert!(told.contains(why), "{text}: {told}");
         }
     }
 

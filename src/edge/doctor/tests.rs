@@ -17,6 +17,7 @@ fn ample() -> Machine {
         syn_backlog: Some(65_535),
         syncookies: Some(true),
         ports: Some((1_024, 65_535)),
+        memory: None,
         memory_available: Some(64 << 30),
         tcp_pages_max: Some(2_000_000),
         conntrack: None,

@@ -51,6 +51,8 @@ struct Partial {
     message: Option<Message>,
     /// The payload so far of the control frame under way; 125 bytes at most.
     control: Vec<u8>,
+    /// Frames and messages that have ended since this is kept, not counting control frames within a message.
+    ended: u32,
 }
 
 /// Which part of a frame the input ended in.
@@ -95,6 +97,12 @@ impl ReaderState {
     /// Whether nothing has begun: a connection may wait so for as long as it lives; a begun frame has a deadline.
     pub const fn is_idle(&self) -> bool {
         self.0.is_none()
+    }
+
+    /// Tells what has begun and not ended from what had begun before: another value, another beginning. Control frames
+    /// within a message are not told from it.
+    pub fn begun(&self) -> Option<u32> {
+        self.0.as_ref().map(|partial| partial.ended)
     }
 
     /// Memory held beside the state itself.
@@ -267,6 +275,11 @@ fn end_frame(
             }
         }
     };
+    if let Some(partial) = partial
+        && partial.message.is_none()
+    {
+        partial.ended = partial.ended.wrapping_add(1);
+    }
     Ok(match (header.opcode, control) {
         (Opcode::Close, _) => Ended::Close,
         (_, Control::Continue) => Ended::Next,

@@ -1,0 +1,54 @@
+//! Who is let in: a node that has no memory left, or more to do than it can do in time, turns newcomers away before
+//! anything is done for them (contract: as their transport is told such things).
+//! Owns the decision. How it is told is the edge's.
+
+use super::close::Transport;
+use super::entry::ConnId;
+use super::io;
+use super::state::State;
+use super::stats::Refusal;
+
+/// After many connections had waited to be accepted, newcomers are asked for so long how long their requests waited.
+const CROWD_TICKS: u32 = 10;
+
+/// What is said to one that is turned away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turned {
+    /// Appended to the answers; it ends the connection.
+    Away(Transport),
+    /// The request is not whole yet: a task reads on.
+    Unread,
+    /// It is served all the same.
+    Served,
+}
+
+impl State {
+    /// As many connections as are taken in one go were waiting to be accepted: the worker may be late.
+    pub fn see_crowd(&mut self) {
+        self.crowd_until_tick = self.tick() + CROWD_TICKS;
+    }
+
+    /// Why the first request of a connection is turned away, if it is: for want of memory, or because it has waited for so long,
+    /// in the kernel and here, that others had better be served in time. The client's own slowness does not count: the
+    /// time runs from the last byte that came.
+    pub fn turns_away(&self, fd: i32) -> Option<Refusal> {
+        if self.is_full() {
+            return Some(Refusal::Memory);
+        }
+        self.is_late(fd).then_some(Refusal::Admission)
+    }
+
+    fn is_late(&self, fd: i32) -> bool {
+        if self.tick() >= self.crowd_until_tick {
+            return false;
+        }
+        let max = self.node.settings.timeouts.admission;
+        io::since_input(fd).is_some_and(|waited| waited > max)
+    }
+
+    /// As [`turns_away`](Self::turns_away), of a held connection between requests.
+    pub fn turns_away_held(&self, conn: ConnId) -> Option<Refusal> {
+        let entry = self.conn(conn).filter(|entry| entry.sent_messages == 0)?;
+        self.turns_away(entry.fd)
+    }
+}

@@ -1,0 +1,434 @@
+//! One worker's part in the node's memory: counts what its feeds, connections and tasks hold, and gives back what is too
+//! much: the oldest history first, then the connections that hold most (`memory`: when).
+//! Counts are kept where bytes come and go, by comparing a thing with what was counted of it last; a worker sums up once in
+//! a tick, and when it has taken what it was granted since.
+
+use crate::domain::feed::FeedBounds;
+
+use super::close::Reason;
+use super::entry::{ConnId, Entry, Kind};
+use super::host;
+use super::io;
+use super::memory::{Part, Pressure, Sums};
+use super::state::State;
+
+/// What a held connection may have beside its entry without being asked to give it back.
+pub const SMALL_BYTES: usize = 1_024;
+/// What a task takes for itself.
+pub const TASK_BYTES: usize = 2 * 1_024;
+/// More than so much for history is worth asking for between two ticks.
+const HISTORY_GRAIN_BYTES: usize = 16 * 1_024;
+/// Workers together take this part of the node's memory, of each kind, before they look again.
+const GRANT_PARTS: usize = 32;
+/// Tables are looked at after so many questions to channels: each may have made them grow by some hundred bytes.
+const ASKS_MAX: usize = 1_024;
+/// Messages dropped before the worker does something else: about a millisecond.
+const DROPS_MAX: usize = 4_096;
+/// Messages of about the same age go together: so many ms, or this part of the time that history spans.
+const AGE_GRAIN_MS: u64 = 1_000;
+const AGE_PARTS: u64 = 8;
+/// What feeds may keep each, however many there are.
+const FEED_BYTES_MIN: usize = 4 * 1_024;
+/// What a slot of the table of connections takes beside its entry.
+const SLOT_BYTES: usize = 8;
+
+/// What this worker counts.
+pub struct Ledger {
+    feeds: usize,
+    /// Of held connections, beside their entries.
+    conns: usize,
+    /// Of tasks, and of frames that are acted on.
+    tasks: usize,
+    /// What `conns` and `tasks` may come to before the node is looked at.
+    grant: usize,
+    /// The same of `feeds`.
+    feeds_grant: usize,
+    /// What all feeds here may take.
+    feeds_max: usize,
+    /// Questions to channels here, of which some make tables grow.
+    asks: usize,
+    /// The node had more for history when it was looked at last.
+    history_may_grow: bool,
+    /// History has pushed out messages since the last tick.
+    history_was_full: bool,
+    looked_tick: u32,
+    waiting: slab::Slab<Waiting>,
+}
+
+/// A task that waits for its client, and what it holds.
+struct Waiting {
+    fd: i32,
+    bytes: usize,
+    evicted: bool,
+}
+
+impl Default for Ledger {
+    fn default() -> Self {
+        Self {
+            feeds: 0,
+            conns: 0,
+            tasks: 0,
+            grant: 0,
+            feeds_grant: 0,
+            asks: 0,
+            // Until memory is looked at, which is in the first tick.
+            feeds_max: usize::MAX,
+            history_may_grow: true,
+            history_was_full: false,
+            looked_tick: u32::MAX,
+            waiting: slab::Slab::new(),
+        }
+    }
+}
+
+impl Ledger {
+    fn held(&self) -> usize {
+        self.conns + self.tasks
+    }
+
+    fn is_over(&self) -> bool {
+        self.held() > self.grant
+    }
+}
+
+/// What became of a task's wish to hold more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    Fits,
+    /// The node has no memory for it.
+    Full,
+}
+
+impl State {
+    /// Counts a feed again.
+    pub fn weigh_feed(&mut self, slot: u32) {
+        let Some(feed) = self.feeds.get_mut(slot) else { return };
+        let bytes = feed.kept_bytes();
+        let before = std::mem::replace(&mut feed.counted_bytes, bytes);
+        self.ledger.feeds = self.ledger.feeds + bytes - before;
+        if self.ledger.feeds > self.ledger.feeds_grant {
+            self.balance_memory();
+        }
+    }
+
+    /// A feed is gone.
+    pub fn forget_feed(&mut self, counted_bytes: usize) {
+        self.ledger.feeds -= counted_bytes;
+    }
+
+    /// Counts what a held connection has beside its entry. False: it has more than the node has memory for.
+    pub fn weigh_conn(&mut self, slot: u32) -> bool {
+        let Some(entry) = self.conns.get_mut(slot) else { return true };
+        let bytes = entry.boxed_bytes();
+        let before = std::mem::replace(&mut entry.counted_bytes, bytes as u32) as usize;
+        self.ledger.conns = self.ledger.conns + bytes - before;
+        bytes <= SMALL_BYTES || bytes <= before || self.fits()
+    }
+
+    /// A held connection is gone.
+    pub fn forget_conn(&mut self, entry: &Entry) {
+        self.ledger.conns -= entry.counted_bytes as usize;
+    }
+
+    /// Counts what a task that waits for its client holds; `place` is where it is remembered.
+    pub fn weigh_task(&mut self, place: &mut Option<u32>, fd: i32, bytes: usize) -> Held {
+        let at = *place.get_or_insert_with(|| {
+            self.ledger.waiting.insert(Waiting { fd, bytes: 0, evicted: false }) as u32
+        });
+        let Some(waiting) = self.ledger.waiting.get_mut(at as usize) else { return Held::Full };
+        if waiting.evicted {
+            return Held::Full;
+        }
+        let before = std::mem::replace(&mut waiting.bytes, bytes);
+        self.ledger.tasks = self.ledger.tasks + bytes - before;
+        let fits = bytes <= TASK_BYTES + SMALL_BYTES || bytes <= before || self.fits();
+        if fits { Held::Fits } else { Held::Full }
+    }
+
+    /// A task that waited is done.
+    pub fn forget_task(&mut self, place: u32) {
+        if let Some(waiting) = self.ledger.waiting.try_remove(place as usize) {
+            self.ledger.tasks -= waiting.bytes;
+        }
+    }
+
+    /// Counts what a task holds that does not wait for its client, or, negative, no longer does.
+    pub fn weigh_frames(&mut self, bytes: isize) {
+        self.ledger.tasks = self.ledger.tasks.saturating_add_signed(bytes);
+    }
+
+    /// Whether what is counted is within what the node grants; it is asked again before it is exceeded.
+    fn fits(&mut self) -> bool {
+        if self.ledger.is_over() {
+            self.balance_memory();
+        }
+        !self.ledger.is_over()
+    }
+
+    /// Bytes that one feed may keep: less than configured where all feeds together are too large.
+    pub fn feed_bounds(&self) -> FeedBounds {
+        let mut bounds = self.node.feed_bounds();
+        if self.ledger.feeds > self.ledger.feeds_max {
+            bounds.bytes = bounds.bytes.min(self.feed_share());
+        }
+        bounds
+    }
+
+    /// One feed's part of what all may take.
+    pub fn feed_share(&self) -> usize {
+        (self.ledger.feeds_max / self.feeds.len().max(1)).max(FEED_BYTES_MIN)
+    }
+
+    /// Whether feeds here take more than they may.
+    pub fn has_large_feeds(&self) -> bool {
+        self.ledger.feeds > self.ledger.feeds_max
+    }
+
+    /// Whether newcomers and publishes are refused for want of memory.
+    pub fn is_full(&self) -> bool {
+        self.node.memory.pressure() >= Pressure::Full
+    }
+
+    /// Whether a connection that comes now is closed at once.
+    pub fn is_spent(&self) -> bool {
+        self.node.memory.pressure() == Pressure::Spent
+    }
+
+    /// Bytes that this worker counts, as it tells the node.
+    fn part(&mut self) -> Part {
+        let slots = self.conns.slots_end() as usize;
+        let letters = self.node.mailboxes[usize::from(self.index)].queued_bytes();
+        Part {
+            history: self.home.bytes(),
+            feeds: self.ledger.feeds,
+            others: self.home.tables_bytes()
+                + slots * (size_of::<Entry>() + SLOT_BYTES)
+                + self.ledger.held()
+                + letters,
+            oldest_ms: self.home.oldest_ms().unwrap_or(u64::MAX),
+        }
+    }
+
+    /// Tells the node what this worker takes, and takes what it is granted.
+    pub fn balance_memory(&mut self) -> Sums {
+        let part = self.part();
+        let memory = &self.node.memory;
+        memory.tell(usize::from(self.index), part);
+        let sums = memory.sums();
+        let (before, now) = memory.judge(&sums);
+        let workers = memory.workers();
+        let history_max = memory.history_max(&sums);
+        // A little of what there is: others take of it too, before this worker looks again.
+        let granted = |bytes: usize| bytes.min(memory.bytes_max() / GRANT_PARTS) / workers;
+        let more = granted(history_max.saturating_sub(sums.history));
+        self.home.set_bytes_max(part.history + more);
+        self.ledger.history_may_grow = more > HISTORY_GRAIN_BYTES;
+        self.ledger.grant = self.ledger.held() + granted(memory.room(&sums));
+        self.ledger.feeds_grant = part.feeds + granted(memory.bytes_max());
+        self.ledger.feeds_max = memory.feeds_max(&sums) / workers;
+        let is_half = sums.total() > memory.bytes_max() / 2;
+        if now != before {
+            let (taken, budget) = (sums.total(), memory.bytes_max());
+            let (history, feeds, others) = (sums.history, sums.feeds, sums.others);
+            let pressure = now.as_str();
+            if now > before.max(Pressure::Tight) {
+                tracing::warn!(
+                    pressure,
+                    taken,
+                    budget,
+                    history,
+                    feeds,
+                    others,
+                    "memory is short: newcomers and publishes are refused; see limits.memory_bytes"
+                );
+            } else {
+                tracing::info!(pressure, taken, budget, history, feeds, others, "memory");
+            }
+        }
+        if now > Pressure::Calm || is_half {
+            self.call_clock(self.tick() + 1);
+        }
+        sums
+    }
+
+    /// A channel here is asked something.
+    pub fn see_ask(&mut self) {
+        self.ledger.asks += 1;
+        if self.ledger.asks.is_multiple_of(ASKS_MAX) {
+            self.balance_memory();
+        }
+    }
+
+    /// A message of so many bytes comes into history here: where that would push out others, the node may have room yet.
+    pub fn make_room(&mut self, bytes: usize) {
+        if self.home.is_full_for(bytes) {
+            if self.ledger.history_may_grow {
+                self.balance_memory();
+            }
+            // The oldest of the node are elsewhere, perhaps: they are to go, not those of this worker.
+            self.ledger.history_was_full = true;
+            self.call_clock(self.tick() + 1);
+        }
+    }
+
+    /// Whether memory is looked at in every tick.
+    pub fn watches_memory(&self) -> bool {
+        let memory = &self.node.memory;
+        let sums = memory.sums();
+        let history_max = memory.history_max(&sums);
+        self.ledger.history_was_full
+            || sums.history > history_max - history_max / 32
+            || sums.total() > memory.bytes_max() / 2
+            || memory.pressure() > Pressure::Calm
+    }
+
+    /// Whether it is time to look at memory: once in a tick. One worker asks the kernel for all.
+    pub fn looks_at_memory(&mut self) -> bool {
+        let tick = self.tick();
+        if std::mem::replace(&mut self.ledger.looked_tick, tick) == tick {
+            return false;
+        }
+        self.ledger.history_was_full = false;
+        if self.node.memory.has_slack() {
+            host::give_back_freed_memory();
+        }
+        if self.index == 0
+            && let Some(bytes) = resident_bytes()
+        {
+            self.node.memory.correct(bytes);
+            if self.node.memory.has_slack() {
+                // Nobody is to be refused for what was freed and is only not given back yet.
+                host::give_back_freed_memory();
+                self.node.memory.correct(resident_bytes().unwrap_or(bytes));
+            }
+        }
+        true
+    }
+
+    /// Gives back what is too much, a slice at a time. True: there may be more.
+    pub fn give_back(&mut self) -> bool {
+        let sums = self.balance_memory();
+        if self.shrink_history(&sums) {
+            return true;
+        }
+        if self.node.memory.pressure() >= Pressure::Tight {
+            self.let_go_of_laggards(&sums);
+        }
+        false
+    }
+
+    /// Drops messages until history is a sixteenth below what it may take: the oldest of the node, whichever worker has
+    /// them. True: there may be more.
+    fn shrink_history(&mut self, sums: &Sums) -> bool {
+        let memory = &self.node.memory;
+        let max = memory.history_max(sums);
+        let Some(oldest_ms) = memory.oldest_ms() else { return false };
+        if sums.history <= max - max / 32 {
+            return false;
+        }
+        let excess = sums.history - (max - max / 16);
+        let span_ms = self.node.clock.now_ms().saturating_sub(oldest_ms);
+        let until_ms = oldest_ms.saturating_add((span_ms / AGE_PARTS).max(AGE_GRAIN_MS));
+        let quota = excess.div_ceil(memory.workers_with(until_ms).max(1));
+        let mut freed = 0;
+        for _ in 0..DROPS_MAX {
+            if freed >= quota || self.home.oldest_ms().is_none_or(|oldest| oldest > until_ms) {
+                return false;
+            }
+            freed += self.home.drop_oldest().unwrap_or(0);
+        }
+        true
+    }
+
+    /// Ends those that hold most, until this worker has given back its part of what is too much.
+    fn let_go_of_laggards(&mut self, sums: &Sums) {
+        let excess = self.node.memory.excess(sums);
+        let (own, all) = (self.ledger.held() + self.ledger.feeds, sums.others + sums.feeds);
+        let quota = (excess as u128 * own as u128).div_ceil(all.max(1) as u128) as usize;
+        let mut heavy: Vec<(usize, Holder)> = Vec::new();
+        for (slot, generation, entry) in self.conns.range(0..self.conns.slots_end()) {
+            let bytes = self.weight(entry);
+            if bytes > SMALL_BYTES {
+                heavy.push((bytes, Holder::Conn(ConnId { slot, generation })));
+            }
+        }
+        for (at, waiting) in &self.ledger.waiting {
+            if waiting.bytes > TASK_BYTES + SMALL_BYTES && !waiting.evicted {
+                heavy.push((waiting.bytes, Holder::Task(at)));
+            }
+        }
+        heavy.sort_unstable_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
+        let mut freed = 0;
+        for (bytes, holder) in heavy {
+            if freed >= quota {
+                break;
+            }
+            freed += bytes;
+            match holder {
+                Holder::Conn(conn) => self.let_go(conn.slot),
+                Holder::Task(at) => self.evict_task(at),
+            }
+        }
+        self.bury();
+        self.balance_memory();
+    }
+
+    /// What the node gets back when a connection ends: what it holds, and its part of the framed bytes that wait for it.
+    fn weight(&self, entry: &Entry) -> usize {
+        let mut bytes = entry.counted_bytes as usize;
+        if entry.flags.blocked {
+            for sub in entry.subs.as_slice() {
+                let lane = self.feeds.get(sub.feed).and_then(|feed| feed.lanes.get(usize::from(sub.lane)));
+                bytes += lane.map_or(0, |lane| lane.kept_bytes() / lane.readers.len().max(1));
+            }
+        }
+        bytes
+    }
+
+    /// Ends a connection for what it holds. One whose socket takes nothing is cut, and what the kernel holds for it goes
+    /// too; any other is told. What is cut is taken out by the next [`bury`](Self::bury).
+    pub fn let_go(&mut self, slot: u32) {
+        let reconnect_ms = self.reconnect_ms();
+        let Some(entry) = self.conns.get(slot) else { return };
+        let reason = if entry.flags.blocked { Reason::Slow } else { Reason::Full };
+        let is_mid_message = entry.owed.is_some();
+        match entry.kind {
+            // The homes answer within a moment, and then it holds nothing.
+            Kind::Publishing(_) => {}
+            Kind::Sse | Kind::Ws { .. } | Kind::Poll(_) if !is_mid_message => {
+                self.farewell(slot, reason, reconnect_ms);
+            }
+            _ => {
+                io::reset_when_closed(entry.fd);
+                self.doom(slot, reason);
+            }
+        }
+    }
+
+    /// Ends a task's wait for its client, which it is told of by the end of its input.
+    fn evict_task(&mut self, at: usize) {
+        if let Some(waiting) = self.ledger.waiting.get_mut(at) {
+            waiting.evicted = true;
+            io::shutdown_read(waiting.fd);
+        }
+    }
+
+    /// Whether a task was told to end.
+    pub fn is_evicted(&self, place: Option<u32>) -> bool {
+        place.and_then(|at| self.ledger.waiting.get(at as usize)).is_some_and(|waiting| waiting.evicted)
+    }
+}
+
+/// Who holds memory.
+enum Holder {
+    Conn(ConnId),
+    Task(usize),
+}
+
+/// The process's own memory in the machine's; `None`: the kernel does not tell.
+fn resident_bytes() -> Option<usize> {
+    let text = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let mut pages = text.split_ascii_whitespace().skip(1).map_while(|word| word.parse::<usize>().ok());
+    let (resident, shared) = (pages.next()?, pages.next()?);
+    Some(resident.saturating_sub(shared) * host::page_bytes())
+}

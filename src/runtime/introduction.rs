@@ -1,0 +1,109 @@
+//! How a connection of a trusted proxy begins where the PROXY protocol is spoken: with who the client is.
+//! Owns the reading of that header, in the time that a request's head may take; then the connection is accepted as the
+//! client's. What the header looks like is `proto::proxy`'s.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use crate::proto::proxy::{HEADER_BYTES_MAX, Parsed, Source, parse};
+
+use super::close::Reason;
+use super::io::{RecvOutcome, peek_nonblocking, recv_nonblocking};
+use super::peer::Peer;
+use super::state::Socket;
+use super::stream::{Stream, StreamError};
+use super::worker::Worker;
+
+/// Read at once: a header, and most requests behind it.
+const FIRST_BYTES: usize = 4 * 1024;
+
+/// How often it is looked for more of a header that came in pieces, where it may not be taken in pieces.
+const PEEK_PAUSE: Duration = Duration::from_millis(10);
+
+/// Reads the header, then lets the connection in. One that does not begin so is closed without an answer.
+pub(super) async fn introduce(worker: Rc<Worker>, socket: Socket, is_tls: bool) {
+    let until = Instant::now() + worker.with(|state| state.node.settings.timeouts.head);
+    if is_tls {
+        return introduce_before_tls(worker, socket, until).await;
+    }
+    let mut input = Vec::with_capacity(FIRST_BYTES);
+    // Proxies send it together with their first bytes, or before: most often it is there.
+    {
+        let mut first = [0; FIRST_BYTES];
+        if let RecvOutcome::Bytes(bytes) = recv_nonblocking(socket.fd, &mut first) {
+            input.extend_from_slice(&first[..bytes]);
+        }
+    }
+    let mut stream = Stream::new(Rc::clone(&worker), socket);
+    loop {
+        match parse(&input) {
+            Ok(Parsed::Done { source, used }) => {
+                input.drain(..used);
+                if let Source::Client(addr) = source {
+                    stream.socket.peer = Peer::from(addr);
+                }
+                if let Some(socket) = stream.into_socket() {
+                    worker.with(|state| state.welcome(socket, input, false));
+                }
+                return;
+            }
+            Ok(Parsed::Partial) => {}
+            Err(error) => {
+                stream.reason = Reason::BadProxy;
+                tracing::debug!(peer = %stream.socket.peer, "a trusted proxy began with {}", error.as_str());
+                return;
+            }
+        }
+        let left = until.saturating_duration_since(Instant::now());
+        if let Err(error) = stream.read(&mut input, left).await {
+            stream.reason = match error {
+                StreamError::Late => Reason::RequestTimeout,
+                StreamError::Full => Reason::Full,
+                StreamError::Eof | StreamError::Broken => Reason::Gone,
+            };
+            return;
+        }
+    }
+}
+
+/// The same before TLS, whose handshake reads the socket itself: nothing behind the header may be taken from it.
+async fn introduce_before_tls(worker: Rc<Worker>, socket: Socket, until: Instant) {
+    let fd = socket.fd;
+    let mut stream = Stream::new(Rc::clone(&worker), socket);
+    let mut seen = vec![0; HEADER_BYTES_MAX];
+    loop {
+        let bytes = match peek_nonblocking(fd, &mut seen) {
+            RecvOutcome::Bytes(bytes) => bytes,
+            RecvOutcome::Empty => 0,
+            RecvOutcome::Eof | RecvOutcome::Failed(_) => return,
+        };
+        match parse(&seen[..bytes]) {
+            Ok(Parsed::Done { source, used }) => {
+                let mut left = used;
+                while left > 0 {
+                    let RecvOutcome::Bytes(taken) = recv_nonblocking(fd, &mut seen[..left]) else { return };
+                    left -= taken;
+                }
+                if let Source::Client(addr) = source {
+                    stream.socket.peer = Peer::from(addr);
+                }
+                if let Some(socket) = stream.into_socket() {
+                    worker.with(|state| state.welcome(socket, Vec::new(), true));
+                }
+                return;
+            }
+            Ok(Parsed::Partial) => {}
+            Err(error) => {
+                stream.reason = Reason::BadProxy;
+                tracing::debug!(peer = %stream.socket.peer, "a trusted proxy began with {}", error.as_str());
+                return;
+            }
+        }
+        let until = worker.drain_ends().map_or(until, |end| until.min(end));
+        if Instant::now() >= until {
+            stream.reason = Reason::RequestTimeout;
+            return;
+        }
+        monoio::time::sleep(PEEK_PAUSE).await;
+    }
+}

@@ -1,0 +1,319 @@
+//! One memory budget (docs/limits.md): flooded in each way, the server stays within it, serves those who are there, and
+//! recovers.
+
+use crate::common;
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use common::cost::{KIB, MIB, Peak, bystander};
+use common::crowd::{Crowd, Heard, own_memory};
+use common::http::{AT_ONCE, Conn, get, head_cursor, poll, publish, wire};
+use common::server::{Server, field};
+use common::sse::{Item, Stream};
+use common::ws::{Socket, TEXT, V1, V1_NAME, masked, request};
+use common::{receive_buffer, until};
+
+const BUDGET: usize = 48 * MIB;
+/// What is in hand for a moment and counted only after it: answers and frames under way, and what an allocator keeps.
+const SLACK: usize = 16 * MIB;
+const LARGEST: usize = 64 * KIB;
+
+fn server(more: &[&str]) -> Server {
+    let budget = format!("limits.memory_bytes={BUDGET}");
+    let mut args = vec!["--workers", "2", "--set", &budget];
+    args.extend(more);
+    Server::start(&args)
+}
+
+#[track_caller]
+fn within(peak: Peak) {
+    let (most, _) = peak.end();
+    eprintln!("at most {} of {} KiB", most / KIB, (BUDGET + SLACK) / KIB);
+    assert!(most <= BUDGET + SLACK, "{} KiB, more than {} and some", most / KIB, BUDGET / KIB);
+}
+
+/// New connections are served, publishes too.
+fn recovers(addr: SocketAddr) {
+    until("newcomers are served again", || {
+        let mut conn = Conn::try_open(addr).ok()?;
+        conn.try_send_raw(wire(addr, "POST", "/channels/after", &[], b"well")).ok()?;
+        conn.expect_answer_to("POST");
+        conn.try_read_response().ok().filter(|answer| answer.status == 201).map(drop)
+    });
+    let mut stream = Stream::open(addr, "/channels/after");
+    publish(addr, "after", "and on");
+    assert_eq!(stream.message().data, "and on");
+}
+
+/// Lines of the log that tell how short memory is.
+fn pressures(server: &Server) -> Vec<String> {
+    server.log().iter().filter_map(|line| field(line, "pressure")).collect()
+}
+
+#[test]
+fn histories_shrink_oldest_first_and_nobody_is_refused() {
+    let server = server(&[]);
+    let addr = server.addr();
+    let peak = Peak::watch(server.pid());
+    let first = head_cursor(addr, "h/0");
+    let text = "x".repeat(LARGEST);
+    const CHANNELS: usize = 300;
+    let ((), waited) = bystander(addr, || {
+        // In turn, so that the oldest are in all channels: 188 MiB in the end.
+        for round in 0..10 {
+            let mut conn = Conn::open(addr);
+            for channel in 0..CHANNELS {
+                let text = format!("{round}:{}", &text[10..]);
+                let target = format!("/channels/h/{channel}");
+                conn.request("POST", &target, &[("Content-Type", "text/plain")], text).expect(201);
+            }
+        }
+    });
+    assert!(waited < AT_ONCE, "{waited:?}");
+    within(peak);
+    let rounds = |channel: usize| -> Vec<usize> {
+        let messages = poll(addr, &format!("/channels/h/{channel}?limit=100")).messages;
+        messages.iter().map(|m| m["data"].as_str().expect("text")[..1].parse().expect("a number")).collect()
+    };
+    let mut held = 0;
+    for channel in 0..CHANNELS {
+        let rounds = rounds(channel);
+        held += rounds.len();
+        // What is held is the newest, in each channel about as much: none is empty while others have the third last.
+        assert!(rounds.iter().copied().eq(10 - rounds.len()..10), "{channel}: {rounds:?}");
+        assert!(rounds.len() <= 3, "{channel}: {rounds:?}");
+    }
+    assert!(held * LARGEST > BUDGET / 4, "history has what others leave: {held}");
+    assert!(poll(addr, &format!("/channels/h/0?cursor={first}")).gap, "a loss is told");
+    let refused = |pressure: &String| pressure == "full" || pressure == "spent";
+    assert!(!pressures(&server).iter().any(refused), "{:?}", pressures(&server));
+}
+
+/// Many small messages cost more beside their bytes than large ones.
+#[test]
+fn small_messages_in_many_channels_are_counted_whole() {
+    let budget = format!("limits.memory_bytes={BUDGET}");
+    let server = Server::start(&["--workers", "1", "--set", &budget]);
+    let addr = server.addr();
+    let peak = Peak::watch(server.pid());
+    let mut conn = Conn::open(addr);
+    for batch in 0..25 {
+        let lines: String = (0..10_000)
+            .map(|n| format!("{{\"channel\":\"s/{}\",\"data\":\"{n}\"}}\n", (batch * 10_000 + n) % 20_000))
+            .collect();
+        let answer = conn.request("POST", "/publish", &[("Content-Type", "application/x-ndjson")], lines);
+        assert_eq!(answer.expect(200).text().matches("\"id\"").count(), 10_000);
+    }
+    within(peak);
+    assert_eq!(poll(addr, "/channels/s/19999").data(), ["9999"]);
+}
+
+#[test]
+fn stalled_readers_of_large_messages_go_and_the_others_get_all() {
+    const STALLED: usize = 1_200;
+    let server = server(&["--set", "slow.kernel_bytes=66KiB", "--set", "heartbeat.interval_seconds=30"]);
+    let addr = server.addr();
+    let peak = Peak::watch(server.pid());
+    let stalled: Vec<TcpStream> = (0..STALLED)
+        .map(|n| {
+            let socket = TcpStream::connect(addr).expect("room");
+            receive_buffer(&socket, 4_096);
+            let target = "/channels/big";
+            let head = match n % 2 {
+                0 => wire(addr, "GET", target, &[("Accept", "text/event-stream")], b""),
+                _ => request(addr, target, &[]),
+            };
+            (&socket).write_all(&head).expect("sent");
+            socket
+        })
+        .collect();
+    let mut reader = Stream::open(addr, "/channels/big");
+    let mut conn = Conn::open(addr);
+    conn.get("/healthz").expect(200);
+    let text = "x".repeat(LARGEST - 10);
+    let ((), waited) = bystander(addr, || {
+        for n in 0..12 {
+            let text = format!("{n}:{text}");
+            // Refused while memory is full, until those who hold it are gone.
+            until("it is published", || {
+                let answer = conn.request("POST", "/channels/big", &[("Content-Type", "text/plain")], &text);
+                assert!([201, 503].contains(&answer.status), "{answer}");
+                (answer.status == 201).then_some(())
+            });
+            let got = reader.message().data;
+            assert!(got.starts_with(&format!("{n}:")), "{n}: {}", &got[..10]);
+        }
+    });
+    assert!(waited < AT_ONCE, "{waited:?}");
+    within(peak);
+    server.wait_log(|line| field(line, "reason").as_deref() == Some("slow"));
+    drop(stalled);
+    recovers(addr);
+}
+
+#[test]
+fn half_sent_bodies_are_refused_and_the_others_are_served() {
+    const SENDERS: usize = 1_500;
+    let server = server(&["--set", "timeouts.body_seconds=60"]);
+    let addr = server.addr();
+    let before = own_memory(server.pid());
+    let peak = Peak::watch(server.pid());
+    let mut stream = Stream::open(addr, "/channels/live");
+    let mut conn = Conn::open(addr);
+    conn.get("/healthz").expect(200);
+    let mut head =
+        format!("POST /channels/half HTTP/1.1\r\nHost: {addr}\r\nContent-Length: {LARGEST}\r\n\r\n");
+    head += &"x".repeat(LARGEST - 100);
+    let (senders, waited) = bystander(addr, || {
+        (0..SENDERS)
+            .filter_map(|_| {
+                let socket = TcpStream::connect(addr).ok()?;
+                socket.set_write_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+                // Those that come last may be closed as they come.
+                let _ = (&socket).write_all(head.as_bytes());
+                Some(socket)
+            })
+            .collect::<Vec<_>>()
+    });
+    assert!(waited < AT_ONCE, "{waited:?}");
+    let full = server.wait_log(|line| field(line, "pressure").is_some());
+    // What is counted is what is there: not half, nor twice as much.
+    let of = |name| field(&full, name).and_then(|text| text.parse::<usize>().ok()).expect("a number");
+    let counted = of("history") + of("feeds") + of("others");
+    let taken = of("taken");
+    assert!(counted * 10 > (taken - before) * 6 && counted * 10 < taken * 13, "{counted} of {taken}");
+    // One that was connected goes on, and is not refused for good.
+    conn.get("/channels/live").expect(200);
+    until("it is published", || {
+        let answer = conn.request("POST", "/channels/live", &[("Content-Type", "text/plain")], "on");
+        assert!([201, 503].contains(&answer.status), "{answer}");
+        (answer.status == 201).then_some(())
+    });
+    assert_eq!(stream.message().data, "on");
+    within(peak);
+    // Those that were refused were told so, and when to come back.
+    let mut told = 0;
+    for socket in &senders {
+        socket.set_nonblocking(true).expect("open");
+        let mut answer = [0; 1_024];
+        match (&*socket).read(&mut answer) {
+            Ok(count) if answer[..count].starts_with(b"HTTP/1.1 503 ") => {
+                assert!(memchr::memmem::find(&answer[..count], b"\r\nRetry-After: ").is_some());
+                told += 1;
+            }
+            Ok(0) => {}
+            Ok(count) => panic!("{}", String::from_utf8_lossy(&answer[..count])),
+            Err(error) => {
+                assert!(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::ConnectionReset), "{error}")
+            }
+        }
+    }
+    assert!(told > SENDERS / 10, "{told}");
+    drop(senders);
+    recovers(addr);
+}
+
+#[test]
+fn begun_messages_of_websockets_are_refused_with_1013() {
+    const SENDERS: usize = 1_500;
+    let server = server(&["--set", "timeouts.body_seconds=60"]);
+    let addr = server.addr();
+    let peak = Peak::watch(server.pid());
+    let mut there = Socket::open_with(addr, "/channels/live", &[]);
+    let mut crowd = Crowd::new();
+    let frame = masked(false, TEXT, "x".repeat(LARGEST - 100).as_bytes());
+    let (mut switched, mut full) = (0, 0);
+    let mut heard = |_: usize, heard: Heard<'_>| {
+        if let Heard::Bytes(bytes) = heard {
+            switched += memchr::memmem::find_iter(bytes, b"HTTP/1.1 101 ").count();
+            // 1013 at the beginning of a close frame's payload.
+            full += memchr::memmem::find_iter(bytes, &[0x03, 0xF5]).count();
+        }
+    };
+    let ((), waited) = bystander(addr, || {
+        for _ in 0..SENDERS {
+            let Ok(socket) = TcpStream::connect(addr) else { continue };
+            let _ = socket.set_write_timeout(Some(Duration::from_secs(5)));
+            let hello = request(addr, "/channels/f", &[("Sec-WebSocket-Protocol", V1_NAME)]);
+            let _ = (&socket).write_all(&hello).and_then(|()| (&socket).write_all(&frame));
+            crowd.add(socket);
+            while crowd.listen(Duration::ZERO, &mut heard) > 0 {}
+        }
+        while crowd.listen(Duration::from_millis(500), &mut heard) > 0 {}
+    });
+    assert!(waited < AT_ONCE, "{waited:?}");
+    within(peak);
+    assert!(switched > 100 && full > 100, "{switched} were accepted, {full} told that the server is full");
+    there.text("still here");
+    // What it says itself may be refused now; that it is served is what counts.
+    drop(crowd);
+    recovers(addr);
+}
+
+/// What each transport hears that comes when memory is full, and who was there before.
+#[test]
+fn newcomers_are_told_as_their_transport_says_and_health_is_answered() {
+    let server = Server::start(&["--workers", "1", "--set", "limits.memory_bytes=32MiB"]);
+    let addr = server.addr();
+    let mut kept = Conn::open(addr);
+    kept.get("/healthz").expect(200);
+    let mut stream = Stream::open(addr, "/channels/quiet");
+    let mut v1 = V1::open(addr, "/channels");
+    // Keys are remembered for two minutes: nothing makes room for others.
+    until("memory is full", || {
+        static BATCH: AtomicUsize = AtomicUsize::new(0);
+        let batch = BATCH.fetch_add(1, Ordering::Relaxed);
+        let line =
+            |n| format!("{{\"channel\":\"live\",\"data\":\"{n}\",\"ttl\":0,\"key\":\"{batch}/{n}\"}}\n");
+        let lines: String = (0..5_000).map(line).collect();
+        let answer = kept.request("POST", "/publish", &[("Content-Type", "application/x-ndjson")], lines);
+        (answer.expect(200).text().contains("\"status\":503")).then_some(())
+    });
+
+    let answer = kept.request("POST", "/channels/live", &[], "no");
+    assert!(answer.problem(503).contains("memory") && !answer.closes(), "{answer}");
+    assert!((1..=10).contains(&answer.header("retry-after").parse::<u32>().expect("seconds")), "{answer}");
+    kept.get("/channels/live").expect(200);
+    for frame in [
+        json!({"type": "publish", "channel": "live", "data": 1}),
+        json!({"type": "subscribe", "channel": "live"}),
+    ] {
+        assert_eq!(v1.refused(frame)["code"], "overloaded");
+    }
+    kept.request("DELETE", "/channels/quiet", &[], "").expect(204);
+    stream.event().named("$gap");
+
+    get(addr, "/healthz").expect(200);
+    for method in ["GET", "POST", "HEAD", "OPTIONS"] {
+        let mut conn = Conn::open(addr);
+        let answer = conn.request(method, "/channels/live", &[("Origin", "http://localhost")], "");
+        assert_eq!(answer.status, 503, "{answer}");
+        assert_eq!(answer.header("access-control-allow-origin"), "http://localhost");
+        assert!(
+            (1..=10).contains(&answer.header("retry-after").parse::<u32>().expect("seconds")),
+            "{answer}"
+        );
+        assert!(answer.closes(), "{answer}");
+        conn.eof();
+    }
+    let mut refused = Stream::begin(addr, "/channels/live", &[]);
+    let Some(Item::Retry(retry_ms)) = refused.item() else { panic!("`retry:` comes first") };
+    let close = refused.event().named("$close").json();
+    assert_eq!((&close["reason"], &close["reconnect_ms"]), (&json!("full"), &json!(retry_ms)));
+    refused.ended();
+    let mut raw = Socket::open_with(addr, "/channels/live", &[]);
+    raw.expect_close(1013);
+    let mut refused = Socket::open_with(addr, "/channels/live", &[("Sec-WebSocket-Protocol", V1_NAME)]);
+    let closing: Value = serde_json::from_str(&refused.expect_text()).expect("JSON");
+    assert_eq!((&closing["type"], &closing["reason"]), (&json!("closing"), &json!("full")));
+    refused.expect_close(1013);
+    // On a connection that was there, a stream is a newcomer too.
+    kept.send("GET", "/channels/live", &[("Accept", "text/event-stream")], "");
+    let mut refused = Stream::of(kept);
+    assert_eq!(refused.event().named("$close").json()["reason"], "full");
+}
