@@ -52,6 +52,7 @@ pub mod proto {
 pub mod domain {
     pub mod auth;
     pub mod channel;
+    pub mod channels;
     pub mod cursor;
     pub mod feed;
     pub mod history;

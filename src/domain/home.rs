@@ -1,35 +1,23 @@
-//! The channels that live on one worker: their order, history, keys, and which workers read them.
+//! What is asked of the channels that live on one worker (`channels`: the table of them): their messages' order, keys, who
+//! reads them, and which messages go first.
 //! A channel comes into being when it is first published to or subscribed to, and is forgotten when nobody reads it,
-//! nothing is kept and it has not been used for as long as history lasts. Bounded in channels and, over all of them, in
-//! bytes; who asks for names makes no room by pushing out channels that have messages or readers.
+//! nothing is kept and it has not been used for as long as history lasts. Bounded in channels and, over all of them, in bytes.
 //! Owns no I/O and no clock: the worker passes requests in and carries answers out.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use foldhash::fast::RandomState;
-
 use super::channel::Name;
+use super::channels::{Channel, Channels, Room};
 use super::cursor::Cursor;
-use super::history::{Bounds, From, History, Page, PageMax, Rest};
+use super::history::{Bounds, From, History, Page, PageMax};
 use super::idempotency::{Key, Keys, Known};
 use super::message::{Draft, Message};
-use super::rests::Rests;
 
-/// Index of a worker.
-pub type WorkerIndex = u16;
-
-/// How many channels one look for a victim considers.
-const VICTIM_LOOKS: usize = 64;
-
-/// A channel that nobody has published to is kept so long for readers that come back at once.
-const UNHEARD_KEPT_MS: u64 = 5_000;
+pub use super::channels::{Look, WorkerIndex};
 
 /// What a key costs in the two tables that know it, its own bytes included (128 at most).
 const KEY_BYTES: usize = 400;
-/// What a channel's name costs beside its own bytes: counts, and its place in the table of names.
-const NAME_BYTES: usize = 48;
-
 /// What the channels of one worker may take.
 #[derive(Debug, Clone, Copy)]
 pub struct HomeBounds {
@@ -60,124 +48,23 @@ pub struct Published {
     pub replayed: bool,
 }
 
-#[derive(Debug)]
-struct Channel {
-    name: Name,
-    history: History,
-    used_ms: u64,
-    /// Workers with a feed of it, and whether each has lost its place (told to pull).
-    readers: Vec<(WorkerIndex, bool)>,
-    rate: Rate,
-}
-
-/// How long a rate looks back.
-const RATE_MS: u64 = 10_000;
-
-/// How often a channel is published to: the messages of the last ten seconds, from those of a window that ended and of the
-/// one that goes on.
-#[derive(Debug, Clone, Copy, Default)]
-struct Rate {
-    begun_ms: u64,
-    begun_seq: u64,
-    before: u32,
-}
-
-impl Rate {
-    /// A channel that was sized up before `now_ms` is sized up again when its window is over.
-    fn turn(&mut self, head: u64, now_ms: u64) {
-        let age_ms = now_ms.saturating_sub(self.begun_ms);
-        if age_ms >= RATE_MS {
-            // One window that was open for longer counts as if it had been spread over it.
-            let messages = head.saturating_sub(self.begun_seq) * RATE_MS / age_ms;
-            *self =
-                Self { begun_ms: now_ms, begun_seq: head, before: messages.min(u64::from(u32::MAX)) as u32 };
-        }
-    }
-
-    fn per_second(&self, head: u64, now_ms: u64) -> f64 {
-        let age_ms = now_ms.saturating_sub(self.begun_ms);
-        let messages = head.saturating_sub(self.begun_seq) as f64;
-        let window_s = RATE_MS as f64 / 1_000.0;
-        if age_ms >= RATE_MS {
-            return messages * 1_000.0 / age_ms as f64;
-        }
-        let before = f64::from(self.before) * (RATE_MS - age_ms) as f64 / RATE_MS as f64;
-        (before + messages) / window_s
-    }
-}
-
-/// What one channel is, at a glance.
-#[derive(Debug, Clone, Copy)]
-pub struct Look<'c> {
-    pub name: &'c Name,
-    pub head: Cursor,
-    pub messages: usize,
-    pub bytes: usize,
-    /// Messages placed per second, over the last ten seconds or so.
-    pub per_second: f64,
-    /// Workers with readers of it.
-    pub workers: usize,
-}
-
-impl Channel {
-    fn look(&self, now_ms: u64) -> Look<'_> {
-        let head = self.history.head();
-        Look {
-            name: &self.name,
-            head,
-            messages: self.history.len(),
-            bytes: self.history.bytes(),
-            per_second: self.rate.per_second(head.seq, now_ms),
-            workers: self.readers.len(),
-        }
-    }
-}
-
-/// Whose room a channel may take that comes when all room is taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Room {
-    /// Of channels without messages and readers.
-    OfUnused,
-    /// If there is none of those: of the longest unused without readers.
-    OfUnread,
-}
-
 /// The channels at home on one worker.
 pub struct Home {
-    channels: Vec<Option<Channel>>,
-    free: Vec<u32>,
-    by_name: std::collections::HashMap<Name, u32, RandomState>,
-    /// Of the names of all channels.
-    names_bytes: usize,
+    channels: Channels,
     keys: Keys,
     bounds: HomeBounds,
-    bytes: usize,
-    kept: usize,
     /// Every kept message's channel and number, oldest first: what the node's byte limit drops next.
     oldest: VecDeque<(u32, u64, u64)>,
-    rests: Rests,
-    incarnation_next: u64,
-    incarnation_step: u64,
-    sweep_at: usize,
 }
 
 impl Home {
     /// `first` and `step` make incarnations unique: workers begin at different places and step over each other.
     pub fn new(bounds: HomeBounds, first: u64, step: u64) -> Self {
         Self {
-            channels: Vec::new(),
-            free: Vec::new(),
-            by_name: Default::default(),
-            names_bytes: 0,
+            channels: Channels::new(bounds.channels, first, step),
             keys: Keys::new(bounds.keys),
             bounds,
-            bytes: 0,
-            kept: 0,
             oldest: VecDeque::new(),
-            rests: Rests::default(),
-            incarnation_next: first,
-            incarnation_step: step,
-            sweep_at: 0,
         }
     }
 
@@ -244,57 +131,47 @@ impl Home {
         now_ms: u64,
         deliver: impl FnMut(WorkerIndex, &Arc<Message>) -> bool,
     ) {
-        let Some(slot) = self.slot(name, Room::OfUnused, now_ms) else { return };
-        let Some(channel) = self.channels[slot as usize].as_mut() else { return };
-        self.bytes -= channel.history.bytes();
-        self.kept -= channel.history.len();
-        let message = channel.history.delete(name, now_ms);
-        tell(channel, &message, deliver);
+        let Some(slot) = self.channels.claim(name, Room::OfUnused, now_ms) else { return };
+        let deleted = self.channels.with_history(slot, |history| history.delete(name, now_ms));
+        if let (Some(message), Some(channel)) = (deleted, self.channels.get_mut(slot)) {
+            tell(channel, &message, deliver);
+        }
     }
 
     /// A page of a channel's history. Of one that nobody has published to only the name is noted, so that its cursor stays
     /// good: asking for names costs no channel its place.
     pub fn read(&mut self, name: &Name, from: From, max: PageMax, now_ms: u64) -> Page {
         let bounds = self.bounds.channel;
-        let slot = match self.by_name.get(name) {
-            Some(_) => self.slot(name, Room::OfUnused, now_ms),
-            None if self.rests.had_messages(name) => self.slot(name, Room::OfUnused, now_ms),
-            None => None,
-        };
-        let page =
-            slot.and_then(|slot| self.with_history(slot, |history| history.read(from, max, bounds, now_ms)));
-        page.unwrap_or_else(|| {
-            let rest = self.rests.get(name).unwrap_or_else(|| {
-                let rest = Rest::unheard(self.new_incarnation());
-                self.rests.put(name, rest);
-                rest
-            });
-            History::resume(rest).read(from, max, bounds, now_ms)
-        })
+        let is_kept = self.channels.find(name).is_some() || self.channels.had_messages(name);
+        let slot = if is_kept { self.channels.claim(name, Room::OfUnused, now_ms) } else { None };
+        let page = slot.and_then(|slot| {
+            self.channels.with_history(slot, |history| history.read(from, max, bounds, now_ms))
+        });
+        page.unwrap_or_else(|| History::resume(self.channels.note(name)).read(from, max, bounds, now_ms))
     }
 
     /// Makes sure that a message to the channel would have room. False: it would not.
     pub fn claim(&mut self, name: &Name, now_ms: u64) -> bool {
-        self.slot(name, Room::OfUnread, now_ms).is_some()
+        self.channels.claim(name, Room::OfUnread, now_ms).is_some()
     }
 
     /// The head of a channel that is known.
     pub fn head(&mut self, name: &Name, now_ms: u64) -> Option<Cursor> {
-        match self.by_name.get(name) {
+        match self.channels.find(name) {
             Some(slot) => {
-                let channel = self.channels[*slot as usize].as_mut()?;
+                let channel = self.channels.get_mut(slot)?;
                 channel.used_ms = now_ms;
                 Some(channel.history.head())
             }
-            None => self.rests.get(name).map(|rest| rest.head()),
+            None => self.channels.rest(name).map(|rest| rest.head()),
         }
     }
 
     /// Makes `worker` a reader of the channel and gives it the newest messages to begin with. Asked again by a worker
     /// that lost its place, it is a reader that keeps up once more.
     pub fn join(&mut self, name: &Name, worker: WorkerIndex, max: PageMax, now_ms: u64) -> Option<Page> {
-        let slot = self.slot(name, Room::OfUnused, now_ms)?;
-        let channel = self.channels[slot as usize].as_mut()?;
+        let slot = self.channels.claim(name, Room::OfUnused, now_ms)?;
+        let channel = self.channels.get_mut(slot)?;
         match channel.readers.iter_mut().find(|(reader, _)| *reader == worker) {
             Some((_, lost)) => *lost = false,
             None => {
@@ -303,7 +180,7 @@ impl Home {
             }
         }
         let bounds = self.bounds.channel;
-        self.with_history(slot, |history| {
+        self.channels.with_history(slot, |history| {
             let newest = history.read(
                 From::Newest(max.messages),
                 PageMax { messages: max.messages, bytes: usize::MAX },
@@ -315,8 +192,8 @@ impl Home {
     }
 
     pub fn leave(&mut self, name: &Name, worker: WorkerIndex, now_ms: u64) {
-        if let Some(&slot) = self.by_name.get(name)
-            && let Some(channel) = self.channels[slot as usize].as_mut()
+        if let Some(slot) = self.channels.find(name)
+            && let Some(channel) = self.channels.get_mut(slot)
         {
             channel.readers.retain(|(reader, _)| *reader != worker);
             channel.readers.shrink_to_fit();
@@ -329,48 +206,33 @@ impl Home {
     pub fn sweep(&mut self, now_ms: u64, channels_max: usize) {
         self.keys.expire(now_ms);
         let bounds = self.bounds.channel;
-        for _ in 0..channels_max.min(self.channels.len()) {
-            self.sweep_at = (self.sweep_at + 1) % self.channels.len();
-            let slot = self.sweep_at as u32;
-            self.with_history(slot, |history| history.trim(bounds, now_ms));
-            if let Some(Some(channel)) = self.channels.get_mut(self.sweep_at) {
+        for _ in 0..channels_max.min(self.channels.places()) {
+            let Some(slot) = self.channels.turn() else { break };
+            self.channels.with_history(slot, |history| history.trim(bounds, now_ms));
+            if let Some(channel) = self.channels.get_mut(slot) {
                 channel.rate.turn(channel.history.head().seq, now_ms);
             }
-            if self.is_unused(slot, now_ms, bounds.age_ms) {
-                self.forget(slot);
+            if self.channels.is_unused(slot, now_ms, bounds.age_ms) {
+                self.channels.forget(slot);
             }
         }
-        if self.oldest.len() > 2 * self.kept + 1_024 {
+        if self.oldest.len() > 2 * self.channels.kept() + 1_024 {
             self.compact_oldest();
         }
     }
 
     pub fn channels(&self) -> usize {
-        self.by_name.len()
+        self.channels.count()
     }
 
     /// Of all history.
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.channels.bytes()
     }
 
     /// Messages that are kept, of all channels.
     pub fn messages(&self) -> usize {
-        self.kept
-    }
-
-    /// What the channels in the places from `at` on are, and their places. A look at them leaves them as they are.
-    pub fn look_from(&self, at: usize, now_ms: u64) -> impl Iterator<Item = (usize, Option<Look<'_>>)> {
-        self.channels
-            .iter()
-            .enumerate()
-            .skip(at)
-            .map(move |(at, channel)| (at, channel.as_ref().map(|channel| channel.look(now_ms))))
-    }
-
-    /// What a channel is, if it is known.
-    pub fn look(&self, name: &Name, now_ms: u64) -> Option<Look<'_>> {
-        Some(self.channels.get(*self.by_name.get(name)? as usize)?.as_ref()?.look(now_ms))
+        self.channels.kept()
     }
 
     /// What all history together may take from now on. Less than it takes: what comes pushes out the oldest, and
@@ -381,24 +243,30 @@ impl Home {
 
     /// Whether history would push out messages for `bytes` more.
     pub fn is_full_for(&self, bytes: usize) -> bool {
-        self.bytes.saturating_add(bytes) > self.bounds.bytes
+        self.channels.bytes().saturating_add(bytes) > self.bounds.bytes
+    }
+
+    /// What the channels in the places from `at` on are, and their places. A look at them leaves them as they are.
+    pub fn look_from(&self, at: usize, now_ms: u64) -> impl Iterator<Item = (usize, Option<Look<'_>>)> {
+        self.channels.look_from(at, now_ms)
+    }
+
+    /// What a channel is, if it is known.
+    pub fn look(&self, name: &Name, now_ms: u64) -> Option<Look<'_>> {
+        self.channels.look(name, now_ms)
     }
 
     /// The memory that channels take beside their messages, and what is known of others and of keys.
     pub fn tables_bytes(&self) -> usize {
-        self.channels.capacity() * size_of::<Option<Channel>>()
-            + self.free.capacity() * size_of::<u32>()
-            + self.by_name.capacity() * (size_of::<(Name, u32)>() + 1)
-            + self.names_bytes
+        self.channels.tables_bytes()
             + self.oldest.capacity() * size_of::<(u32, u64, u64)>()
-            + self.rests.bytes()
             + self.keys.len() * KEY_BYTES
     }
 
     /// When the oldest message of all channels was placed.
     pub fn oldest_ms(&mut self) -> Option<u64> {
         while let Some(&(slot, incarnation, seq)) = self.oldest.front() {
-            let history = self.channels[slot as usize].as_ref().map(|channel| &channel.history);
+            let history = self.channels.get(slot).map(|channel| &channel.history);
             let is_it = |history: &&History| {
                 history.head().incarnation == incarnation
                     && history.oldest_seq().is_some_and(|oldest| oldest <= seq)
@@ -414,7 +282,7 @@ impl Home {
     /// Drops the oldest message of all channels. Returns the bytes that it held; `None`: there is none.
     pub fn drop_oldest(&mut self) -> Option<usize> {
         while let Some((slot, incarnation, seq)) = self.oldest.pop_front() {
-            let dropped = self.with_history(slot, |history| {
+            let dropped = self.channels.with_history(slot, |history| {
                 let is_it = history.head().incarnation == incarnation
                     && history.oldest_seq().is_some_and(|oldest| oldest <= seq);
                 is_it.then(|| history.drop_oldest())
@@ -433,135 +301,32 @@ impl Home {
         now_ms: u64,
         deliver: impl FnMut(WorkerIndex, &Arc<Message>) -> bool,
     ) -> Option<Cursor> {
-        let slot = self.slot(name, Room::OfUnread, now_ms)?;
+        let slot = self.channels.claim(name, Room::OfUnread, now_ms)?;
         let bounds = self.bounds.channel;
         // The channel's own: one name for all its messages.
-        let name = self.channels[slot as usize].as_ref()?.name.clone();
-        let message = self.with_history(slot, |history| history.append(&name, draft, bounds, now_ms))?;
-        let channel = self.channels[slot as usize].as_mut()?;
+        let name = self.channels.get(slot)?.name.clone();
+        let message =
+            self.channels.with_history(slot, |history| history.append(&name, draft, bounds, now_ms))?;
+        let channel = self.channels.get_mut(slot)?;
         tell(channel, &message, deliver);
         if channel.history.holds(message.cursor.seq) {
             self.oldest.push_back((slot, message.cursor.incarnation, message.cursor.seq));
         }
-        while self.bytes > self.bounds.bytes && self.drop_oldest().is_some() {}
-        if self.oldest.len() > 4 * self.kept + 65_536 {
+        while self.channels.bytes() > self.bounds.bytes && self.drop_oldest().is_some() {}
+        if self.oldest.len() > 4 * self.channels.kept() + 65_536 {
             self.compact_oldest();
         }
         Some(message.cursor)
     }
 
-    /// Runs `change` on a channel's history and keeps the sums right.
-    fn with_history<T>(&mut self, slot: u32, change: impl FnOnce(&mut History) -> T) -> Option<T> {
-        let history = &mut self.channels.get_mut(slot as usize)?.as_mut()?.history;
-        let (bytes, kept) = (history.bytes(), history.len());
-        let result = change(history);
-        self.bytes = self.bytes - bytes + history.bytes();
-        self.kept = self.kept - kept + history.len();
-        Some(result)
-    }
-
     fn compact_oldest(&mut self) {
         let channels = &self.channels;
         self.oldest.retain(|(slot, incarnation, seq)| {
-            channels[*slot as usize].as_ref().is_some_and(|channel| {
+            channels.get(*slot).is_some_and(|channel| {
                 channel.history.head().incarnation == *incarnation && channel.history.holds(*seq)
             })
         });
         self.oldest.shrink_to(2 * self.oldest.len());
-    }
-
-    /// The channel's slot; a new one if it is unknown. `None` when there is no `room`.
-    fn slot(&mut self, name: &Name, room: Room, now_ms: u64) -> Option<u32> {
-        if let Some(&slot) = self.by_name.get(name) {
-            self.channels[slot as usize].as_mut()?.used_ms = now_ms;
-            return Some(slot);
-        }
-        if self.by_name.len() >= self.bounds.channels {
-            let victim = self.victim(room)?;
-            self.forget(victim);
-        }
-        let history = match self.rests.take(name) {
-            Some(rest) => History::resume(rest),
-            None => History::new(self.new_incarnation()),
-        };
-        let rate = Rate { begun_ms: now_ms, begun_seq: history.head().seq, before: 0 };
-        let channel = Channel { name: name.clone(), history, used_ms: now_ms, readers: Vec::new(), rate };
-        let slot = match self.free.pop() {
-            Some(slot) => {
-                self.channels[slot as usize] = Some(channel);
-                slot
-            }
-            None => {
-                self.channels.push(Some(channel));
-                (self.channels.len() - 1) as u32
-            }
-        };
-        self.by_name.insert(name.clone(), slot);
-        self.names_bytes += NAME_BYTES + name.as_str().len();
-        Some(slot)
-    }
-
-    fn new_incarnation(&mut self) -> u64 {
-        let incarnation = self.incarnation_next;
-        self.incarnation_next = self.incarnation_next.wrapping_add(self.incarnation_step);
-        incarnation
-    }
-
-    fn is_unused(&self, slot: u32, now_ms: u64, age_ms: u64) -> bool {
-        self.channels[slot as usize].as_ref().is_some_and(|channel| {
-            let is_heard = channel.history.head().seq > 0;
-            let kept_ms = if is_heard { age_ms } else { age_ms.min(UNHEARD_KEPT_MS) };
-            channel.is_empty() && channel.used_ms.saturating_add(kept_ms) <= now_ms
-        })
-    }
-
-    /// Of the next few channels the longest unused that may make room.
-    fn victim(&mut self, room: Room) -> Option<u32> {
-        let len = self.channels.len();
-        let older =
-            |best: Option<(u64, u32)>, used_ms: u64| best.is_none_or(|(best_ms, _)| used_ms < best_ms);
-        let (mut unused, mut unread) = (None, None);
-        for looked in 0..len.min(64 * VICTIM_LOOKS) {
-            let found = unused.is_some() || (room == Room::OfUnread && unread.is_some());
-            if looked >= VICTIM_LOOKS && found {
-                break;
-            }
-            self.sweep_at = (self.sweep_at + 1) % len;
-            let Some(channel) = &self.channels[self.sweep_at] else { continue };
-            if !channel.readers.is_empty() {
-                continue;
-            }
-            let candidate = Some((channel.used_ms, self.sweep_at as u32));
-            if channel.is_empty() && older(unused, channel.used_ms) {
-                unused = candidate;
-            }
-            if older(unread, channel.used_ms) {
-                unread = candidate;
-            }
-        }
-        match room {
-            Room::OfUnused => unused,
-            Room::OfUnread => unused.or(unread),
-        }
-        .map(|(_, slot)| slot)
-    }
-
-    fn forget(&mut self, slot: u32) {
-        if let Some(channel) = self.channels[slot as usize].take() {
-            self.bytes -= channel.history.bytes();
-            self.kept -= channel.history.len();
-            self.by_name.remove(&channel.name);
-            self.names_bytes -= NAME_BYTES + channel.name.as_str().len();
-            self.free.push(slot);
-            self.rests.put(&channel.name, channel.history.rest());
-        }
-    }
-}
-
-impl Channel {
-    /// Neither messages nor readers.
-    fn is_empty(&self) -> bool {
-        self.readers.is_empty() && self.history.is_empty()
     }
 }
 
@@ -593,6 +358,7 @@ fn shorten_to(mut page: Page, bytes_max: usize) -> Page {
 
 #[cfg(test)]
 mod tests {
+    use super::super::channels::UNHEARD_KEPT_MS;
     use super::super::message::Body;
     use super::*;
 
@@ -657,7 +423,7 @@ mod tests {
             let brief = Draft { ttl_seconds: Some(0), ..draft(1) };
             home.publish(&name("a"), brief, None, 0, |_, _| true).expect("published");
         }
-        assert_eq!((home.kept, home.oldest.len()), (1, 1));
+        assert_eq!((home.messages(), home.oldest.len()), (1, 1));
     }
 
     #[test]
@@ -667,7 +433,7 @@ mod tests {
         home.join(&name("read"), 0, ALL, 0);
         home.publish(&name("old"), draft(1), None, 1, |_, _| true).expect("published");
         home.publish(&name("new"), draft(1), None, 2, |_, _| true).expect("an unread one makes room");
-        assert!(home.by_name.contains_key(&name("new")) && !home.by_name.contains_key(&name("old")));
+        assert!(home.channels.find(&name("new")).is_some() && !home.channels.find(&name("old")).is_some());
         home.join(&name("new"), 0, ALL, 3);
         let refused = home.publish(&name("third"), draft(1), None, 4, |_, _| true);
         assert_eq!(refused, Err(PublishRefusal::ChannelsFull));
@@ -694,7 +460,7 @@ mod tests {
         assert!(home.channels() <= 4);
         let page = home.read(&name("kept"), From::After(Cursor { seq: 0, ..kept.cursor }), ALL, 999);
         assert_eq!((page.messages.len(), page.gap), (1, false));
-        assert!(home.by_name.contains_key(&name("read")));
+        assert!(home.channels.find(&name("read")).is_some());
         // And where all have messages or readers, who subscribes is refused, and who asks is answered.
         for n in 0..2 {
             home.publish(&name(&format!("full/{n}")), draft(1), None, 1_000, |_, _| true).expect("published");
@@ -745,25 +511,6 @@ mod tests {
             home.publish(&name("c"), draft(100), None, at_ms, |_, _| true).expect("published");
         }
         assert!(home.bytes() <= 300 && home.is_full_for(100) && !home.is_full_for(0));
-    }
-
-    /// Names of which the lowest bits of the hash are the same under a seed that everybody knows fill one place of a table
-    /// with that seed, and are spread by ours as any others are.
-    #[test]
-    fn names_chosen_to_collide_do_not() {
-        use std::hash::BuildHasher;
-        const PLACES: u64 = 1 << 10;
-        let known = foldhash::fast::FixedState::default();
-        let chosen =
-            (0_u64..).map(|n| name(&format!("c{n}"))).filter(|name| known.hash_one(name) % PLACES == 0);
-        let chosen: Vec<Name> = chosen.take(2_000).collect();
-        let home = home(1 << 20, 10);
-        let mut filled = vec![0_usize; PLACES as usize];
-        for name in &chosen {
-            filled[(home.by_name.hasher().hash_one(name) % PLACES) as usize] += 1;
-        }
-        // Two to a place on average: 25 in one are no accident.
-        assert!(filled.iter().all(|&names| names < 25), "{:?}", filled.iter().max());
     }
 
     #[test]
