@@ -171,15 +171,13 @@ impl Worker {
 }
 
 impl State {
-    /// Takes a place among the node's connections.
-    fn take_place(&self, peer: &Peer) -> bool {
+    /// Takes a place among the node's connections. `Some(None)`: there is none by `limits.connections`.
+    #[allow(clippy::option_option)]
+    fn take_place(&self, peer: &Peer) -> Option<Option<Limited>> {
         let limit = self.node.settings.limits.connections;
-        let Some(quotas) = &self.node.quotas else { return self.node.places.take(limit) };
-        let taken = self.node.places.take(limit.min(quotas.connections_max()));
-        if !taken && quotas.connections_max() < limit {
-            quotas.on_full(peer);
-        }
-        taken
+        let quotas = self.node.quotas.as_ref().filter(|quotas| quotas.connections_max() < limit);
+        let limit = quotas.map_or(limit, |quotas| quotas.connections_max());
+        (!self.node.places.take(limit)).then(|| quotas.map(|quotas| quotas.on_full(peer)))
     }
 
     /// Counts a connection of which the client's address is known.
@@ -198,10 +196,14 @@ impl State {
             self.tell_refused(peer, Reason::Full);
             return None;
         }
-        if self.connections >= connections_max || !self.take_place(&peer) {
-            self.stats().refuse(Refusal::Connections);
+        let full = if self.connections >= connections_max { Some(None) } else { self.take_place(&peer) };
+        if let Some(limited) = full {
+            self.stats().refuse(limited.map_or(Refusal::Connections, |_| Refusal::Quota));
             close(fd);
-            self.tell_refused(peer, Reason::Full);
+            if let Some(limited) = limited {
+                self.trace_limited(Who::of_peer(peer), limited);
+            }
+            self.tell_refused(peer, limited.map_or(Reason::Full, |_| Reason::RateLimited));
             return None;
         }
         self.connections += 1;
@@ -225,15 +227,17 @@ impl State {
     /// Begins with a connection of which the client's address is known, as far as it is before a request is read.
     /// `input`: what came already.
     pub(super) fn welcome(&mut self, mut socket: Socket, mut input: Vec<u8>, is_tls: bool) {
-        if self.admit(&mut socket).is_err() {
+        if let Err(limited) = self.admit(&mut socket) {
             // Before a head is read: nobody is answered.
             self.stats().refuse(Refusal::Quota);
+            self.trace_limited(Who::of_peer(socket.peer), limited);
             self.close(&socket, Transport::Http, Reason::RateLimited);
             return;
         }
         if is_tls {
             // Its handshake has its turn when its first bytes are there.
             debug_assert!(input.is_empty());
+            self.stats().handshakes_begun.add(1);
             self.adopt(socket, Kind::Handshake);
             return;
         }

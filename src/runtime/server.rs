@@ -494,7 +494,7 @@ fn tell_stopped(node: &Node) {
         refused = sum(Stats::refused_in_all),
         published = sum(|stats| stats.placed.get()),
         handshakes = sum(|stats| stats.handshakes.get()),
-        handshakes_failed = sum(|stats| stats.handshakes_failed.get()),
+        handshakes_failed = sum(Stats::failed_handshakes_in_all),
         panics = sum(|stats| stats.panics.get()),
         "stopped"
     );
