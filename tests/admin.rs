@@ -5,9 +5,10 @@ use crate::common;
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -180,7 +181,7 @@ fn readiness_ends_before_the_node_does() {
         let answer = get(admin, "/readyz");
         (answer.status == 503).then(|| answer.problem(503))
     });
-    assert!(detail.contains("draining"), "{detail}");
+    assert!(detail.contains("stopping"), "{detail}");
     // Operators look on while clients are told to leave.
     get(admin, "/healthz").expect(200);
     let metrics = common::admin::Metrics::scrape(admin);
@@ -257,6 +258,68 @@ fn a_successor_takes_the_address() {
     drop(stream);
     assert_eq!(old.wait_exit(), 0);
     assert_eq!(json(admin, "/readyz"), json!({ "status": "serving" }));
+}
+
+/// One that fails to start after it has made ready to listen takes nothing; one that starts takes all, and keeps it. The
+/// operator is answered all the time.
+#[test]
+fn a_successor_that_cannot_start_takes_no_address() {
+    let ready = "GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let folder = std::env::temp_dir().join(format!("pushline-admin-takeover-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a directory");
+    let path = folder.join("admin.sock");
+    let unix = format!("admin.listen=unix:{}", path.display());
+    for (listen, is_unix) in [(unix.as_str(), true), ("admin.listen=127.0.0.1:0", false)] {
+        let window = ["--set", "drain.window_seconds=0"];
+        let mut old = Server::start(&[&["--set", listen][..], &window].concat());
+        let at = listen_of(&old);
+        let (address, same) = (old.addr().to_string(), format!("admin.listen={at}"));
+        let status = || match is_unix {
+            true => {
+                ask_unix(&path, ready).split(' ').nth(1).and_then(|text| text.parse().ok()).expect("a status")
+            }
+            false => get(at.parse().expect("an address"), "/readyz").status,
+        };
+        let inode = || std::fs::metadata(&path).map(|file| file.ino()).ok();
+        let before = inode();
+        let takeover = ["--listen", &address, "--takeover", "--set", &same];
+        // What is found out last: the access log cannot be opened, in a directory that is not there.
+        let bad = [&takeover[..], &["--set", "access_log.to=/nowhere/at/all.log"]].concat();
+        let (hands_over, done) = (AtomicBool::new(false), AtomicBool::new(false));
+        let mut new = std::thread::scope(|scope| {
+            let asked = scope.spawn(|| {
+                while !done.load(Ordering::SeqCst) {
+                    let may_drain = hands_over.load(Ordering::SeqCst);
+                    let status = status();
+                    assert!(status == 200 || status == 503 && may_drain, "{status}");
+                }
+            });
+            // Whatever fails below, the operator's end is awaited.
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                for _ in 0..3 {
+                    let refused = Server::refused(&bad);
+                    assert!(refused.stderr.contains("access_log.to"), "{}", refused.stderr);
+                }
+                assert_eq!(inode(), before, "the file is the old one's");
+                let beside = std::fs::read_dir(&folder).expect("our own").count();
+                assert_eq!(beside, usize::from(is_unix), "nothing lies beside it");
+                hands_over.store(true, Ordering::SeqCst);
+                let new = Server::start_bare(&[&takeover[..], &window].concat());
+                assert_eq!(listen_of(&new), at);
+                assert_eq!(old.wait_exit(), 0);
+                new
+            }));
+            done.store(true, Ordering::SeqCst);
+            asked.join().expect("each time there was an answer");
+            outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        assert_eq!(status(), 200, "the new one answers, and the old one has left the file alone");
+        assert!(!is_unix || inode() != before);
+        new.signal(libc::SIGTERM);
+        assert_eq!(new.wait_exit(), 0);
+        assert!(!path.exists(), "the file is gone with the last");
+    }
+    std::fs::remove_dir_all(&folder).expect("its own directory");
 }
 
 // --- Channels ---------------------------------------------------------------------------------------------------------

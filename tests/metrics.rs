@@ -81,8 +81,11 @@ fn readers_messages_and_bytes_of_all_transports() {
             both.message();
             assert_eq!(raw.expect_text(), text);
             v1.expect("message");
+            // Held until there is a message; with another one behind it, both might be in one answer.
+            if text == "one" {
+                assert_eq!(Poll::of(&held.read_response()).messages.len(), 1);
+            }
         }
-        assert_eq!(Poll::of(&held.read_response()).messages.len(), 1);
         assert_eq!(poll(addr, "/channels/news?limit=3").messages.len(), 3);
 
         let metrics = settled(

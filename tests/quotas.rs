@@ -5,10 +5,13 @@ use crate::common;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use common::http::{AT_ONCE, Conn, End, Poll, Response, batch, head_cursor, timed};
+use common::access::{ACCESS_LOG, AccessLog};
+use common::admin::{Metrics, addr_of};
+use common::http::{AT_ONCE, Conn, End, Poll, Response, batch_with, head_cursor, timed};
 use common::rng::Rng;
 use common::server::{Server, field, message_of};
 use common::sse::Stream;
+use common::token::{self, KEYS, bearer};
 use common::until;
 use common::ws::{Message, Socket, V1, V1_NAME, request, text_of};
 use serde_json::json;
@@ -42,7 +45,7 @@ fn try_conn(addr: SocketAddr) -> Option<Conn> {
 
 /// A refusal that says when to come back, and which key decided.
 #[track_caller]
-fn limited(answer: &Response, key: &str) {
+pub fn limited(answer: &Response, key: &str) {
     let detail = answer.problem(429);
     assert!(detail.contains(&format!("quotas.{key} ")), "{detail}");
     let seconds: u32 = answer.header("retry-after").parse().expect("seconds");
@@ -51,7 +54,7 @@ fn limited(answer: &Response, key: &str) {
 
 /// A stream that is refused: told when to come back, as browsers hear it.
 #[track_caller]
-fn limited_stream(mut events: Stream) {
+pub fn limited_stream(mut events: Stream) {
     let close = events.event().named("$close");
     assert_eq!(close.json()["reason"], "rate_limited", "{close:?}");
     assert!(close.json()["reconnect_ms"].as_u64().is_some_and(|ms| ms >= 1_000), "{close:?}");
@@ -60,7 +63,7 @@ fn limited_stream(mut events: Stream) {
 
 /// A v1 WebSocket that is refused.
 #[track_caller]
-fn limited_v1(mut socket: Socket) {
+pub fn limited_v1(mut socket: Socket) {
     let Message::Text(text) = socket.message() else { panic!("`closing` comes first") };
     assert!(text.contains(r#""type":"closing""#) && text.contains(r#""reason":"rate_limited""#), "{text}");
     socket.expect_close(4429);
@@ -179,6 +182,12 @@ fn streams_by_the_second_behind_a_proxy() {
         !socket.expect_text().contains("open")
     });
     assert!(refused, "20 WebSockets at once");
+    let refused = (0..20).any(|_| {
+        let mut raw = Socket::open_with(addr, "/channels/c", &[("X-Forwarded-For", "192.0.2.4")]);
+        raw.text("x");
+        raw.message() == Message::Close(4429)
+    });
+    assert!(refused, "20 raw WebSockets at once");
     // Polls come as often as there are messages.
     let mut conn = Conn::open(addr);
     for _ in 0..5 {
@@ -191,6 +200,31 @@ fn streams_by_the_second_behind_a_proxy() {
         );
         Conn::open(addr).request("POST", "/channels/d", &[], "x").expect(201);
         assert_eq!(Poll::of(&conn.read_response()).messages.len(), 1);
+    }
+}
+
+/// What is over is closed as it comes: the key that decided is told by the metrics, the reason by the access log.
+#[test]
+fn who_is_closed_as_they_come_is_counted_and_logged() {
+    for (quota, kind) in [
+        ("address.connections=1", "close"),
+        ("node.connections=1", "refused"),
+        ("address.connections_per_second=1", "close"),
+        ("node.connections_per_second=1", "close"),
+    ] {
+        let key = quota.split('=').next().expect("a key");
+        let server = server(&[quota], &[&["--set", "admin.listen=127.0.0.1:0"][..], &ACCESS_LOG].concat());
+        let log = AccessLog::of(&server);
+        let held: Vec<Conn> = (0..30).filter_map(|_| try_conn(server.addr())).collect();
+        let refused = 30 - held.len();
+        let fits = |line: &serde_json::Value| line["type"] == kind && line["reason"] == "rate_limited";
+        until("each has its line", || {
+            (log.lines().iter().filter(|line| fits(line)).count() == refused).then_some(())
+        });
+        let metrics = Metrics::scrape(addr_of(&server));
+        assert_eq!(by_key(&metrics, key), refused as f64, "{quota}");
+        assert_eq!(metrics.sum("pushline_quota_refusals_total", &[]), refused as f64, "{quota}");
+        assert_eq!(metrics.sum("pushline_refusals_total", &[]), refused as f64, "{quota}");
     }
 }
 
@@ -251,32 +285,41 @@ fn subscriptions_on_every_transport() {
 /// Publishes in every way until it is refused in each. `text` is what is published.
 fn publishing_is_limited(quota: &str, text: &str) {
     let key = quota.split('=').next().expect("a key");
-    // Each way its own server: what all together may do is spent by the first.
-    let start = || server(&[quota], &["--workers", "2"]);
+    // Each way its own server: what all together may do is spent by the first. By subject, somebody is one.
+    let token = key.starts_with("subject").then(|| token::of("anna").sign());
+    let start = || {
+        let keys: &[&str] = if token.is_some() { &["--set", KEYS] } else { &[] };
+        server(&[quota], &[&["--workers", "2", "--set", "admin.listen=127.0.0.1:0"], keys].concat())
+    };
     let (one, two, three, four, five) = (start(), start(), start(), start(), start());
+    let authorization = token.as_deref().map(bearer);
+    let fields: Vec<(&str, &str)> =
+        authorization.iter().map(|value| ("Authorization", value.as_str())).collect();
+    let with =
+        |target: &str| token.iter().fold(target.to_owned(), |url, token| format!("{url}?token={token}"));
     // A new connection's request is a task's; those behind it are served at once, here or by another worker.
-    until_limited(key, || Conn::open(one.addr()).request("POST", "/channels/a", &[], text));
+    until_limited(key, || Conn::open(one.addr()).request("POST", "/channels/a", &fields, text));
     let mut conn = Conn::open(one.addr());
     for channel in ["a", "b", "c", "d"] {
-        until_limited(key, || conn.request("POST", &format!("/channels/{channel}"), &[], text));
+        until_limited(key, || conn.request("POST", &format!("/channels/{channel}"), &fields, text));
     }
-    until_limited(key, || conn.request("POST", "/channels/a,b", &[], text));
-    conn.get("/channels/a").expect(200);
+    until_limited(key, || conn.request("POST", "/channels/a,b", &fields, text));
+    conn.request("GET", "/channels/a", &fields, "").expect(200);
 
     let lines: String = (0..30).map(|_| json!({"channel": "a", "data": text}).to_string() + "\n").collect();
-    let answers = batch(two.addr(), &lines);
+    let answers = batch_with(two.addr(), &fields, &lines);
     assert_eq!(answers.len(), 30);
     let refused: Vec<_> = answers.iter().filter(|line| line["status"] == 429).collect();
     assert!((1..30).contains(&refused.len()), "{} of 30 were refused", refused.len());
     assert_eq!(refused[0]["code"], "rate_limited");
     assert!(text_of(refused[0], "detail").contains(&format!("quotas.{key} ")), "{}", refused[0]);
 
-    let mut raw = Socket::open(three.addr(), "/channels/a");
+    let mut raw = Socket::open(three.addr(), &with("/channels/a"));
     (0..30).for_each(|_| raw.text(text));
     let end = std::iter::repeat_with(|| raw.message()).find(|message| *message != Message::Text(text.into()));
     assert_eq!(end, Some(Message::Close(4429)));
 
-    let mut v1 = V1::open(four.addr(), "/channels");
+    let mut v1 = V1::open(four.addr(), &with("/channels"));
     let answers: Vec<_> = (0..30)
         .map(|_| {
             v1.send(json!({"type": "publish", "channel": "a", "data": text}));
@@ -289,13 +332,31 @@ fn publishing_is_limited(quota: &str, text: &str) {
     v1.ask(json!({"type": "ping"}), "pong");
 
     if quota.contains("publishes") {
-        until_limited(key, || Conn::open(five.addr()).request("DELETE", "/channels/a", &[], ""));
+        until_limited(key, || Conn::open(five.addr()).request("DELETE", "/channels/a", &fields, ""));
     }
+    // Each was counted by its key, and by no other.
+    let servers =
+        [(one, true), (two, true), (three, true), (four, true), (five, quota.contains("publishes"))];
+    for (at, (server, is_counted)) in servers.iter().enumerate() {
+        let metrics = Metrics::scrape(addr_of(server));
+        let count = by_key(&metrics, key);
+        assert_eq!(count >= 1.0, *is_counted, "{at}: {}", metrics.text);
+        assert_eq!(metrics.sum("pushline_quota_refusals_total", &[]), count, "{at}");
+        assert_eq!(metrics.sum("pushline_refusals_total", &[("reason", "quota")]), count, "{at}");
+    }
+}
+
+/// How often the quota `SCOPE.LIMIT` was the reason of a refusal.
+#[track_caller]
+fn by_key(metrics: &Metrics, key: &str) -> f64 {
+    let (scope, limit) = key.split_once('.').expect("a scope and a limit");
+    metrics.sum("pushline_quota_refusals_total", &[("scope", scope), ("limit", limit)])
 }
 
 #[test]
 fn publishes_by_the_second() {
     publishing_is_limited("address.publishes_per_second=1", "x");
+    publishing_is_limited("subject.publishes_per_second=1", "x");
     publishing_is_limited("node.publishes_per_second=1", "x");
 }
 
@@ -303,6 +364,7 @@ fn publishes_by_the_second() {
 fn bytes_by_the_second() {
     let text = "x".repeat(30_000);
     publishing_is_limited("address.publish_bytes_per_second=1000", &text);
+    publishing_is_limited("subject.publish_bytes_per_second=1000", &text);
     publishing_is_limited("node.publish_bytes_per_second=1000", &text);
 }
 

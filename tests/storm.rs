@@ -8,6 +8,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use common::admin::{Metrics, addr_of};
 use common::cost::cpu;
 use common::crowd::{Crowd, Heard};
 use common::http::{Conn, get, wire};
@@ -60,7 +61,14 @@ impl Asks {
 #[test]
 fn requests_that_have_waited_too_long_are_turned_away_and_the_next_are_served() {
     const EACH: usize = 160;
-    let mut server = Server::start(&["--workers", "1", "--set", "timeouts.admission_seconds=0.2"]);
+    let mut server = Server::start(&[
+        "--workers",
+        "1",
+        "--set",
+        "timeouts.admission_seconds=0.2",
+        "--set",
+        "admin.listen=127.0.0.1:0",
+    ]);
     let addr = server.addr();
     let mut kept = Conn::open(addr);
     kept.get("/healthz").expect(200);
@@ -95,6 +103,10 @@ fn requests_that_have_waited_too_long_are_turned_away_and_the_next_are_served() 
     // Who was there is served, and so is who comes now.
     kept.read_response().expect(200);
     get(addr, "/channels/storm").expect(200);
+    let metrics = Metrics::scrape(addr_of(&server));
+    let away = (EACH * (ALL.len() - 1)) as f64;
+    assert_eq!(metrics.sum("pushline_refusals_total", &[("reason", "admission")]), away);
+    assert_eq!(metrics.sum("pushline_refusals_total", &[]), away);
     server.signal(libc::SIGTERM);
     server.wait_exit();
     let stopped = server.wait_log(|line| message_of(line).as_deref() == Some("stopped"));

@@ -197,15 +197,18 @@ fn hand_on(workers: &[&str]) {
                 });
                 let lists: Vec<Vec<String>> =
                     lists.into_iter().map(|texts| texts.into_inner().expect("no panic")).collect();
-                for list in &lists[1..] {
+                // All in one order, and nothing left out. One that does not take the last in time has less: what is
+                // owed to it is bounded by the window.
+                let longest = lists.iter().max_by_key(|list| list.len()).cloned().expect("readers");
+                for list in &lists {
                     assert!(
-                        *list == lists[0],
+                        longest.starts_with(list),
                         "readers of one process: {} and {}",
                         list.len(),
-                        lists[0].len()
+                        longest.len()
                     );
                 }
-                read.extend(lists.into_iter().take(1));
+                read.push(longest);
                 for v1 in &mut v1s {
                     assert_eq!(v1.expect("closing")["reason"], "drain");
                     v1.socket.expect_close(1012);
@@ -269,7 +272,8 @@ fn more_and_fewer_workers() {
     hand_on(&["2", "4", "2", "1", "3"]);
 }
 
-/// The kernel spreads connections over the new process's workers as soon as the old one takes none: not all to one.
+/// Soon after the old process takes no connections any more the kernel spreads them over the new one's workers again: not
+/// all to one. That 64 of them come to two of four by chance happens once in 10^18 times.
 #[test]
 fn the_new_process_shares_its_connections_among_its_workers() {
     let mut old = start("127.0.0.1:0", "2", false);
@@ -285,18 +289,25 @@ fn the_new_process_shares_its_connections_among_its_workers() {
         "drain.window_seconds=0",
     ]);
     assert_eq!(old.wait_exit(), 0);
-    let mut conns: Vec<Conn> = (0..64).map(|_| Conn::open(addr)).collect();
-    for conn in &mut conns {
-        conn.get("/healthz").expect(200);
-    }
-    drop(conns);
-    let closed = until("their ends are in the log", || {
+    // Of each connection's end there is a line, with its worker.
+    let ends = || {
         let lines = new.log().into_iter().filter(|line| message_of(line).as_deref() == Some("closed"));
-        let workers: Vec<String> = lines.filter_map(|line| field(&line, "worker")).collect();
-        (workers.len() >= 64).then_some(workers)
+        lines.filter_map(|line| field(&line, "worker")).collect::<Vec<String>>()
+    };
+    until("connections are spread", || {
+        let before = ends().len();
+        let mut conns: Vec<Conn> = (0..64).map(|_| Conn::open(addr)).collect();
+        for conn in &mut conns {
+            conn.get("/healthz").expect(200);
+        }
+        drop(conns);
+        let ended = until("their ends are in the log", || {
+            let ended = ends().split_off(before);
+            (ended.len() >= 64).then_some(ended)
+        });
+        let workers: HashSet<&String> = ended.iter().collect();
+        (workers.len() >= 3).then_some(())
     });
-    let workers: HashSet<&String> = closed.iter().collect();
-    assert!(workers.len() >= 3, "all went to {workers:?}");
 }
 
 /// Whatever keeps the new process from serving is found out before the old one is asked, or anyone comes to the new one.

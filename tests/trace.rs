@@ -14,7 +14,7 @@ use common::http::{Conn, ask, get, post, publish};
 use common::server::{Server, field, message_of};
 use common::sse::Stream;
 use common::token::{self, KEYS};
-use common::ws::{PING, PONG, V1};
+use common::ws::{PING, PONG, Socket, V1};
 use common::{DEADLINE, receive_buffer, until};
 use serde_json::{Value, json};
 
@@ -289,6 +289,47 @@ fn who_somebody_is() {
 }
 
 /// More than anybody can be shown: what is missing is said, to the last one.
+/// Which key decided, of every kind of refusal by a quota.
+#[test]
+fn quotas_that_refuse() {
+    let node = Node::start(&[
+        "--set",
+        KEYS,
+        "--set",
+        "quotas.subject.connections=1",
+        "--set",
+        "quotas.subject.publishes_per_second=1",
+        "--set",
+        "quotas.address.connections=8",
+    ]);
+    let addr = node.addr();
+    let mut trace = node.trace(&["--subject", "anna", "--address", "127.0.0.1"]);
+    let token = token::of("anna").sign();
+    let target = format!("/channels/a?token={token}");
+    let _first = Stream::open(addr, &target);
+    let says = |key: &'static str| {
+        move |event: &Value| event["why"].as_str().is_some_and(|why| why.contains(&format!("quotas.{key} ")))
+    };
+    assert_eq!(Stream::begin(addr, &target, &[]).event().name, "$close");
+    let event = trace.expect_that("denied", says("subject.connections"));
+    assert_eq!((&event["subject"], &event["peer"].is_string()), (&json!("anna"), &true));
+    Socket::open(addr, &target).expect_close(4429);
+    trace.expect_that("denied", says("subject.connections"));
+    let cursor =
+        get(addr, &format!("{target}&limit=0")).json()["cursor"].as_str().expect("a cursor").to_owned();
+    let mut conn = Conn::open(addr);
+    for _ in 0..2 {
+        conn.get(&format!("{target}&wait=40&cursor={cursor}")).problem(429);
+        trace.expect_that("denied", says("subject.connections"));
+    }
+    until("a publish too many", || (conn.request("POST", &target, &[], "x").status == 429).then_some(()));
+    trace.expect_that("denied", says("subject.publishes_per_second"));
+    let conns: Vec<Conn> = (0..9).filter_map(|_| Conn::try_open(addr).ok()).collect();
+    trace.expect_that("denied", says("address.connections"));
+    trace.expect_that("closed", |event| event["reason"] == "rate_limited" && event["transport"] == "http");
+    drop(conns);
+}
+
 #[test]
 fn what_does_not_fit_is_counted() {
     let node = Node::start(&["--workers", "1"]);

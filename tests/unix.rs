@@ -8,6 +8,7 @@ use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -208,51 +209,63 @@ fn a_reader_that_stops_costs_little_and_is_told() {
     while !matches!(events.item(), None | Some(Item::Event(_))) {}
 }
 
+/// Connects, asks, and reads the answer.
+fn ask_once(path: &Path) -> std::io::Result<()> {
+    let mut conn = Conn::try_open_unix(path)?;
+    conn.try_send_raw("GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
+    conn.expect_answer_to("GET");
+    conn.try_read_response()?.expect(200);
+    Ok(())
+}
+
+/// Again and again, under load: each process ends, and each client is answered.
 #[test]
 fn a_takeover_refuses_nobody() {
+    const TIMES: usize = 6;
     let folder = Folder::new("takeover");
     let path = folder.socket();
-    let mut old = start(&path, &["--set", "drain.window_seconds=1"]);
-    let mut held: Vec<_> = (0..8).map(|_| websocket(&path, "/channels/c", false)).collect();
+    let args = ["--workers", "3", "--set", "drain.window_seconds=0.3"];
+    let mut old = start(&path, &args);
     let (stop, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
-    let mut new = std::thread::scope(|scope| {
-        let clients: Vec<_> = (0..2)
-            .map(|_| {
-                scope.spawn(|| {
-                    while !stop.load(Ordering::Relaxed) {
-                        Conn::open_unix(&path).get("/healthz").expect(200);
-                        answered.fetch_add(1, Ordering::Relaxed);
+    let fault = Mutex::new(None);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    match ask_once(&path) {
+                        Ok(()) => drop(answered.fetch_add(1, Ordering::Relaxed)),
+                        Err(error) => drop(fault.lock().expect("no panic").get_or_insert(error)),
                     }
-                })
-            })
-            .collect();
+                }
+            });
+        }
         let served = |count: usize| {
             let start = answered.load(Ordering::Relaxed);
-            until("clients are served", || {
-                (answered.load(Ordering::Relaxed) >= start + count || clients.iter().any(|c| c.is_finished()))
-                    .then_some(())
-            });
+            until("clients are served", || (answered.load(Ordering::Relaxed) >= start + count).then_some(()));
+            let fault = fault.lock().expect("no panic");
+            assert!(fault.is_none(), "after {start} answers: {fault:?}");
         };
-        served(20);
-        let new = start(&path, &["--takeover"]);
-        for socket in &mut held {
-            socket.expect_close(1012);
-        }
-        assert_eq!(old.wait_exit(), 0);
-        served(20);
+        // Whatever fails below, the clients must end.
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for _ in 0..TIMES {
+                let mut held: Vec<_> = (0..8).map(|_| websocket(&path, "/channels/c", false)).collect();
+                served(20);
+                // Each hears of the one before by its path.
+                let new = start(&path, &[&args[..], &["--takeover"]].concat());
+                for socket in &mut held {
+                    socket.expect_close(1012);
+                }
+                drop(held);
+                assert_eq!(old.wait_exit(), 0);
+                old = new;
+                assert_eq!(old.sockets(), [path.as_path()], "the one before left the file alone");
+                served(20);
+            }
+        }));
         stop.store(true, Ordering::Relaxed);
-        for client in clients {
-            client.join().expect("no connection was refused or cut");
-        }
-        new
+        outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     });
-    assert_eq!(new.sockets(), [path.as_path()], "the old one left the file alone");
-    Conn::open_unix(&path).get("/healthz").expect(200);
-    // A third one hears of the second by its path.
-    let third = start(&path, &["--takeover"]);
-    assert_eq!(new.wait_exit(), 0);
-    Conn::open_unix(&path).get("/healthz").expect(200);
-    drop(third);
+    assert!(ask_once(&path).is_ok());
 }
 
 #[test]

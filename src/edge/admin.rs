@@ -37,12 +37,19 @@ use self::door::Listening;
 use self::gate::Gate;
 use self::problem::Refused;
 
-/// Takes the address of `admin.listen`, if there is one. Clients wait in the queue until [`Admin::start`].
+/// Makes ready to listen at `admin.listen`, if there is one. Clients wait in the queue from [`begin`] to [`Admin::start`].
 ///
 /// # Errors
 /// Somebody has the address, or it cannot be had.
 pub fn listen(settings: &Settings) -> Result<Option<Listening>, ServeError> {
     settings.admin.listen.as_ref().map(|address| Listening::new(address, settings.takeover)).transpose()
+}
+
+/// Takes the address, now that this process serves, whatever comes.
+pub fn begin(listening: &mut Listening) {
+    if let Err(error) = listening.begin() {
+        tracing::error!(listen = %listening, %error, "nobody can listen there any more; operators do not reach this node");
+    }
 }
 
 /// The thread that serves operators, until it is dropped.

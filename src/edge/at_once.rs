@@ -150,7 +150,10 @@ impl Batch<'_> {
                     });
                     match held {
                         Ok(()) => return Some(Served::Held),
-                        Err(limited) => self.tell(&request, &read::over_quota(self.worker, limited), &manner),
+                        Err(limited) => {
+                            self.worker.with(|state| state.trace_conn_limited(self.conn, limited));
+                            self.tell(&request, &read::over_quota(self.worker, limited), &manner);
+                        }
                     }
                 }
             },
@@ -291,7 +294,9 @@ impl Batch<'_> {
     fn over_quota(&self, request: &Request<'_>, bearer: Option<&Bearer>, bytes: usize) -> Option<Limited> {
         let quotas = self.site.node.quotas.as_ref()?;
         let (client, _) = self.client(request)?;
-        quotas.publish(&client, bearer, 1, bytes).err()
+        let limited = quotas.publish(&client, bearer, 1, bytes).err()?;
+        self.worker.with(|state| state.trace_conn_limited(self.conn, limited));
+        Some(limited)
     }
 
     fn poll(&self, request: &Request<'_>, now_s: u64) -> Option<Polled> {

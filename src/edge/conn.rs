@@ -21,6 +21,7 @@ use crate::runtime::quotas::{Begins, Limited};
 use crate::runtime::state::Socket;
 use crate::runtime::stats::Refusal;
 use crate::runtime::stream::{Stream, StreamError};
+use crate::runtime::trace::Who;
 use crate::runtime::turns::Pace;
 use crate::runtime::worker::Worker;
 
@@ -212,7 +213,9 @@ impl Conn {
     pub(super) fn over_quota(&self, messages: usize, bytes: usize) -> Option<Limited> {
         let quotas = self.site.node.quotas.as_ref()?;
         let Socket { peer, bearer, .. } = &self.stream.socket;
-        quotas.publish(peer, bearer.as_deref(), messages, bytes).err()
+        let limited = quotas.publish(peer, bearer.as_deref(), messages, bytes).err()?;
+        self.trace_limited(limited);
+        Some(limited)
     }
 
     /// How to answer one of whom nothing is known.
@@ -360,7 +363,14 @@ impl Conn {
     /// Counts a poll that is to be held; the answer where it may not be.
     pub(super) fn begin_waiting(&mut self, channels: usize) -> Option<Answer> {
         let begun = self.site.node.begin_reading(&mut self.stream.socket, channels, Begins::Poll);
-        begun.err().map(|limited| read::over_quota(&self.worker, limited))
+        let limited = begun.err()?;
+        self.trace_limited(limited);
+        Some(read::over_quota(&self.worker, limited))
+    }
+
+    fn trace_limited(&self, limited: Limited) {
+        let who = Who::of_socket(&self.stream.socket, Transport::Http);
+        self.worker.with(|state| state.trace_limited(who, limited));
     }
 
     /// Answers a held poll that a feed could not: with what the channels' homes hold.

@@ -83,6 +83,7 @@ pub async fn act(
                 let published = match over_quota(&worker, conn, frame_bytes) {
                     Some(limited) => {
                         publish::count(&worker, Refused::Limited(limited));
+                        worker.with(|state| state.trace_conn_limited(conn, limited));
                         Err(Reason::RateLimited)
                     }
                     None => publish_raw(&site, &worker, conn, channel, frame).await,
@@ -263,6 +264,7 @@ async fn subscribe(
         ));
     }
     if short {
+        worker.stats().refuse(Counted::Memory);
         return Err(Refusal::new(
             ErrorCode::Overloaded,
             "the server is short of memory; subscribe again later",

@@ -77,7 +77,12 @@ pub async fn authenticate(
         if let Some(peer) = peer {
             doorman::note(denied, peer, None, None);
         }
+        worker.stats().refuse(denied.counted());
         denied.refusal()
+    })?;
+    worker.with(|state| state.count_for_subject(conn, &bearer)).map_err(|limited| {
+        worker.stats().refuse(Counted::Quota);
+        Refusal::new(ErrorCode::RateLimited, limited.detail())
     })?;
     let mut out = Vec::with_capacity(96);
     text_frame(&mut out, |json| envelope::write_v1_authenticated(json, left_s(&bearer, now_s), seq));
@@ -118,7 +123,12 @@ pub fn open_waiting(
         on_opened(state, noted, 101, out.len(), conn);
         state.say(conn.slot, &out);
         if state.draining.is_some() {
+            state.stats().refuse(Counted::Draining);
             return farewell(state, conn, Reason::Drain);
+        }
+        if state.is_full() {
+            state.stats().refuse(Counted::Memory);
+            return farewell(state, conn, Reason::Full);
         }
         let until_tick = state.tick() + FIRST_TOKEN_TICKS;
         state.wait_for_token(conn, Waiting { names, from, until_tick });
@@ -134,19 +144,26 @@ async fn begin(site: &Site, worker: &Rc<Worker>, conn: ConnId, bearer: &Bearer, 
     let Waiting { names, from, .. } = waiting;
     let is_covered = names.iter().all(|name| site.doorman.may(bearer, Act::Subscribe, name));
     if !is_covered {
-        worker.with(|state| farewell(state, conn, Reason::Forbidden));
+        worker.with(|state| {
+            state.stats().refuse(Counted::Forbidden);
+            farewell(state, conn, Reason::Forbidden);
+        });
         return;
     }
-    if worker.with(|state| state.begin_stream(conn, names.len())).is_err() {
+    if let Err(limited) = worker.with(|state| state.begin_stream(conn, names.len())) {
         worker.with(|state| {
             state.stats().refuse(Counted::Quota);
+            state.trace_conn_limited(conn, limited);
             farewell(state, conn, Reason::RateLimited);
         });
         return;
     }
     let places = places(worker, &names, &from).await;
     worker.with(|state| {
-        let Ok(places) = places else { return farewell(state, conn, Reason::Full) };
+        let Ok(places) = places else {
+            state.stats().refuse(Counted::Overloaded);
+            return farewell(state, conn, Reason::Full);
+        };
         if state.conn(conn).is_none() {
             return;
         }

@@ -53,7 +53,11 @@ pub fn run(config: Config, inputs: Inputs, tls: Option<Arc<ServerConfig>>) -> Re
         make_edge,
         |settings| {
             listening.set(admin::listen(settings)?);
-            Ok(())
+            Ok(|| {
+                let mut waits = listening.take();
+                waits.iter_mut().for_each(admin::begin);
+                listening.set(waits);
+            })
         },
         |node, endpoints| {
             operators.set(listening.take().map(|listening| Admin::start(node, &auth.revocations, listening)));

@@ -19,6 +19,7 @@ use crate::runtime::quotas::{Begins, Limited};
 use crate::runtime::state::{Overloaded, Place, State};
 use crate::runtime::stats::Refusal;
 use crate::runtime::stream::Stream;
+use crate::runtime::trace::Who;
 use crate::runtime::worker::Worker;
 
 use super::answer::{Manner, VARY_READ};
@@ -57,18 +58,21 @@ pub async fn open_events(
     let mut head = Vec::with_capacity(512);
     event_stream_head(&mut head, manner);
     if worker.with(|state| state.is_full()) {
-        refuse_events(worker, stream, head, Reason::Full);
+        refuse_events(worker, stream, head, Reason::Full, Refusal::Memory);
         return None;
     }
     if begin_reading(worker, &mut stream, names).is_err() {
-        refuse_events(worker, stream, head, Reason::RateLimited);
+        refuse_events(worker, stream, head, Reason::RateLimited, Refusal::Quota);
         return None;
     }
     let places = match places(worker, names, from).await {
         Ok(places) if !worker.with(|state| state.draining.is_some()) => places,
         refused => {
-            let reason = if refused.is_ok() { Reason::Drain } else { Reason::Full };
-            refuse_events(worker, stream, head, reason);
+            let (reason, counted) = match refused {
+                Ok(_) => (Reason::Drain, Refusal::Draining),
+                Err(Overloaded) => (Reason::Full, Refusal::Overloaded),
+            };
+            refuse_events(worker, stream, head, reason, counted);
             return None;
         }
     };
@@ -105,26 +109,23 @@ pub async fn open_events(
 }
 
 /// Chromium never comes back after an error status: a stream refused for a passing reason is a stream that ends.
-fn refuse_events(worker: &Rc<Worker>, mut stream: Stream, mut out: Vec<u8>, reason: Reason) {
+fn refuse_events(
+    worker: &Rc<Worker>,
+    mut stream: Stream,
+    mut out: Vec<u8>,
+    reason: Reason,
+    counted: Refusal,
+) {
     let noted = stream.noted.take();
     let Some(socket) = stream.into_socket() else { return };
     worker.with(|state| {
         let reconnect_ms = state.reconnect_ms();
-        count_refused(state, reason);
+        state.stats().refuse(counted);
         let conn = state.adopt(socket, Kind::Sse);
         sse::write_close(&mut out, reason.as_str(), reconnect_ms);
         on_opened(state, noted, 200, out.len(), conn);
         state.end(conn.slot, Transport::Sse, reason, &out);
         state.bury();
-    });
-}
-
-/// A stream that is refused as it opens is full, or the node drains.
-fn count_refused(state: &State, reason: Reason) {
-    state.stats().refuse(match reason {
-        Reason::Drain => Refusal::Draining,
-        Reason::RateLimited => Refusal::Quota,
-        _ => Refusal::Overloaded,
     });
 }
 
@@ -148,7 +149,12 @@ fn asked(from: From) -> Cursor {
 
 /// Counts a client's stream, before anything is done for it.
 fn begin_reading(worker: &Rc<Worker>, stream: &mut Stream, names: &[Name]) -> Result<(), Limited> {
-    worker.with(|state| state.node.begin_reading(&mut stream.socket, names.len(), Begins::Stream))
+    worker.with(|state| {
+        let begun = state.node.begin_reading(&mut stream.socket, names.len(), Begins::Stream);
+        begun.inspect_err(|limited| {
+            state.trace_limited(Who::of_socket(&stream.socket, Transport::Http), *limited);
+        })
+    })
 }
 
 pub async fn places(worker: &Rc<Worker>, names: &[Name], from: &[From]) -> Result<Vec<Place>, Overloaded> {
@@ -174,6 +180,7 @@ pub fn refuse_websocket(worker: &Rc<Worker>, mut stream: Stream, handshake: &Han
     let Some(socket) = stream.into_socket() else { return };
     worker.with(|state| {
         let conn = state.adopt(socket, Kind::Ws { v1, reader: Default::default(), begun_tick: 0 });
+        state.stats().answer(101);
         on_opened(state, noted, 101, out.len(), conn);
         state.say(conn.slot, &out);
         let reconnect_ms = state.reconnect_ms();
@@ -195,11 +202,13 @@ pub async fn open_websocket(
     let v1 = handshake.subprotocol == Subprotocol::V1;
     let mut out = Vec::with_capacity(256);
     write_switching(&mut out, &handshake.accept, handshake.subprotocol);
-    let limited = begin_reading(worker, &mut stream, names).is_err();
-    let places = match worker.with(|state| state.is_full()) {
-        _ if limited => Ok(Vec::new()),
-        true => Err(Overloaded),
-        false => places(worker, names, from).await,
+    let places = if worker.with(|state| state.is_full()) {
+        Err((Reason::Full, Refusal::Memory))
+    } else if begin_reading(worker, &mut stream, names).is_err() {
+        Err((Reason::RateLimited, Refusal::Quota))
+    } else {
+        let places = places(worker, names, from).await;
+        places.map_err(|Overloaded| (Reason::Full, Refusal::Overloaded))
     };
     let noted = stream.noted.take();
     let socket = stream.into_socket()?;
@@ -207,20 +216,21 @@ pub async fn open_websocket(
         let conn = state.adopt(socket, Kind::Ws { v1, reader: Default::default(), begun_tick: 0 });
         state.stats().answer(101);
         on_opened(state, noted, 101, out.len(), conn);
-        if limited || state.draining.is_some() || places.is_err() {
-            state.say(conn.slot, &out);
-            let reason = match places {
-                Ok(_) if limited => Reason::RateLimited,
-                Ok(_) => Reason::Drain,
-                Err(Overloaded) => Reason::Full,
-            };
-            count_refused(state, reason);
-            let reconnect_ms = state.reconnect_ms();
-            state.farewell(conn.slot, reason, reconnect_ms);
-            state.bury();
-            return Some(conn);
-        }
-        let places = places.unwrap_or_default();
+        let places = match places {
+            Ok(_) if state.draining.is_some() => Err((Reason::Drain, Refusal::Draining)),
+            places => places,
+        };
+        let places = match places {
+            Ok(places) => places,
+            Err((reason, counted)) => {
+                state.say(conn.slot, &out);
+                state.stats().refuse(counted);
+                let reconnect_ms = state.reconnect_ms();
+                state.farewell(conn.slot, reason, reconnect_ms);
+                state.bury();
+                return Some(conn);
+            }
+        };
         if v1 {
             let id = connection_id(state, conn);
             text_frame(&mut out, |json| envelope::write_v1_open(json, &id));
@@ -250,7 +260,7 @@ pub async fn open_websocket(
 /// A node so slow that a channel was let go of between finding it and reading it is too full: the client comes back.
 pub fn end_unless(state: &mut State, conn: ConnId, reads: bool) {
     if !reads {
-        count_refused(state, Reason::Full);
+        state.stats().refuse(Refusal::Overloaded);
         let reconnect_ms = state.reconnect_ms();
         state.farewell(conn.slot, Reason::Full, reconnect_ms);
     }

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::close::{Reason, Transport};
 use super::entry::Kind;
@@ -26,6 +26,9 @@ const ACCEPTS_MAX: usize = 64;
 const SHARED_ACCEPTS_MAX: usize = 4;
 /// Read of a connection at once when it is accepted: most requests.
 const FIRST_BYTES: usize = 4 * 1024;
+/// How long a queue that does not become empty may hold the thread, and how long others then have it.
+const SLICE: Duration = Duration::from_millis(2);
+const OTHERS_TURN: Duration = Duration::from_millis(1);
 /// A pause after the table of open files was found full.
 const FILES_FULL_PAUSE: Duration = Duration::from_millis(50);
 /// Longer than a handshake on any sane path takes, or its first answer lost and sent again: for connections that were on
@@ -38,15 +41,15 @@ impl Worker {
         let fd = listener.fd.as_raw_fd();
         let is_shared = listener.is_unix() || listener.is_passed;
         let accepts_max = if is_shared { SHARED_ACCEPTS_MAX } else { ACCEPTS_MAX };
+        let (mut taken, mut until) = (accepts_max, Instant::now() + SLICE);
         loop {
-            {
-                let mut readable = std::pin::pin!(ready.readable());
-                let mut closing = std::pin::pin!(self.closing.wait());
-                std::future::poll_fn(|cx| match readable.as_mut().poll(cx) {
-                    Poll::Ready(_) => Poll::Ready(()),
-                    Poll::Pending => closing.as_mut().poll(cx),
-                })
-                .await;
+            if self.ready_or_closing(&ready).await {
+                until = Instant::now() + SLICE;
+            } else if taken == 0 || Instant::now() >= until {
+                // No other task has had its turn, not even the one that hears that this one is to end. A listener that
+                // another worker has stopped is ready for ever, and gives nothing.
+                monoio::time::sleep(OTHERS_TURN).await;
+                until = Instant::now() + SLICE;
             }
             let is_last = self.closing.is_rung();
             if is_last && listener.is_passed {
@@ -57,7 +60,10 @@ impl Worker {
                 // Who is in its queue stays there: whichever worker is the last takes them.
                 listen::stop(fd);
             }
-            while self.accept_some(&listener, &mut spare, accepts_max) == accepts_max && is_last {}
+            taken = self.accept_some(&listener, &mut spare, accepts_max);
+            while taken == accepts_max && is_last {
+                taken = self.accept_some(&listener, &mut spare, accepts_max);
+            }
             if is_last {
                 // At once: the driver keeps its hold of the descriptor until it is told of the close, which may be after
                 // the process has ended.
@@ -69,6 +75,24 @@ impl Worker {
                 spare = EventFd::new().ok();
             }
         }
+    }
+
+    /// Waits until somebody comes, or none may come any more. Returns whether it waited at all (see
+    /// [`Awaited::readable`]).
+    async fn ready_or_closing(&self, ready: &Awaited) -> bool {
+        let mut readable = std::pin::pin!(ready.readable());
+        let mut closing = std::pin::pin!(self.closing.wait());
+        let mut waited = false;
+        std::future::poll_fn(|cx| {
+            let poll = match readable.as_mut().poll(cx) {
+                Poll::Ready(_) => Poll::Ready(()),
+                Poll::Pending => closing.as_mut().poll(cx),
+            };
+            waited |= poll.is_pending();
+            poll
+        })
+        .await;
+        waited
     }
 
     /// Sends new connections to the process that takes over, which has `new` listeners to each address, then lets every
@@ -147,15 +171,13 @@ impl Worker {
 }
 
 impl State {
-    /// Takes a place among the node's connections.
-    fn take_place(&self, peer: &Peer) -> bool {
+    /// Takes a place among the node's connections. `Some(None)`: there is none by `limits.connections`.
+    #[allow(clippy::option_option)]
+    fn take_place(&self, peer: &Peer) -> Option<Option<Limited>> {
         let limit = self.node.settings.limits.connections;
-        let Some(quotas) = &self.node.quotas else { return self.node.places.take(limit) };
-        let taken = self.node.places.take(limit.min(quotas.connections_max()));
-        if !taken && quotas.connections_max() < limit {
-            quotas.on_full(peer);
-        }
-        taken
+        let quotas = self.node.quotas.as_ref().filter(|quotas| quotas.connections_max() < limit);
+        let limit = quotas.map_or(limit, |quotas| quotas.connections_max());
+        (!self.node.places.take(limit)).then(|| quotas.map(|quotas| quotas.on_full(peer)))
     }
 
     /// Counts a connection of which the client's address is known.
@@ -174,10 +196,14 @@ impl State {
             self.tell_refused(peer, Reason::Full);
             return None;
         }
-        if self.connections >= connections_max || !self.take_place(&peer) {
-            self.stats().refuse(Refusal::Connections);
+        let full = if self.connections >= connections_max { Some(None) } else { self.take_place(&peer) };
+        if let Some(limited) = full {
+            self.stats().refuse(limited.map_or(Refusal::Connections, |_| Refusal::Quota));
             close(fd);
-            self.tell_refused(peer, Reason::Full);
+            if let Some(limited) = limited {
+                self.trace_limited(Who::of_peer(peer), limited);
+            }
+            self.tell_refused(peer, limited.map_or(Reason::Full, |_| Reason::RateLimited));
             return None;
         }
         self.connections += 1;
@@ -201,15 +227,17 @@ impl State {
     /// Begins with a connection of which the client's address is known, as far as it is before a request is read.
     /// `input`: what came already.
     pub(super) fn welcome(&mut self, mut socket: Socket, mut input: Vec<u8>, is_tls: bool) {
-        if self.admit(&mut socket).is_err() {
+        if let Err(limited) = self.admit(&mut socket) {
             // Before a head is read: nobody is answered.
             self.stats().refuse(Refusal::Quota);
+            self.trace_limited(Who::of_peer(socket.peer), limited);
             self.close(&socket, Transport::Http, Reason::RateLimited);
             return;
         }
         if is_tls {
             // Its handshake has its turn when its first bytes are there.
             debug_assert!(input.is_empty());
+            self.stats().handshakes_begun.add(1);
             self.adopt(socket, Kind::Handshake);
             return;
         }

@@ -14,6 +14,7 @@ use super::framing::text_frame;
 use super::io::{self, Interest};
 use super::sendring::{Outcome, send_now};
 use super::state::{Place, Socket, Spawn, State};
+use super::stats::HandshakeFailure;
 use super::trace::What;
 
 /// How long an ended connection may take to close after us.
@@ -498,6 +499,9 @@ impl State {
         self.unsubscribe_all(slot);
         let Some(mut entry) = self.conns.remove(slot) else { return };
         self.count_left(slot, &entry);
+        if matches!(entry.kind, Kind::Handshake) {
+            self.stats().fail_handshake(HandshakeFailure::of(reason));
+        }
         super::wire::close_at_once(&mut entry);
         if entry.flags.waiting {
             self.waiting.remove(&slot);

@@ -9,7 +9,8 @@ use super::close::{Reason, Transport};
 use super::entry::{ConnId, Kind};
 use super::io::{RecvOutcome, recv_nonblocking};
 use super::state::State;
-use super::tls::{PARTIAL_BYTES_MAX, Tls};
+use super::stats::HandshakeFailure;
+use super::tls::{PARTIAL_BYTES_MAX, Tls, TlsError};
 use super::turns::Breather;
 use super::worker::Worker;
 
@@ -78,10 +79,8 @@ impl State {
         match recv_nonblocking(entry.fd, &mut buffer[before..before + READ_BYTES]) {
             RecvOutcome::Bytes(bytes) => self.on_handshake_bytes(conn, &mut buffer[..before + bytes]),
             RecvOutcome::Empty => self.set_interest(conn.slot),
-            RecvOutcome::Eof | RecvOutcome::Failed(_) => {
-                self.stats().handshakes_failed.add(1);
-                self.remove(conn.slot, Reason::Gone);
-            }
+            RecvOutcome::Eof => self.remove(conn.slot, Reason::Gone),
+            RecvOutcome::Failed(errno) => self.remove(conn.slot, Reason::of_errno(errno)),
         }
         true
     }
@@ -94,7 +93,7 @@ impl State {
             (Some(tls), _) => tls,
             // A TLS record begins with its type; a request with the letters of its method.
             (None, _) if wire.first().is_some_and(u8::is_ascii_alphabetic) => {
-                self.stats().handshakes_failed.add(1);
+                self.fail_handshake_as(conn.slot, HandshakeFailure::Plain);
                 self.end(conn.slot, Transport::Http, Reason::TlsFailed, PLAIN_ANSWER);
                 return;
             }
@@ -145,9 +144,30 @@ impl State {
         }
     }
 
-    fn fail_handshake(&mut self, conn: ConnId, error: &super::tls::TlsError) {
-        self.stats().handshakes_failed.add(1);
+    fn fail_handshake(&mut self, conn: ConnId, error: &TlsError) {
+        self.fail_handshake_as(conn.slot, failure_of(error));
         self.fail_tls(conn, error);
+    }
+
+    /// A handshake has failed, for a reason that its connection's end does not tell; that follows.
+    pub(super) fn fail_handshake_as(&mut self, slot: u32, failure: HandshakeFailure) {
+        if let Some(entry) = self.conns.get_mut(slot)
+            && matches!(entry.kind, Kind::Handshake)
+        {
+            // Counted once: from now on it is a connection like any other that ends.
+            entry.kind = Kind::Idle;
+            self.stats().fail_handshake(failure);
+        }
+    }
+}
+
+fn failure_of(error: &TlsError) -> HandshakeFailure {
+    match error {
+        TlsError::Protocol(rustls::Error::PeerIncompatible(_) | rustls::Error::NoApplicationProtocol) => {
+            HandshakeFailure::Incompatible
+        }
+        TlsError::Protocol(rustls::Error::AlertReceived(_)) => HandshakeFailure::Alert,
+        TlsError::Protocol(_) | TlsError::TooLong | TlsError::Exhausted => HandshakeFailure::Malformed,
     }
 }
 

@@ -63,7 +63,7 @@ pub fn begin(listener: RawFd) -> io::Result<()> {
     checked(unsafe { libc::listen(listener, BACKLOG_AS_CONFIGURED) }).map(drop)
 }
 
-/// Both at once.
+/// Both at once: for tests.
 pub fn listen(addr: SocketAddr, options: SocketOptions) -> io::Result<OwnedFd> {
     let fd = prepare(addr, options)?;
     begin(fd.as_raw_fd())?;

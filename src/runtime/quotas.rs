@@ -194,13 +194,9 @@ impl Quotas {
         }))
     }
 
-    /// How often each quota was the reason of a refusal.
-    pub fn refusals(&self) -> impl Iterator<Item = (Scope, Resource, u64)> + '_ {
-        Scope::ALL.into_iter().flat_map(move |scope| {
-            Resource::ALL.into_iter().map(move |resource| {
-                (scope, resource, self.refused[scope as usize][resource as usize].load(Ordering::Relaxed))
-            })
-        })
+    /// How often a quota was the reason of a refusal.
+    pub fn refused(&self, scope: Scope, resource: Resource) -> u64 {
+        self.refused[scope as usize][resource as usize].load(Ordering::Relaxed)
     }
 
     /// Accounts that there are: of addresses, and of subjects.
@@ -214,8 +210,8 @@ impl Quotas {
     }
 
     /// A connection did not fit into [`Quotas::connections_max`].
-    pub fn on_full(&self, peer: &Peer) {
-        self.refuse(Scope::Node, Resource::Connections, peer);
+    pub fn on_full(&self, peer: &Peer) -> Limited {
+        self.refuse(Scope::Node, Resource::Connections, peer)
     }
 
     /// A connection was accepted. `forwards`: it is of a trusted proxy, whose requests say whose they are.
@@ -435,10 +431,8 @@ pub(super) mod tests {
         let third = one().expect("the place of the first");
         drop((second, third));
         assert_eq!(quotas.accounts(), (0, 0));
-        let counted = quotas
-            .refusals()
-            .find(|(scope, resource, _)| *scope == Scope::Address && *resource == Resource::Connections);
-        assert_eq!(counted.expect("it is told").2, 1);
+        assert_eq!(quotas.refused(Scope::Address, Resource::Connections), 1);
+        assert_eq!(quotas.refused(Scope::Node, Resource::Connections), 0);
     }
 
     #[test]

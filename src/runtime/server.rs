@@ -140,17 +140,18 @@ struct Seed {
 }
 
 /// Serves until told to stop. `tls` is what connections to addresses for TLS are served with; `make_edge` makes each
-/// worker's policy, on its thread; `prepare` takes, on the main thread and before any worker starts, what is not the
-/// workers': what it opens is in no worker's table of files; `ready` hears the addresses; `reload` is called, on the main
-/// thread, for each SIGHUP.
+/// worker's policy, on its thread; `prepare` makes, on the main thread and before any worker starts, what is not the
+/// workers': what it opens is in no worker's table of files. What it gives is called when nothing can fail any more, and
+/// before another process is asked for its place; `ready` hears the addresses; `reload` is called, on the main thread, for
+/// each SIGHUP.
 ///
 /// # Errors
 /// [`ServeError`], before anything was served.
-pub fn serve<E: Edge + 'static>(
+pub fn serve<E: Edge + 'static, B: FnOnce()>(
     settings: Settings,
     tls: Option<Arc<ServerConfig>>,
     make_edge: impl Fn(&Arc<Node>) -> E + Send + Sync + Clone + 'static,
-    prepare: impl FnOnce(&Settings) -> Result<(), ServeError>,
+    prepare: impl FnOnce(&Settings) -> Result<B, ServeError>,
     ready: impl FnOnce(&Arc<Node>, &[Endpoint]),
     reload: impl FnMut(&Arc<Node>),
 ) -> Result<Ended, ServeError> {
@@ -192,7 +193,7 @@ pub fn serve<E: Edge + 'static>(
     last_shared = sockets.iter().map(AsRawFd::as_raw_fd).fold(last_shared, RawFd::max);
     let predecessors = find_predecessors(&settings)?;
     let (reserved, endpoints) = reserve(&settings, &sockets)?;
-    prepare(&settings)?;
+    let begin = prepare(&settings)?;
     let listening: Vec<Endpoint> = endpoints.iter().map(|(endpoint, _)| endpoint.clone()).collect();
     let before = predecessors.iter().map(|(_, predecessor)| predecessor.listeners).max();
     let listeners_each =
@@ -270,6 +271,7 @@ pub fn serve<E: Edge + 'static>(
     all_have()?;
 
     let listeners = workers * listeners_each;
+    begin();
     take_over(&node, predecessors, listeners as u32);
     drop(reserved);
     node.progress.reach(Phase::Serving);
@@ -494,7 +496,7 @@ fn tell_stopped(node: &Node) {
         refused = sum(Stats::refused_in_all),
         published = sum(|stats| stats.placed.get()),
         handshakes = sum(|stats| stats.handshakes.get()),
-        handshakes_failed = sum(|stats| stats.handshakes_failed.get()),
+        handshakes_failed = sum(Stats::failed_handshakes_in_all),
         panics = sum(|stats| stats.panics.get()),
         "stopped"
     );

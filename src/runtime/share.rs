@@ -202,6 +202,20 @@ impl State {
         quotas.begin_reading(share, peer, bearer.as_deref(), channels, Begins::Stream)
     }
 
+    /// Who a stream's client is became known after it had begun to read: what it holds is its subject's too. One that
+    /// reads nothing yet is counted when it begins.
+    ///
+    /// # Errors
+    /// [`Limited`]
+    pub fn count_for_subject(&mut self, conn: ConnId, bearer: &Bearer) -> Result<(), Limited> {
+        match self.conn_mut(conn) {
+            Some(Entry { share: Some(share), peer, flags, .. }) if !flags.waiting => {
+                share.identify(peer, bearer)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// A connection is about to read one channel more.
     ///
     /// # Errors

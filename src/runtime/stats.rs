@@ -116,6 +116,51 @@ impl Refusal {
     }
 }
 
+/// Why no TLS connection came of a handshake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HandshakeFailure {
+    /// The client closed or reset the connection in the middle.
+    Gone,
+    /// It was not over within `timeouts.head_seconds`.
+    Late,
+    /// HTTP was spoken without TLS.
+    Plain,
+    /// Client and server have no version, cipher suite or application protocol in common.
+    Incompatible,
+    /// The client said by an alert that it does not want: it does not trust the certificate, most often.
+    Alert,
+    /// What came is no TLS, or breaks its rules.
+    Malformed,
+    /// The server ended it: it drains, an operator closed it, or a fault.
+    Server,
+}
+
+impl HandshakeFailure {
+    pub const ALL: [Self; 7] =
+        [Self::Gone, Self::Late, Self::Plain, Self::Incompatible, Self::Alert, Self::Malformed, Self::Server];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Gone => "gone",
+            Self::Late => "late",
+            Self::Plain => "plain",
+            Self::Incompatible => "incompatible",
+            Self::Alert => "alert",
+            Self::Malformed => "malformed",
+            Self::Server => "server",
+        }
+    }
+
+    /// That of a connection which ended for `reason` before its handshake had.
+    pub const fn of(reason: Reason) -> Self {
+        match reason {
+            Reason::Gone | Reason::Reset | Reason::TimedOut => Self::Gone,
+            Reason::TlsFailed => Self::Malformed,
+            _ => Self::Server,
+        }
+    }
+}
+
 /// Upper bounds of a histogram's buckets, in microseconds; one more bucket is for what is over all of them.
 pub const BOUNDS_US: [u64; 18] = [
     10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
@@ -146,6 +191,7 @@ pub struct Load {
 pub const TRANSPORTS: usize = Transport::ALL.len();
 pub const REASONS: usize = Reason::ALL.len();
 pub const REFUSALS: usize = Refusal::ALL.len();
+pub const HANDSHAKE_FAILURES: usize = HandshakeFailure::ALL.len();
 
 /// What one worker has done. Aligned so that no two workers write one cache line.
 #[derive(Debug, Default)]
@@ -175,10 +221,12 @@ pub struct Stats {
     /// Pages of history that readers behind were given.
     pub pages: Counter,
     pub panics: Counter,
-    /// TLS handshakes that ended well; those of them that resumed a session; those that failed.
+    /// TLS handshakes that were awaited; that ended well; those of them that resumed a session. What began and neither
+    /// ended well nor failed goes on.
+    pub handshakes_begun: Counter,
     pub handshakes: Counter,
     pub handshakes_resumed: Counter,
-    pub handshakes_failed: Counter,
+    handshakes_failed: Counters<HANDSHAKE_FAILURES>,
     /// From the beginning of a pass over a feed's readers to its end.
     pub pass: Histogram,
     /// From the placing of the oldest message of a pass to the first send of the pass, and to the last.
@@ -206,6 +254,18 @@ impl Stats {
 
     pub fn refused_in_all(&self) -> u64 {
         self.refusals.sum()
+    }
+
+    pub fn fail_handshake(&self, failure: HandshakeFailure) {
+        self.handshakes_failed.add(failure as usize, 1);
+    }
+
+    pub fn failed_handshakes(&self, failure: HandshakeFailure) -> u64 {
+        self.handshakes_failed.get(failure as usize)
+    }
+
+    pub fn failed_handshakes_in_all(&self) -> u64 {
+        self.handshakes_failed.sum()
     }
 
     pub fn answer(&self, status: u16) {
@@ -273,6 +333,9 @@ mod tests {
     fn each_list_has_each_of_its_own_at_its_place() {
         for (at, refusal) in Refusal::ALL.into_iter().enumerate() {
             assert_eq!(refusal as usize, at, "{}", refusal.as_str());
+        }
+        for (at, failure) in HandshakeFailure::ALL.into_iter().enumerate() {
+            assert_eq!(failure as usize, at, "{}", failure.as_str());
         }
         for (at, transport) in Transport::ALL.into_iter().enumerate() {
             assert_eq!(transport as usize, at, "{}", transport.as_str());

@@ -13,6 +13,7 @@ use super::conns::LINGER_TICKS;
 use super::entry::{ConnId, Kind};
 use super::io;
 use super::state::{Draining, State};
+use super::stats::HandshakeFailure;
 use super::trace::What;
 
 /// Connections looked at in one go.
@@ -183,7 +184,7 @@ impl State {
         let Some(entry) = self.conns.get_mut(slot) else { return };
         match entry.kind {
             Kind::Handshake => {
-                self.stats().handshakes_failed.add(1);
+                self.fail_handshake_as(slot, HandshakeFailure::Late);
                 self.remove(slot, Reason::TlsFailed);
             }
             Kind::Idle if entry.owed.is_some() => self.remove(slot, Reason::Stalled),

@@ -15,6 +15,7 @@ use super::close::Reason;
 use super::entry::{ConnId, Entry, Kind};
 use super::framing::text_frame;
 use super::state::State;
+use super::stats::Refusal;
 use super::trace::What;
 
 /// So long before its token ends a client is told of it.
@@ -97,6 +98,7 @@ impl State {
         }
         if entry.flags.waiting {
             let reconnect_ms = self.reconnect_ms();
+            self.stats().refuse(Refusal::Unauthenticated);
             self.farewell(slot, Reason::Unauthenticated, reconnect_ms);
             return true;
         }

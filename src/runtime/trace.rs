@@ -22,6 +22,7 @@ use crate::domain::home::WorkerIndex;
 use super::close::{Reason, Transport};
 use super::entry::{ConnId, Entry};
 use super::peer::Peer;
+use super::quotas::Limited;
 use super::state::{Node, Socket, State};
 
 /// Events that wait to be shown, of one trace.
@@ -261,6 +262,20 @@ fn holds(network: &IpNet, ip: IpAddr) -> bool {
 }
 
 impl State {
+    /// Somebody asked for more than a quota allows: the key that decided, for whoever watches.
+    pub fn trace_limited(&mut self, who: Who<'_>, limited: Limited) {
+        if self.is_traced() {
+            self.trace(who, || What::Denied { why: limited.detail().into() });
+        }
+    }
+
+    /// The same of a connection that the holder has.
+    pub fn trace_conn_limited(&mut self, conn: ConnId, limited: Limited) {
+        if self.is_traced() && self.conn(conn).is_some() {
+            self.trace_conn(conn.slot, || What::Denied { why: limited.detail().into() });
+        }
+    }
+
     /// Whether anything is watched here.
     pub fn is_traced(&self) -> bool {
         !self.watches.is_empty()

@@ -589,7 +589,13 @@ pub fn timed<T>(act: impl FnOnce() -> T) -> (T, Duration) {
 /// The lines of the answer to a batch.
 #[track_caller]
 pub fn batch(addr: SocketAddr, lines: &str) -> Vec<Value> {
-    let answer = post(addr, "/publish", &[("Content-Type", "application/x-ndjson")], lines);
+    batch_with(addr, &[], lines)
+}
+
+#[track_caller]
+pub fn batch_with(addr: SocketAddr, headers: Headers, lines: &str) -> Vec<Value> {
+    let headers = [&[("Content-Type", "application/x-ndjson")], headers].concat();
+    let answer = post(addr, "/publish", &headers, lines);
     assert!((200..300).contains(&answer.status), "{answer}");
     assert_eq!(answer.header("content-type"), "application/x-ndjson", "{answer}");
     answer.text().lines().map(|line| serde_json::from_str(line).expect("JSON in each line")).collect()

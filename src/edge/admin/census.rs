@@ -35,6 +35,8 @@ pub struct Census {
     pub history_bytes: u64,
     /// Connections whose socket takes no more.
     pub blocked: u64,
+    /// TLS handshakes of which something has come that waits for its turn.
+    pub handshakes_waiting: u64,
     at: Place,
 }
 
@@ -68,6 +70,7 @@ impl Census {
         self.history_messages = state.home.messages() as u64;
         self.history_bytes = state.home.bytes() as u64;
         self.blocked = state.blocked.len() as u64;
+        self.handshakes_waiting = state.handshakes.len() as u64;
         true
     }
 

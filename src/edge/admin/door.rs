@@ -1,12 +1,13 @@
 //! Where operators come in: a TCP address, or a unix socket of this user's alone.
-//! Owns taking the address (one that a dead process left behind included, and one that a predecessor still has), how many
-//! may be connected, and how long one may say nothing. Its own socket file is removed at the end; a successor's is not.
+//! Owns taking the address in two steps, how many may be connected, and how long one may say nothing. Until the second
+//! step, which cannot fail but for a bug, whoever has the address goes on as if nothing had been: a process that fails to
+//! start takes it from nobody. Its own socket file is removed at the end; a successor's is not.
 
 use std::fmt;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::{Path, PathBuf};
@@ -33,18 +34,22 @@ const IDLE_MAX: Duration = Duration::from_secs(60);
 /// How long the port of a process that just ended may still seem taken.
 const PORT_PATIENCE: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_millis(50);
+/// For so long a connection may have been on its way to this process when its successor took the address.
+const HANDED_OVER_MAX: Duration = Duration::from_secs(1);
+/// The name of a socket before it is put in its place.
+const STAGED: &str = "s";
 /// Of sockets: an operator that does not read is slow like any client.
 const OPTIONS: SocketOptions = SocketOptions { unsent_bytes_max: 131_072, unacked_ms_max: 60_000 };
 
-/// An address that is taken, and where clients may queue already.
+/// An address that can be had, and is once [`Listening::begin`] was called: from then on clients may queue.
 pub enum Listening {
-    Tcp(std::net::TcpListener, SocketAddr),
+    Tcp(OwnedFd, SocketAddr),
     Unix(StdUnixListener, SocketFile),
 }
 
 impl Listening {
     /// # Errors
-    /// Another process listens there, or the address cannot be had.
+    /// Another process listens there, and is not to be taken over from; or the address cannot be had.
     pub fn new(address: &AdminAddress, takeover: bool) -> Result<Self, ServeError> {
         let failed = |error| ServeError::AdminListen { address: address.to_string(), error };
         let taken = || ServeError::AdminTaken(address.to_string());
@@ -53,9 +58,9 @@ impl Listening {
                 if addr.port() != 0 && !takeover && !becomes_free(*addr).map_err(failed)? {
                     return Err(taken());
                 }
-                let fd = listen::listen(*addr, OPTIONS).map_err(failed)?;
+                let fd = listen::prepare(*addr, OPTIONS).map_err(failed)?;
                 let addr = listen::local_addr(fd.as_raw_fd()).map_err(failed)?;
-                Ok(Self::Tcp(fd.into(), addr))
+                Ok(Self::Tcp(fd, addr))
             }
             AdminAddress::Unix(path) => {
                 if !takeover && is_served(path) {
@@ -67,17 +72,28 @@ impl Listening {
         }
     }
 
+    /// Clients come from now on: to this process, or still to the one before it, and of a unix socket to this one alone.
+    ///
+    /// # Errors
+    /// What was made at its place since: a directory, say.
+    pub fn begin(&mut self) -> io::Result<()> {
+        match self {
+            Self::Tcp(fd, _) => listen::begin(fd.as_raw_fd()),
+            Self::Unix(_, file) => file.put_in_place(),
+        }
+    }
+
     /// Begins to accept, until `handed_over`.
     ///
     /// # Errors
     /// The runtime cannot take the socket.
     pub fn open(self, handed_over: watch::Receiver<bool>) -> io::Result<Door> {
         let (socket, file) = match self {
-            Self::Tcp(listener, _) => (Socket::Tcp(TcpListener::from_std(listener)?), None),
+            Self::Tcp(fd, _) => (Socket::Tcp(TcpListener::from_std(fd.into())?), None),
             Self::Unix(listener, file) => (Socket::Unix(UnixListener::from_std(listener)?), Some(file)),
         };
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        Ok(Door { socket: Some(socket), places, handed_over, _file: file })
+        Ok(Door { socket: Some(socket), places, handed_over, leaves_at: None, _file: file })
     }
 }
 
@@ -106,47 +122,65 @@ fn is_served(path: &Path) -> bool {
     std::os::unix::net::UnixStream::connect(path).is_ok()
 }
 
-/// Listens at `path` in place of whatever socket was there. Made in a directory of this user's alone, so that at no
-/// moment anybody else can connect, and then moved to its place, so that at no moment nobody is there.
+/// A socket to be listened at `path`, in place of whatever socket is there. Made in a directory of this user's alone, so
+/// that at no moment anybody else can connect, and later moved to its place, so that at no moment nobody is there.
 fn bind_unix(path: &Path) -> io::Result<(StdUnixListener, SocketFile)> {
-    if let Ok(there) = fs::symlink_metadata(path)
-        && !there.file_type().is_socket()
-    {
-        return Err(io::Error::new(
-            io::ErrorKind::AlreadyExists,
-            "there is a file that is no socket; choose another path",
-        ));
-    }
+    check_place(path)?;
     let mut beside = path.as_os_str().to_owned();
     beside.push(format!(".{}", std::process::id()));
-    let beside = PathBuf::from(beside);
-    let _ = fs::remove_dir_all(&beside);
-    fs::DirBuilder::new().mode(0o700).create(&beside)?;
-    let bound = bind_in(&beside, path);
-    let _ = fs::remove_dir_all(&beside);
-    bound
+    let folder = PathBuf::from(beside);
+    let _ = fs::remove_dir_all(&folder);
+    fs::DirBuilder::new().mode(0o700).create(&folder)?;
+    bind_in(&folder, path).inspect_err(|_| drop(fs::remove_dir_all(&folder)))
 }
 
 fn bind_in(folder: &Path, path: &Path) -> io::Result<(StdUnixListener, SocketFile)> {
-    let made = folder.join("s");
+    let made = folder.join(STAGED);
     let listener = StdUnixListener::bind(&made)?;
     listener.set_nonblocking(true)?;
     fs::set_permissions(&made, fs::Permissions::from_mode(0o600))?;
     let file = fs::symlink_metadata(&made)?;
-    fs::rename(&made, path)?;
-    Ok((listener, SocketFile { path: path.to_owned(), inode: (file.dev(), file.ino()) }))
+    let inode = (file.dev(), file.ino());
+    Ok((listener, SocketFile { path: path.to_owned(), folder: Some(folder.to_owned()), inode }))
+}
+
+/// Only a socket is ever replaced.
+fn check_place(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(there) if !there.file_type().is_socket() => Err(io::Error::new(
+            io::ErrorKind::AlreadyExists,
+            "there is a file that is no socket; choose another path",
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// The file of a unix socket, removed at the end, if it is still ours.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
+    /// Where it stands until it is put in its place.
+    folder: Option<PathBuf>,
+    /// Device and number: tells it from one that another process put there since.
     inode: (u64, u64),
+}
+
+impl SocketFile {
+    fn put_in_place(&mut self) -> io::Result<()> {
+        let Some(folder) = &self.folder else { return Ok(()) };
+        check_place(&self.path)?;
+        fs::rename(folder.join(STAGED), &self.path)?;
+        let _ = fs::remove_dir_all(folder);
+        self.folder = None;
+        Ok(())
+    }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == self.inode) {
+        if let Some(folder) = &self.folder {
+            let _ = fs::remove_dir_all(folder);
+        } else if fs::symlink_metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == self.inode) {
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -158,6 +192,8 @@ pub struct Door {
     socket: Option<Socket>,
     places: Arc<Semaphore>,
     handed_over: watch::Receiver<bool>,
+    /// It is handed over, and takes until then who was on their way already: what is in a queue is reset by a close.
+    leaves_at: Option<tokio::time::Instant>,
     _file: Option<SocketFile>,
 }
 
@@ -167,6 +203,14 @@ enum Socket {
 }
 
 impl Socket {
+    /// New connections come to the successor alone, if there is one that listens at the same address.
+    fn send_to_successor(&self) {
+        if let Self::Tcp(listener) = self {
+            // One listener each. Without it the kernel goes on choosing between them, until this one is closed.
+            let _ = listen::steer_away(listener.as_raw_fd(), 1, 1);
+        }
+    }
+
     async fn accept(&self) -> io::Result<Stream> {
         match self {
             Self::Tcp(listener) => listener.accept().await.map(|(stream, _)| Stream::Tcp(stream)),
@@ -192,13 +236,25 @@ impl Listener for Door {
                     // Gone while it waited, or there is no descriptor for it just now.
                     Err(_) => tokio::time::sleep(PAUSE).await,
                 },
-                () = over(&mut self.handed_over) => self.socket = None,
+                () = over(&mut self.handed_over), if self.leaves_at.is_none() => {
+                    socket.send_to_successor();
+                    self.leaves_at = Some(tokio::time::Instant::now() + HANDED_OVER_MAX);
+                }
+                () = at(self.leaves_at), if self.leaves_at.is_some() => self.socket = None,
             }
         }
     }
 
     fn local_addr(&self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// Waits until then, if there is such a time.
+async fn at(time: Option<tokio::time::Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 

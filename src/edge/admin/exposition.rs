@@ -10,7 +10,8 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Unit;
 
 use crate::runtime::close::{Reason, Transport};
-use crate::runtime::stats::{BOUNDS_US, Histogram, Refusal, Stats};
+use crate::runtime::quotas::{Resource, Scope};
+use crate::runtime::stats::{BOUNDS_US, HandshakeFailure, Histogram, Refusal, Stats};
 
 use super::census::Census;
 use super::metrics::Scrape;
@@ -46,7 +47,9 @@ impl Collector for Exposition {
         let mut page = Page { scrape: &self.0, encoder: &mut encoder };
         page.node()?;
         page.connections()?;
+        page.handshakes()?;
         page.requests()?;
+        page.quotas()?;
         page.messages()?;
         page.fan_out()?;
         page.readers()?;
@@ -125,6 +128,47 @@ impl Page<'_, '_> {
         };
         let series = Refusal::ALL.into_iter().map(of).collect();
         self.series(&refused, MetricType::Counter, series)
+    }
+
+    /// By the key that decided. Who was refused is no label: there may be any number of them.
+    fn quotas(&mut self) -> Result<(), Error> {
+        let quotas = self.scrape.node.0.quotas.as_ref();
+        let mut series = Vec::new();
+        for scope in Scope::ALL {
+            for limit in Resource::ALL {
+                let labels = vec![("scope", scope.as_str().into()), ("limit", limit.as_str().into())];
+                series.push((labels, quotas.map_or(0, |quotas| quotas.refused(scope, limit))));
+            }
+        }
+        let refused =
+            plain("pushline_quota_refusals", "What was refused by a quota, by the key that decided");
+        self.series(&refused, MetricType::Counter, series)?;
+        let (addresses, subjects) = quotas.map_or((0, 0), |quotas| quotas.accounts());
+        let accounts = plain("pushline_quota_accounts", "Clients of which quotas keep count just now");
+        let series = [(Scope::Address, addresses), (Scope::Subject, subjects)];
+        let series = series.map(|(scope, count)| (vec![("scope", scope.as_str().into())], count as u64));
+        self.series(&accounts, MetricType::Gauge, series.into())
+    }
+
+    fn handshakes(&mut self) -> Result<(), Error> {
+        let begun = plain("pushline_tls_handshakes_begun", "TLS handshakes that were awaited");
+        self.by_worker(&begun, MetricType::Counter, |stats| stats.handshakes_begun.get())?;
+        let done = plain("pushline_tls_handshakes_done", "TLS handshakes that ended well");
+        self.by_worker(&done, MetricType::Counter, |stats| stats.handshakes.get())?;
+        let resumed = plain("pushline_tls_handshakes_resumed", "Those of them that resumed a session");
+        self.by_worker(&resumed, MetricType::Counter, |stats| stats.handshakes_resumed.get())?;
+        let failed = plain("pushline_tls_handshakes_failed", "TLS handshakes of which no connection came");
+        let of = |failure: HandshakeFailure| {
+            let count = self.sum(|stats| stats.failed_handshakes(failure));
+            (vec![("reason", failure.as_str().to_owned())], count)
+        };
+        let series = HandshakeFailure::ALL.into_iter().map(of).collect();
+        self.series(&failed, MetricType::Counter, series)?;
+        let waiting = plain(
+            "pushline_tls_handshakes_waiting",
+            "TLS handshakes of which something has come that waits for its turn",
+        );
+        self.counted(&waiting, |census| census.handshakes_waiting)
     }
 
     fn messages(&mut self) -> Result<(), Error> {

@@ -24,6 +24,5 @@ async fn ready(State(desk): State<Desk>) -> Result<Response, Refused> {
         let body = Json(json!({ "status": phase.as_str() }));
         return Ok(([(header::CACHE_CONTROL, "no-store")], body).into_response());
     }
-    let detail = format!("this node is {}; send clients to another", phase.as_str());
-    Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, detail))
+    Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, phase.detail()))
 }
