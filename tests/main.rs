@@ -47,6 +47,7 @@ mod takeover;
 mod tickets;
 mod tidy;
 mod tls;
+mod tls_wire;
 mod trace;
 mod tuning;
 mod unix;
