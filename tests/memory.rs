@@ -5,7 +5,6 @@ use crate::common;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -143,6 +142,10 @@ fn stalled_readers_of_large_messages_go_and_the_others_get_all() {
             until("it is published", || {
                 let answer = conn.request("POST", "/channels/big", &[("Content-Type", "text/plain")], &text);
                 assert!([201, 503].contains(&answer.status), "{answer}");
+                if answer.closes() {
+                    // Its own body was among what was given back.
+                    conn = Conn::open(addr);
+                }
                 (answer.status == 201).then_some(())
             });
             let got = reader.message().data;
@@ -264,16 +267,15 @@ fn newcomers_are_told_as_their_transport_says_and_health_is_answered() {
     kept.get("/healthz").expect(200);
     let mut stream = Stream::open(addr, "/channels/quiet");
     let mut v1 = V1::open(addr, "/channels");
-    // Keys are remembered for two minutes: nothing makes room for others.
-    until("memory is full", || {
-        static BATCH: AtomicUsize = AtomicUsize::new(0);
-        let batch = BATCH.fetch_add(1, Ordering::Relaxed);
-        let line =
-            |n| format!("{{\"channel\":\"live\",\"data\":\"{n}\",\"ttl\":0,\"key\":\"{batch}/{n}\"}}\n");
-        let lines: String = (0..5_000).map(line).collect();
-        let answer = kept.request("POST", "/publish", &[("Content-Type", "application/x-ndjson")], lines);
-        (answer.expect(200).text().contains("\"status\":503")).then_some(())
-    });
+    // Keys are remembered for two minutes: nothing makes room for others. In small requests, so that nobody holds much.
+    for n in 0.. {
+        let key = format!("{n}");
+        let answer = kept.request("POST", "/channels/live", &[("Idempotency-Key", &key), ("TTL", "0")], "no");
+        assert!(n < 200_000 && [201, 503].contains(&answer.status), "{n}: {answer}");
+        if answer.status == 503 {
+            break;
+        }
+    }
 
     let answer = kept.request("POST", "/channels/live", &[], "no");
     assert!(answer.problem(503).contains("memory") && !answer.closes(), "{answer}");

@@ -287,9 +287,11 @@ impl Conn {
     /// The same. `reason`: why the connection ends, if it is the answer that ends it.
     async fn answered_for(mut self, answer: &Answer, asked: &Manner<'_>, reason: Reason) -> Next {
         let draining = self.worker.with(|state| state.draining.is_some());
-        let manner = Manner { keep_alive: asked.keep_alive && !draining, ..*asked };
+        let evicted = self.stream.is_evicted();
+        let manner = Manner { keep_alive: asked.keep_alive && !draining && !evicted, ..*asked };
+        let reason = if evicted { Reason::Full } else { reason };
         if !self.tell(answer, &manner) {
-            return Next::End(self, why_it_ends(asked, draining, answer.close.then_some(reason)));
+            return Next::End(self, why_it_ends(asked, draining, (evicted || answer.close).then_some(reason)));
         }
         if self.out.len() > OUT_BYTES && self.flush().await.is_err() {
             return Next::Gone;

@@ -52,6 +52,8 @@ pub struct Ledger {
     /// History has pushed out messages since the last tick.
     history_was_full: bool,
     looked_tick: u32,
+    /// What all workers counted when this one asked the kernel last.
+    counted: usize,
     waiting: slab::Slab<Waiting>,
 }
 
@@ -59,6 +61,8 @@ pub struct Ledger {
 struct Waiting {
     fd: i32,
     bytes: usize,
+    /// Until the client does something; not while what came is acted on, which is over in a moment.
+    for_client: bool,
     evicted: bool,
 }
 
@@ -76,6 +80,7 @@ impl Default for Ledger {
             history_may_grow: true,
             history_was_full: false,
             looked_tick: u32::MAX,
+            counted: 0,
             waiting: slab::Slab::new(),
         }
     }
@@ -133,16 +138,24 @@ impl State {
     /// Counts what a task that waits for its client holds; `place` is where it is remembered.
     pub fn weigh_task(&mut self, place: &mut Option<u32>, fd: i32, bytes: usize) -> Held {
         let at = *place.get_or_insert_with(|| {
-            self.ledger.waiting.insert(Waiting { fd, bytes: 0, evicted: false }) as u32
+            self.ledger.waiting.insert(Waiting { fd, bytes: 0, for_client: false, evicted: false }) as u32
         });
         let Some(waiting) = self.ledger.waiting.get_mut(at as usize) else { return Held::Full };
         if waiting.evicted {
             return Held::Full;
         }
+        waiting.for_client = true;
         let before = std::mem::replace(&mut waiting.bytes, bytes);
         self.ledger.tasks = self.ledger.tasks + bytes - before;
         let fits = bytes <= TASK_BYTES + SMALL_BYTES || bytes <= before || self.fits();
         if fits { Held::Fits } else { Held::Full }
+    }
+
+    /// A task's client has done something.
+    pub fn resume_task(&mut self, place: Option<u32>) {
+        if let Some(waiting) = place.and_then(|at| self.ledger.waiting.get_mut(at as usize)) {
+            waiting.for_client = false;
+        }
     }
 
     /// A task that waited is done.
@@ -159,10 +172,11 @@ impl State {
 
     /// Whether what is counted is within what the node grants; it is asked again before it is exceeded.
     fn fits(&mut self) -> bool {
-        if self.ledger.is_over() {
-            self.balance_memory();
+        if !self.ledger.is_over() {
+            return true;
         }
-        !self.ledger.is_over()
+        let sums = self.balance_memory();
+        self.node.memory.room(&sums) > 0
     }
 
     /// Bytes that one feed may keep: less than configured where all feeds together are too large.
@@ -214,7 +228,13 @@ impl State {
         let part = self.part();
         let memory = &self.node.memory;
         memory.tell(usize::from(self.index), part);
-        let sums = memory.sums();
+        let mut sums = memory.sums();
+        // Each worker for itself: what a thread has freed, it alone can give back.
+        if memory.is_stale(&sums, self.ledger.counted) {
+            self.ledger.counted = sums.counted();
+            self.ask_kernel();
+            sums = memory.sums();
+        }
         let (before, now) = memory.judge(&sums);
         let workers = memory.workers();
         let history_max = memory.history_max(&sums);
@@ -292,17 +312,27 @@ impl State {
         if self.node.memory.has_slack() {
             host::give_back_freed_memory();
         }
-        if self.index == 0
-            && let Some(bytes) = resident_bytes()
-        {
-            self.node.memory.correct(bytes);
-            if self.node.memory.has_slack() {
-                // Nobody is to be refused for what was freed and is only not given back yet.
-                host::give_back_freed_memory();
-                self.node.memory.correct(resident_bytes().unwrap_or(bytes));
-            }
+        if self.index == 0 {
+            self.node.memory.may_ask_others();
+            self.ask_kernel();
         }
         true
+    }
+
+    /// Corrects what is counted by what the kernel says that the process takes.
+    fn ask_kernel(&self) {
+        let memory = &self.node.memory;
+        let Some(bytes) = resident_bytes() else { return };
+        memory.correct(bytes);
+        if !memory.has_slack() {
+            return;
+        }
+        // Nobody is to be refused for what was freed and is only not given back yet.
+        host::give_back_freed_memory();
+        memory.correct(resident_bytes().unwrap_or(bytes));
+        if memory.has_slack() && memory.asks_others() {
+            self.node.on_each_worker(|_| |_: &mut State| host::give_back_freed_memory());
+        }
     }
 
     /// Gives back what is too much, a slice at a time. True: there may be more.
@@ -353,7 +383,7 @@ impl State {
             }
         }
         for (at, waiting) in &self.ledger.waiting {
-            if waiting.bytes > TASK_BYTES + SMALL_BYTES && !waiting.evicted {
+            if waiting.bytes > TASK_BYTES + SMALL_BYTES && waiting.for_client && !waiting.evicted {
                 heavy.push((waiting.bytes, Holder::Task(at)));
             }
         }

@@ -2,14 +2,14 @@
 //! Owns the sums and the thresholds. What each worker counts, and what it gives back, is `budget`'s.
 //!
 //! History and feeds fill what others leave of three quarters, so they shrink as connections need more. Beyond seven
-//! eighths those connections go that hold most; beyond fifteen sixteenths newcomers and publishes are refused, and what is
-//! beyond all of it is not even accepted. Each ends a sixteenth or more below where it began.
+//! eighths those connections go that hold most; beyond fifteen sixteenths newcomers and publishes are refused, and a
+//! sixteenth beyond all of it they are not even accepted. Each ends a sixteenth or more below where it began.
 //!
 //! What workers count is right to within allocators' and tasks' own needs, and counts a message twice that history and a
 //! feed share. So the sum is corrected by what the kernel says (`resident`), within bounds: memory that an allocator keeps
 //! to itself must not make a node refuse everybody.
 
-use std::sync::atomic::{AtomicIsize, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
 /// How short memory is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,7 +49,7 @@ impl Pressure {
             Self::Calm => 0,
             Self::Tight => 28,
             Self::Full => 30,
-            Self::Spent => 32,
+            Self::Spent => 34,
         }
     }
 
@@ -59,7 +59,7 @@ impl Pressure {
             Self::Calm => 0,
             Self::Tight => 26,
             Self::Full => 28,
-            Self::Spent => 30,
+            Self::Spent => 32,
         }
     }
 
@@ -73,6 +73,9 @@ impl Pressure {
         [Self::Spent, Self::Full, Self::Tight].into_iter().find(reached).unwrap_or(Self::Calm)
     }
 }
+
+/// The kernel is asked again when what is counted has changed by this part of what may be taken.
+const STALE_PARTS: usize = 32;
 
 /// What one worker takes, in bytes, and the age of its oldest message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,8 +99,13 @@ pub struct Sums {
 }
 
 impl Sums {
+    /// What workers count.
+    pub fn counted(&self) -> usize {
+        self.history + self.feeds + self.others
+    }
+
     pub fn total(&self) -> usize {
-        (self.history + self.feeds + self.others).saturating_add_signed(self.correction)
+        self.counted().saturating_add_signed(self.correction)
     }
 }
 
@@ -121,6 +129,8 @@ pub struct Memory {
     correction: AtomicIsize,
     resident: AtomicUsize,
     pressure: AtomicU8,
+    /// All workers were asked in this tick to give back what they have freed.
+    others_asked: AtomicBool,
 }
 
 impl Memory {
@@ -134,6 +144,7 @@ impl Memory {
             correction: AtomicIsize::new(0),
             resident: AtomicUsize::new(0),
             pressure: AtomicU8::new(0),
+            others_asked: AtomicBool::new(false),
         }
     }
 
@@ -184,7 +195,7 @@ impl Memory {
         let going = sums.history.saturating_sub(self.history_max(sums)).min(self.bytes_max / 8);
         let mut now = Pressure::next(before, sums.total().saturating_sub(going), self.bytes_max);
         // Whatever is counted: beyond this the machine would have to say no.
-        if self.resident_bytes() >= self.bytes_max {
+        if self.resident_bytes() >= self.bytes_max / 16 * 17 {
             now = now.max(Pressure::Full);
         }
         if now != before {
@@ -196,8 +207,8 @@ impl Memory {
     /// The kernel says that the process takes `resident` bytes.
     pub fn correct(&self, resident: usize) {
         self.resident.store(resident, Ordering::Relaxed);
-        let Sums { history, feeds, others, .. } = self.sums();
-        let counted = history + feeds + others;
+        let sums = self.sums();
+        let (history, feeds, counted) = (sums.history, sums.feeds, sums.counted());
         let correction = if resident >= counted {
             (resident - counted).min(self.bytes_max / 4) as isize
         } else {
@@ -210,9 +221,23 @@ impl Memory {
     /// Whether the process takes much more of the machine than is counted, and of what it may take: what was freed is to be
     /// given back.
     pub fn has_slack(&self) -> bool {
-        let Sums { history, feeds, others, .. } = self.sums();
         let resident = self.resident_bytes();
-        resident > self.bytes_max / 2 && resident > history + feeds + others + self.bytes_max / 16
+        resident > self.bytes_max / 2 && resident > self.sums().counted() + self.bytes_max / 16
+    }
+
+    /// Whether all workers are to be asked to give back what they have freed: once in a tick.
+    pub fn asks_others(&self) -> bool {
+        !self.others_asked.swap(true, Ordering::Relaxed)
+    }
+
+    pub fn may_ask_others(&self) {
+        self.others_asked.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether so much has come or gone since so much was counted that the kernel is to be asked again: what is not counted,
+    /// or freed and not given back, comes along with what is.
+    pub fn is_stale(&self, sums: &Sums, counted: usize) -> bool {
+        sums.counted().abs_diff(counted) > self.bytes_max / STALE_PARTS
     }
 
     /// What all history may take, beside what others take.
@@ -281,8 +306,9 @@ mod tests {
             (30, Pressure::Full),
             (28, Pressure::Full),
             (27, Pressure::Tight),
-            (33, Pressure::Spent),
-            (31, Pressure::Spent),
+            (33, Pressure::Full),
+            (34, Pressure::Spent),
+            (32, Pressure::Spent),
             (29, Pressure::Full),
             (3, Pressure::Calm),
         ] {
@@ -323,7 +349,9 @@ mod tests {
     #[test]
     fn what_the_machine_says_is_heard_whatever_is_counted() {
         let memory = memory(part(1, 0, 1));
-        memory.correct(32 * MIB);
+        memory.correct(33 * MIB);
+        assert_eq!(memory.judge(&memory.sums()), (Pressure::Calm, Pressure::Calm));
+        memory.correct(34 * MIB);
         assert_eq!(memory.judge(&memory.sums()), (Pressure::Calm, Pressure::Full));
         memory.correct(20 * MIB);
         assert_eq!(memory.judge(&memory.sums()), (Pressure::Full, Pressure::Calm));

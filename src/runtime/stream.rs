@@ -118,12 +118,20 @@ impl Stream {
     /// # Errors
     /// [`StreamError`]; nothing that came is lost but for a broken connection.
     pub async fn read(&mut self, buffer: &mut Vec<u8>, deadline: Duration) -> Result<(), StreamError> {
-        let bytes = TASK_BYTES + self.beside_bytes + buffer.capacity();
+        let bytes = TASK_BYTES + self.beside_bytes + buffer.capacity().max(buffer.len() + growth(buffer));
         self.weigh(bytes)?;
-        if self.socket.tls.is_some() {
-            return Box::pin(self.read_sealed(buffer, deadline)).await;
-        }
-        self.read_wire(buffer, deadline).await
+        let read = if self.socket.tls.is_some() {
+            Box::pin(self.read_sealed(buffer, deadline)).await
+        } else {
+            self.read_wire(buffer, deadline).await
+        };
+        self.worker.with(|state| state.resume_task(self.place));
+        read
+    }
+
+    /// Whether the connection is to end with its next answer, for what it holds.
+    pub fn is_evicted(&self) -> bool {
+        self.place.is_some() && self.worker.with(|state| state.is_evicted(self.place))
     }
 
     /// The same of bytes as they stand on the wire.
@@ -139,7 +147,7 @@ impl Stream {
             match Box::pin(self.read_once(buffer, left, draining.is_some())).await {
                 // The drain began meanwhile: its end is nearer.
                 Err(StreamError::Late) if draining.is_none() && self.worker.drain_ends().is_some() => {}
-                Err(StreamError::Eof) if self.worker.with(|state| state.is_evicted(self.place)) => {
+                Err(StreamError::Eof) if self.is_evicted() => {
                     return Err(StreamError::Full);
                 }
                 done => return done,
@@ -207,9 +215,7 @@ impl Stream {
         left: Duration,
         draining: bool,
     ) -> Result<(), StreamError> {
-        if buffer.capacity() - buffer.len() < 512 {
-            buffer.reserve(buffer.len().clamp(2_048, 65_536));
-        }
+        buffer.reserve(growth(buffer));
         let taken = std::mem::take(buffer);
         let (start, end) = (taken.len(), taken.capacity());
         let canceller = Canceller::new();
@@ -321,6 +327,7 @@ impl Stream {
                 Err(error) => return Err(self.broken(&error)),
             }
         }
+        self.worker.with(|state| state.resume_task(self.place));
         Ok(())
     }
 
@@ -337,6 +344,11 @@ impl Stream {
     pub fn fd(&self) -> RawFd {
         self.socket.fd
     }
+}
+
+/// By how much a buffer grows to be read into.
+fn growth(buffer: &Vec<u8>) -> usize {
+    if buffer.capacity() - buffer.len() < 512 { buffer.len().clamp(2_048, 65_536) } else { 0 }
 }
 
 impl Drop for Stream {
