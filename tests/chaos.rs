@@ -114,11 +114,11 @@ fn run(workers: &str) {
     let mut panics = chaos(&server, seed, WARM_UP, &identities, &dir.0);
     forget(&server);
     // Whatever connections leave behind, the longer run leaves more of.
-    let (memory, before) = (own_memory(server.pid()), descriptors(server.pid()));
+    let (memory, before) = (until_small(&server, 0, Duration::from_secs(1)), descriptors(server.pid()));
     panics += chaos(&server, seed + 1, Duration::from_secs(seconds), &identities, &dir.0);
     forget(&server);
     settled(&server, before);
-    let grown = until_small(&server, memory + GROWTH_BYTES_MAX);
+    let grown = until_small(&server, memory + GROWTH_BYTES_MAX, Duration::from_secs(15));
     eprintln!("memory: {} KiB before, {} KiB after", memory >> 10, grown >> 10);
     assert!(grown <= memory + GROWTH_BYTES_MAX, "{memory} bytes before, {grown} after");
     serves(server.addr());
@@ -251,10 +251,11 @@ fn forget(server: &Server) {
 const LEFT: [&str; 4] =
     ["pushline_connections", "pushline_readers", "pushline_feed_bytes", "pushline_owed_bytes"];
 
-/// Waits until memory is small enough: feeds are kept for some seconds for readers that come back.
-fn until_small(server: &Server, bytes: usize) -> usize {
-    let end = Instant::now() + Duration::from_secs(15);
+/// Waits until memory is small enough, at most so long: feeds are kept for some seconds for readers that come back.
+fn until_small(server: &Server, bytes: usize, patience: Duration) -> usize {
+    let end = Instant::now() + patience;
     loop {
+        get(server.addr(), "/$debug/give-back").expect(204);
         let now = own_memory(server.pid());
         if now <= bytes || Instant::now() > end {
             return now;

@@ -98,8 +98,9 @@ fn one_that_asks_and_does_not_read_is_not_read_from() {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
                 Err(error) => panic!("{error}"),
             };
-            blocked.send(()).expect("the reader waits");
+            // Of both ends: the reader waits for what comes.
             writer.set_nonblocking(false).expect("a socket");
+            blocked.send(()).expect("the reader waits");
             writer.write_all(&bytes[sent..]).expect("the server reads again");
             return n + 1;
         }

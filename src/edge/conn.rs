@@ -291,7 +291,10 @@ impl Conn {
         let manner = Manner { keep_alive: asked.keep_alive && !draining && !evicted, ..*asked };
         let reason = if evicted { Reason::Full } else { reason };
         if !self.tell(answer, &manner) {
-            return Next::End(self, why_it_ends(asked, draining, (evicted || answer.close).then_some(reason)));
+            return Next::End(
+                self,
+                why_it_ends(asked, draining, (evicted || answer.close).then_some(reason)),
+            );
         }
         if self.out.len() > OUT_BYTES && self.flush().await.is_err() {
             return Next::Gone;

@@ -4,12 +4,13 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::World;
 use crate::common::http::{Conn, Poll};
 use crate::common::rng::Rng;
 use crate::common::sse::{Item, Stream};
+use crate::common::token;
 use crate::common::ws::{PING, PONG, TEXT, V1, text_of};
 
 const PLAIN: &[(&str, &str)] = &[("Content-Type", "text/plain")];
@@ -123,6 +124,7 @@ fn next<T>(ledger: &Ledger, world: &World, mut ask: impl FnMut() -> Option<T>) -
     }
 }
 
+const RENEWAL: Duration = Duration::from_millis(500);
 const LOOK: Duration = Duration::from_millis(100);
 
 fn read_stream(world: &World, ledger: &mut Ledger) {
@@ -142,16 +144,30 @@ fn read_stream(world: &World, ledger: &mut Ledger) {
 }
 
 fn read_v1(world: &World, ledger: &mut Ledger) {
-    let mut v1 = V1::open(ledger.addr(world), &ledger.target());
+    // Some have a token, which they renew all the time.
+    let has_token = ledger.rng.once_in(2);
+    let mut target = ledger.target();
+    if has_token {
+        target += &format!("&token={}", token::of("honest").sign());
+    }
+    let mut v1 = V1::open(ledger.addr(world), &target);
     assert_eq!(v1.expect("subscribed")["gap"], false, "{ledger}");
     let until = ledger.stay();
+    let mut renewed = Instant::now();
     while ledger.last < until {
+        if has_token && renewed.elapsed() > RENEWAL {
+            v1.send(json!({"type": "auth", "token": token::of("honest").sign()}));
+            renewed = Instant::now();
+        }
         let Some(frame) = next(ledger, world, || v1.socket.frame_within(LOOK)) else { return };
         let frame = frame.unwrap_or_else(|| panic!("{ledger}: the connection ended"));
         match frame.opcode {
             PING => v1.socket.send(true, PONG, frame.payload),
             TEXT => {
                 let object: Value = serde_json::from_slice(&frame.payload).expect("JSON");
+                if has_token && object["type"] == "authenticated" {
+                    continue;
+                }
                 assert_eq!(object["type"], "message", "{ledger}: {object}");
                 ledger.note(&text_of(&object, "data"));
                 ledger.cursor = text_of(&object, "id");

@@ -244,6 +244,8 @@ fn binary(dir: &Path, before: &[&str]) -> Command {
             command.env_remove(name);
         }
     }
+    // The symbols of a backtrace take 64 MiB, for good: memory is measured in tests that ask for panics.
+    command.env_remove("RUST_BACKTRACE");
     // SAFETY: between fork and exec only an async-signal-safe system call is made.
     unsafe {
         command.pre_exec(|| {
