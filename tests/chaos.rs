@@ -1,18 +1,23 @@
-//! Chaos: clients that stall, cut, flood and lie, while publishers go at full speed, honest readers read, tokens end and are
-//! taken back, the configuration is loaded anew and connections' code panics. Afterwards: each honest reader has had the
-//! whole, in order; no descriptor, no place for a connection, no byte of a feed is lost; memory is back where it was.
+//! Chaos: clients that stall, cut, flood and lie, plainly and by TLS, while publishers go at full speed, honest readers leave
+//! and come back, tokens end and are taken back, configuration and certificates are loaded anew and connections' code
+//! panics. Afterwards: each honest reader has had the whole, in order; no descriptor, no place for a connection, no byte of a
+//! feed is lost; memory is back where it was.
 //!
-//! `PUSHLINE_SEED` runs the choices of a failed run again; how threads meet is the machine's choice. `CHAOS_SECONDS`: how
-//! long (default 12; minutes find more).
+//! `PUSHLINE_SEED` runs the choices of a failed run again; how threads meet is the machine's choice.
+//! `PUSHLINE_CHAOS_SECONDS`: how long (default 12; minutes find more).
 
 use crate::common;
+#[path = "chaos/breaker.rs"]
+mod breaker;
 #[path = "chaos/honest.rs"]
 mod honest;
 #[path = "chaos/liar.rs"]
 mod liar;
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -22,7 +27,8 @@ use common::http::{ask, get, head_cursor, publish};
 use common::rng::{Rng, seed};
 use common::server::{Server, descriptors, field, message_of, settled};
 use common::sse::Stream;
-use common::{token, until};
+use common::tls::{ClientTls, Identity, TlsServer, client, speaks_tls};
+use common::{DEADLINE, token, until};
 use honest::Transport;
 
 /// What honest readers read: a publisher each.
@@ -56,7 +62,8 @@ const SETTINGS: &[&str] = &[
 
 /// What all threads of a run share.
 pub struct World {
-    pub addr: SocketAddr,
+    pub plain: SocketAddr,
+    pub tls: SocketAddr,
     /// The operators' listener.
     pub admin: SocketAddr,
     pub stop: AtomicBool,
@@ -69,6 +76,11 @@ pub struct World {
 }
 
 impl World {
+    /// One of both.
+    pub fn addr(&self, which: usize) -> SocketAddr {
+        [self.plain, self.tls][which % 2]
+    }
+
     pub fn goes_on(&self) -> bool {
         !self.stop.load(Ordering::SeqCst)
     }
@@ -91,22 +103,29 @@ fn nothing_is_lost_whatever_comes_3_workers() {
 
 fn run(workers: &str) {
     let seed = seed();
-    let seconds = std::env::var("CHAOS_SECONDS").map_or(12, |text| text.parse().expect("CHAOS_SECONDS"));
+    let name = "PUSHLINE_CHAOS_SECONDS";
+    let seconds = std::env::var(name).map_or(12, |text| text.parse().expect(name));
     let mut args = vec!["--workers", workers];
     args.extend(SETTINGS.iter().flat_map(|setting| ["--set", setting]));
-    let mut server = Server::start(&args);
+    let TlsServer { mut server, identity, tls, dir, .. } = TlsServer::start(&args);
     server.expect_panics();
-    let mut panics = chaos(&server, seed, WARM_UP);
+    let identities = [identity, Identity::new(&["localhost"])];
+    speaks_tls(tls, client(&[&identities[0], &identities[1]], rustls::DEFAULT_VERSIONS));
+    let mut panics = chaos(&server, seed, WARM_UP, &identities, &dir.0);
     forget(&server);
     // Whatever connections leave behind, the longer run leaves more of.
-    let (memory, before) = (own_memory(server.pid()), descriptors(server.pid()));
-    panics += chaos(&server, seed + 1, Duration::from_secs(seconds));
+    let (memory, before) = (until_small(&server, 0, Duration::from_secs(1)), descriptors(server.pid()));
+    panics += chaos(&server, seed + 1, Duration::from_secs(seconds), &identities, &dir.0);
     forget(&server);
     settled(&server, before);
-    let grown = until_small(&server, memory + GROWTH_BYTES_MAX);
+    let grown = until_small(&server, memory + GROWTH_BYTES_MAX, Duration::from_secs(15));
     eprintln!("memory: {} KiB before, {} KiB after", memory >> 10, grown >> 10);
     assert!(grown <= memory + GROWTH_BYTES_MAX, "{memory} bytes before, {grown} after");
     serves(server.addr());
+    serves(tls);
+    for identity in &identities {
+        renew(&mut server, tls, identity, &dir.0);
+    }
 
     server.signal(libc::SIGTERM);
     assert_eq!(server.wait_exit(), 0);
@@ -119,14 +138,15 @@ fn run(workers: &str) {
 }
 
 /// Lets them all loose for so long. Gives how many panics were asked for.
-fn chaos(server: &Server, seed: u64, time: Duration) -> u64 {
+fn chaos(server: &Server, seed: u64, time: Duration, identities: &[Identity; 2], dir: &Path) -> u64 {
     let addr = server.addr();
     let starts = (0..CHANNELS).map(|channel| {
         ask(addr, "DELETE", &format!("/channels/{}", honest::name(channel)), &[], "").expect(204);
         head_cursor(addr, &honest::name(channel))
     });
     let world = World {
-        addr,
+        plain: addr,
+        tls: server.tls_addrs()[0],
         admin: addr_of(server),
         stop: AtomicBool::new(false),
         starts: starts.collect(),
@@ -139,7 +159,8 @@ fn chaos(server: &Server, seed: u64, time: Duration) -> u64 {
         let mut threads = Vec::new();
         for channel in 0..CHANNELS {
             for transport in Transport::ALL {
-                threads.push(scope.spawn(move || honest::read(world, channel, transport)));
+                let rng = Rng::new(seed, 50 + (channel * Transport::ALL.len() + transport as usize) as u64);
+                threads.push(scope.spawn(move || honest::read(world, channel, transport, rng)));
             }
         }
         for channel in 0..CHANNELS {
@@ -151,7 +172,7 @@ fn chaos(server: &Server, seed: u64, time: Duration) -> u64 {
             threads.push(scope.spawn(move || liar::lie(world, Rng::new(seed, 100 + liar as u64))));
         }
         let pid = server.pid();
-        threads.push(scope.spawn(move || hang_up(world, pid, Rng::new(seed, 99))));
+        threads.push(scope.spawn(move || hang_up(world, pid, identities, dir, Rng::new(seed, 99))));
         threads.push(scope.spawn(move || take_back(world, Rng::new(seed, 98))));
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             let end = Instant::now() + time;
@@ -172,13 +193,27 @@ fn chaos(server: &Server, seed: u64, time: Duration) -> u64 {
     world.panics.load(Ordering::SeqCst)
 }
 
-/// Has the configuration loaded anew, now and then.
-fn hang_up(world: &World, pid: u32, mut rng: Rng) {
+/// Has the configuration loaded anew, now and then, with another certificate; or half of it, when the server still reads what
+/// was there before.
+fn hang_up(world: &World, pid: u32, identities: &[Identity; 2], dir: &Path, mut rng: Rng) {
     while world.goes_on() {
+        rng.pick(identities).write(dir, "own");
         let done = std::process::Command::new("kill").args(["-HUP", &pid.to_string()]).status();
         assert!(done.expect("kill runs").success(), "the server is gone");
         std::thread::sleep(Duration::from_millis(rng.within(50..=400) as u64));
     }
+}
+
+/// From now on, this certificate is shown.
+fn renew(server: &mut Server, tls: SocketAddr, identity: &Identity, dir: &Path) {
+    identity.write(dir, "own");
+    server.signal(libc::SIGHUP);
+    let config = Arc::new(client(&[identity], rustls::DEFAULT_VERSIONS));
+    until("the certificate that was there last", || {
+        let mut stream = TcpStream::connect(tls).ok()?;
+        stream.set_read_timeout(Some(DEADLINE)).ok()?;
+        ClientTls::new(Arc::clone(&config), "localhost").conn.complete_io(&mut stream).ok().map(drop)
+    });
 }
 
 /// Takes the tokens of liars back, now and then.
@@ -216,10 +251,11 @@ fn forget(server: &Server) {
 const LEFT: [&str; 4] =
     ["pushline_connections", "pushline_readers", "pushline_feed_bytes", "pushline_owed_bytes"];
 
-/// Waits until memory is small enough: feeds are kept for some seconds for readers that come back.
-fn until_small(server: &Server, bytes: usize) -> usize {
-    let end = Instant::now() + Duration::from_secs(15);
+/// Waits until memory is small enough, at most so long: feeds are kept for some seconds for readers that come back.
+fn until_small(server: &Server, bytes: usize, patience: Duration) -> usize {
+    let end = Instant::now() + patience;
     loop {
+        get(server.addr(), "/$debug/give-back").expect(204);
         let now = own_memory(server.pid());
         if now <= bytes || Instant::now() > end {
             return now;

@@ -98,8 +98,9 @@ fn one_that_asks_and_does_not_read_is_not_read_from() {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
                 Err(error) => panic!("{error}"),
             };
-            blocked.send(()).expect("the reader waits");
+            // Of both ends: the reader waits for what comes.
             writer.set_nonblocking(false).expect("a socket");
+            blocked.send(()).expect("the reader waits");
             writer.write_all(&bytes[sent..]).expect("the server reads again");
             return n + 1;
         }
@@ -162,6 +163,43 @@ fn what_is_behind_untaken_answers_is_served_after_them() {
         }
     }
     assert_eq!(Poll::of(&other.get("/channels/numbers")).data(), [json!((CHUNKS - 1).to_string())]);
+}
+
+/// A publish that another worker is asked for is answered when that one says so: not before what was asked for first, whether
+/// that waits to be sent with others, or for room in the socket.
+#[test]
+fn what_is_answered_by_mail_stays_behind_what_was_asked_for_first() {
+    const BURST: usize = 30;
+    let server = Server::start(&["--workers", "2"]);
+    let addr = server.addr();
+    std::thread::scope(|scope| {
+        for client in 0..8 {
+            scope.spawn(move || {
+                // Answers that stay small are sent with those of others, large ones are owed.
+                let channel = format!("read/{client}");
+                publish(addr, &channel, &"x".repeat(if client % 2 == 0 { 10 } else { 12 * 1024 }));
+                let mut conn = Conn::open(addr);
+                common::receive_buffer(conn.stream(), 64 * 1024);
+                let get = common::http::wire(addr, "GET", &format!("/channels/{channel}"), &[], b"");
+                for round in 0..100 {
+                    let mut wire = Vec::new();
+                    for n in 0..BURST {
+                        if n % 3 < 2 {
+                            wire.extend_from_slice(&get);
+                            continue;
+                        }
+                        let target = format!("/channels/written/{}", (round + n) % 5);
+                        wire.extend(common::http::wire(addr, "POST", &target, &[TEXT], b"1"));
+                    }
+                    conn.send_raw(wire);
+                    for n in 0..BURST {
+                        let want = if n % 3 < 2 { 200 } else { 201 };
+                        assert_eq!(conn.read_response().status, want, "client {client}, {round}, {n}");
+                    }
+                }
+            });
+        }
+    });
 }
 
 #[test]

@@ -50,6 +50,7 @@ mod takeover;
 mod tickets;
 mod tidy;
 mod tls;
+mod tls_wire;
 mod trace;
 mod tuning;
 mod unix;

@@ -571,6 +571,16 @@ fn thousands_read_and_leave_nothing_behind() {
     assert!(Stream::open(addr, "/channels/all").item_within(Duration::from_millis(100)).is_none());
 }
 
+/// Of the tests themselves: the next server at that port may speak plainly.
+#[test]
+fn which_ports_speak_tls_is_forgotten_with_their_server() {
+    let server = TlsServer::start(&[]);
+    let addr = server.tls;
+    assert!(ClientTls::of(addr).is_some() && ClientTls::of(server.plain).is_none());
+    drop(server);
+    assert!(ClientTls::of(addr).is_none());
+}
+
 /// Whoever floods with half handshakes does not hold up who is there.
 #[test]
 fn a_storm_of_handshakes_does_not_hold_up_deliveries() {

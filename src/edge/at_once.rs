@@ -62,13 +62,14 @@ pub fn serve(site: &Site, worker: &Rc<Worker>, conn: ConnId, input: &[u8], out: 
         }
     }
     let Batch { answers, publishing, .. } = batch;
+    let more_by_mail = !publishing.is_empty();
     worker.with(|state| {
         if !publishing.is_empty() {
             state.hold_publishing(conn, publishing, input.get(bytes..).unwrap_or_default());
             bytes = input.len();
         }
     });
-    Done { bytes, answers }
+    Done { bytes, answers, more_by_mail }
 }
 
 /// Appends the answer to a publish that the channel's home has answered: of a request that [`serve`] read.

@@ -57,7 +57,8 @@ impl State {
         let Answers { bytes, list, outcomes, sealed } = answers;
         self.stats().sent_bytes.add(Transport::Http as usize, bytes.len() as u64);
         let tick = self.tick();
-        // Whoever may be sent to at once: an answer comes to one that owes nothing, but it may be gone.
+        let mut behind = Vec::new();
+        // Whoever may be sent to at once: it may be gone.
         list.retain_mut(|answer| {
             let Some(entry) = self.conns.get_checked_mut(answer.conn.slot, answer.conn.generation) else {
                 return false;
@@ -74,8 +75,16 @@ impl State {
                 }
                 (answer.start, answer.end, answer.is_sealed) = (start, sealed.len(), true);
             }
+            // A publish was answered by its home while what was answered before it is still owed: that goes first.
+            if entry.flags.blocked || entry.owed.is_some() {
+                behind.push((answer.conn.slot, answer.start..answer.end, answer.is_sealed));
+                return false;
+            }
             true
         });
+        for (slot, range, is_sealed) in behind {
+            self.block(slot, &if is_sealed { &*sealed } else { &*bytes }[range]);
+        }
         for batch in list.chunks(BATCH_MAX) {
             outcomes.clear();
             if let [answer] = batch {

@@ -283,7 +283,8 @@ impl Stream {
 
     /// Sends bytes as they stand on the wire.
     async fn write_wire(&mut self, bytes: &[u8], deadline: Duration) -> Result<(), StreamError> {
-        if let Hold::GivenAway = self.hold {
+        // Behind half of a record, or of an answer, nothing that follows could be read.
+        if self.torn || matches!(self.hold, Hold::GivenAway) {
             return Err(StreamError::Broken);
         }
         let sent = match send_now(self.socket.fd, bytes) {
@@ -293,7 +294,6 @@ impl Stream {
             Outcome::Failed(errno) => return Err(self.broken(&io::Error::from_raw_os_error(errno))),
         };
         let rest = Box::pin(self.write_rest(bytes[sent..].to_vec(), deadline)).await;
-        // Half of a record may be out: nothing that follows could be read.
         self.torn = rest.is_err();
         rest
     }

@@ -87,6 +87,8 @@ pub trait Edge {
 pub struct Done {
     pub bytes: usize,
     pub answers: u32,
+    /// More answers come by mail, to be sent after these.
+    pub more_by_mail: bool,
 }
 
 pub type LocalTask = Pin<Box<dyn Future<Output = ()>>>;

@@ -2,12 +2,12 @@
 //! than that the server lets it connect.
 
 use std::io::Write as _;
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::World;
+use super::{World, breaker};
 use crate::common::http::{Conn, wire};
 use crate::common::receive_buffer;
 use crate::common::rng::Rng;
@@ -27,13 +27,15 @@ pub fn subject(rng: &mut Rng) -> String {
 }
 
 /// One connection of a liar's.
-struct Liar<'r> {
-    conn: Conn,
-    rng: &'r mut Rng,
-    world: &'r World,
+pub struct Liar<'r> {
+    pub conn: Conn,
+    /// Where it came to.
+    pub addr: SocketAddr,
+    pub rng: &'r mut Rng,
+    pub world: &'r World,
 }
 
-type Trick = fn(&mut Liar<'_>);
+pub type Trick = fn(&mut Liar<'_>);
 
 const TRICKS: [Trick; 20] = [
     |liar| liar.says_nothing(),
@@ -60,11 +62,15 @@ const TRICKS: [Trick; 20] = [
 
 pub fn lie(world: &World, mut rng: Rng) {
     while world.goes_on() {
-        let trick = *rng.pick(&TRICKS);
-        let Ok(conn) = Conn::try_open(world.addr) else {
+        let by_tls = rng.once_in(2);
+        let addr = if by_tls { world.tls } else { world.plain };
+        // By TLS the same, inside of it; or TLS itself is lied to.
+        let breaks_tls = by_tls && rng.once_in(3);
+        let trick = *rng.pick(if breaks_tls { &breaker::TRICKS[..] } else { &TRICKS[..] });
+        let Ok(conn) = Conn::try_open(addr) else {
             panic!("the server does not take connections any more");
         };
-        let mut liar = Liar { conn, rng: &mut rng, world };
+        let mut liar = Liar { conn, addr, rng: &mut rng, world };
         trick(&mut liar);
         liar.leave();
     }
@@ -75,6 +81,7 @@ impl Liar<'_> {
     fn leave(mut self) {
         match self.rng.below(4) {
             0 => self.conn.abort(),
+            1 if self.addr == self.world.tls && self.rng.once_in(2) => self.conn.close_notify(),
             1 => {
                 let _ = self.conn.stream().shutdown(Shutdown::Write);
                 self.listen(Duration::from_millis(20));
@@ -87,13 +94,23 @@ impl Liar<'_> {
     }
 
     /// Writes what the socket takes within a moment. False: no more.
-    fn say(&mut self, bytes: &[u8]) -> bool {
-        let _ = self.conn.stream().set_write_timeout(Some(Duration::from_millis(100)));
+    pub fn say(&mut self, bytes: &[u8]) -> bool {
+        self.hurry();
+        self.conn.try_send_raw(bytes).is_ok()
+    }
+
+    /// The same of bytes as they stand on the wire.
+    pub fn put(&mut self, bytes: &[u8]) -> bool {
+        self.hurry();
         self.conn.stream().write_all(bytes).is_ok()
     }
 
+    fn hurry(&self) {
+        let _ = self.conn.stream().set_write_timeout(Some(Duration::from_millis(100)));
+    }
+
     /// Reads, and forgets, for so long or to the end. False: it ended.
-    fn listen(&mut self, time: Duration) -> bool {
+    pub fn listen(&mut self, time: Duration) -> bool {
         let end = Instant::now() + time;
         loop {
             let left = end.saturating_duration_since(Instant::now());
@@ -110,7 +127,7 @@ impl Liar<'_> {
         }
     }
 
-    fn wait(&mut self, ms_max: usize) {
+    pub fn wait(&mut self, ms_max: usize) {
         std::thread::sleep(Duration::from_millis(self.rng.within(0..=ms_max) as u64));
     }
 
@@ -119,8 +136,8 @@ impl Liar<'_> {
     }
 
     /// A request that is right.
-    fn request(&mut self) -> Vec<u8> {
-        let (addr, target) = (self.world.addr, self.target());
+    pub fn request(&mut self) -> Vec<u8> {
+        let (addr, target) = (self.addr, self.target());
         match self.rng.below(6) {
             0 => wire(addr, "GET", &target, &[], b""),
             1 => wire(addr, "GET", &format!("{target}?limit=0"), &[("If-None-Match", "\"x\"")], b""),
@@ -140,7 +157,7 @@ impl Liar<'_> {
     /// Becomes a WebSocket. False: it was not let.
     fn upgrade(&mut self, v1: bool) -> bool {
         let headers: &[(&str, &str)] = if v1 { &[("Sec-WebSocket-Protocol", ws::V1_NAME)] } else { &[] };
-        let request = ws::request(self.world.addr, &self.target(), headers);
+        let request = ws::request(self.addr, &self.target(), headers);
         self.say(&request) && self.listen(Duration::from_millis(30))
     }
 
@@ -173,7 +190,7 @@ impl Liar<'_> {
     }
 
     fn greets_by_tls(&mut self) {
-        self.say(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03");
+        self.put(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03");
         self.listen(Duration::from_millis(50));
     }
 
@@ -187,13 +204,13 @@ impl Liar<'_> {
             "Content-Length: 99999999999999999999",
         ];
         let pair = *self.rng.pick(&pairs);
-        let host = self.world.addr;
+        let host = self.addr;
         self.say(format!("POST /channels/liar/0 HTTP/1.1\r\nHost: {host}\r\n{pair}\r\n\r\nabc").as_bytes());
         self.listen(Duration::from_millis(50));
     }
 
     fn promises_a_body(&mut self) {
-        let host = self.world.addr;
+        let host = self.addr;
         let head = format!("POST /channels/liar/1 HTTP/1.1\r\nHost: {host}\r\nContent-Length: 16000\r\n\r\n");
         self.say(head.as_bytes());
         let part = vec![b'z'; self.rng.below(16_000)];
@@ -215,7 +232,7 @@ impl Liar<'_> {
             let target = self.target();
             let body = "w".repeat(self.rng.by_scale(13));
             let request =
-                wire(self.world.addr, "POST", &target, &[("Content-Type", "text/plain")], body.as_bytes());
+                wire(self.addr, "POST", &target, &[("Content-Type", "text/plain")], body.as_bytes());
             self.say(&request);
         }
     }
@@ -223,7 +240,7 @@ impl Liar<'_> {
     fn stops_reading_a_stream(&mut self) {
         receive_buffer(self.conn.stream(), 4 * 1024);
         let target = format!("{}?history=1000", self.target());
-        let request = wire(self.world.addr, "GET", &target, &[("Accept", "text/event-stream")], b"");
+        let request = wire(self.addr, "GET", &target, &[("Accept", "text/event-stream")], b"");
         self.say(&request);
         self.wait(2_500);
         if self.rng.once_in(2) {
@@ -254,7 +271,7 @@ impl Liar<'_> {
     fn reads_by_the_byte(&mut self) {
         receive_buffer(self.conn.stream(), 4 * 1024);
         let target = format!("{}?history=1000", self.target());
-        let request = wire(self.world.addr, "GET", &target, &[("Accept", "text/event-stream")], b"");
+        let request = wire(self.addr, "GET", &target, &[("Accept", "text/event-stream")], b"");
         self.say(&request);
         self.conn.set_timeout(Duration::from_millis(20));
         let mut byte = [0];
@@ -329,10 +346,10 @@ impl Liar<'_> {
         let target = self.target();
         if self.rng.once_in(2) {
             let headers = [("Accept", "text/event-stream"), ("Authorization", &*token::bearer(&token))];
-            let request = wire(self.world.addr, "GET", &target, &headers, b"");
+            let request = wire(self.addr, "GET", &target, &headers, b"");
             self.say(&request);
         } else {
-            let request = ws::request(self.world.addr, &format!("{target}?token={token}"), &[]);
+            let request = ws::request(self.addr, &format!("{target}?token={token}"), &[]);
             self.say(&request);
         }
         for _ in 0..self.rng.within(1..=30) {
@@ -353,9 +370,9 @@ impl Liar<'_> {
         let token = self.rng.pick(&tokens).clone();
         let request = if self.rng.once_in(2) {
             let bearer = token::bearer(&token);
-            wire(self.world.addr, "GET", &self.target(), &[("Authorization", &bearer)], b"")
+            wire(self.addr, "GET", &self.target(), &[("Authorization", &bearer)], b"")
         } else {
-            ws::request(self.world.addr, &format!("{}?token={token}", self.target()), &[])
+            ws::request(self.addr, &format!("{}?token={token}", self.target()), &[])
         };
         self.say(&request);
         self.listen(Duration::from_millis(50));
@@ -363,7 +380,7 @@ impl Liar<'_> {
 
     fn hoards_tickets(&mut self) {
         let bearer = token::bearer(&token::of(&subject(self.rng)).sign());
-        let request = wire(self.world.addr, "POST", "/tickets", &[("Authorization", &bearer)], b"");
+        let request = wire(self.addr, "POST", "/tickets", &[("Authorization", &bearer)], b"");
         for _ in 0..self.rng.within(1..=100) {
             if !self.say(&request) {
                 return;
@@ -375,7 +392,7 @@ impl Liar<'_> {
     fn asks_for_a_panic(&mut self) {
         self.world.panics.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
         if self.rng.once_in(2) {
-            let request = wire(self.world.addr, "GET", "/$debug/panic", &[], b"");
+            let request = wire(self.addr, "GET", "/$debug/panic", &[], b"");
             self.say(&request);
         } else if self.upgrade(false) {
             self.say(&masked(true, ws::TEXT, b"$debug/panic"));

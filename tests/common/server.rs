@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use super::tls::{Files, Identity, client, speaks_tls};
+use super::tls::{Files, Identity, client, speaks_no_more, speaks_tls};
 use super::{DEADLINE, until};
 
 /// A running server. Killed when dropped, by the thread's end too: keep it in the thread that started it.
@@ -112,12 +112,12 @@ impl Server {
         Refusal { code: status.code(), stderr: log.all().join("\n") }
     }
 
-    /// The first address it listens on.
     /// Panics of connections are what the test asks for.
     pub fn expect_panics(&mut self) {
         self.panics_expected = true;
     }
 
+    /// The first address it listens on.
     pub fn addr(&self) -> SocketAddr {
         self.addrs[0]
     }
@@ -189,6 +189,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        speaks_no_more(&self.tls_addrs);
         let ended = self.child.try_wait().ok().flatten();
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -243,6 +244,8 @@ fn binary(dir: &Path, before: &[&str]) -> Command {
             command.env_remove(name);
         }
     }
+    // The symbols of a backtrace take 64 MiB, for good: memory is measured in tests that ask for panics.
+    command.env_remove("RUST_BACKTRACE");
     // SAFETY: between fork and exec only an async-signal-safe system call is made.
     unsafe {
         command.pre_exec(|| {
@@ -384,7 +387,7 @@ pub fn settled(server: &Server, baseline: usize) {
     let what = format!("descriptors back to {baseline} and nothing in CLOSE_WAIT");
     until(&what, || {
         (descriptors(server.pid()) <= baseline
-            && server.addrs().iter().all(|addr| close_waits(addr.port()) == 0))
+            && server.addrs().iter().chain(server.tls_addrs()).all(|addr| close_waits(addr.port()) == 0))
         .then_some(())
     });
 }

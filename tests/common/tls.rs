@@ -59,7 +59,7 @@ pub struct TlsServer {
     pub plain: SocketAddr,
     pub tls: SocketAddr,
     /// The certificate's files are here.
-    _dir: Files,
+    pub dir: Files,
 }
 
 impl TlsServer {
@@ -77,18 +77,24 @@ impl TlsServer {
         let server = Server::start(&all);
         let (plain, tls) = (server.addrs()[0], server.tls_addrs()[0]);
         speaks_tls(tls, client(&[&identity], rustls::DEFAULT_VERSIONS));
-        Self { server, identity, plain, tls, _dir: dir }
+        Self { server, identity, plain, tls, dir }
     }
 
     /// Where its certificate's files are.
     pub fn dir(&self) -> &Path {
-        &self._dir.0
+        &self.dir.0
     }
 }
 
 /// From now on every client here speaks TLS with the address.
 pub fn speaks_tls(addr: SocketAddr, config: ClientConfig) {
     CONFIGS.lock().expect("no panic under the lock").insert(addr, Arc::new(config));
+}
+
+/// A server is about to end: the ports may be another's next, that speaks plainly.
+pub fn speaks_no_more(addrs: &[SocketAddr]) {
+    let mut configs = CONFIGS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    configs.retain(|addr, _| !addrs.contains(addr));
 }
 
 /// A directory of its own, removed when dropped.
@@ -146,7 +152,7 @@ impl ClientTls {
             self.conn.writer().write_all(part)?;
             self.flush(stream)?;
         }
-        Ok(())
+        self.flush(stream)
     }
 
     fn flush(&mut self, stream: &mut TcpStream) -> io::Result<()> {
