@@ -11,8 +11,8 @@
 //! (its time) -> `runtime::close` (why it ended). By TLS it begins with `runtime::handshakes`, and its bytes go through
 //! `runtime::tls` on their way in and out.
 //!
-//! Absent by design: a task, timer or buffer for a connection that waits; mutable state that workers share; a queue for
-//! each reader; persistence.
+//! Absent by design: a task, timer or buffer for a connection that waits; state of channels or connections that workers
+//! share; a queue for each reader; persistence.
 
 pub mod proto {
     pub mod http {

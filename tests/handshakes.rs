@@ -55,13 +55,6 @@ fn shake(addr: SocketAddr, config: ClientConfig) {
     let _ = stream.read_to_end(&mut Vec::new());
 }
 
-fn hello(server: &TlsServer) -> Vec<u8> {
-    let config = Arc::new(client(&[&server.identity], rustls::DEFAULT_VERSIONS));
-    let mut hello = Vec::new();
-    ClientTls::new(config, "localhost").conn.write_tls(&mut hello).expect("a vector");
-    hello
-}
-
 #[test]
 fn those_that_end_well() {
     let (server, admin) = start(&["--workers", "2"]);
@@ -83,7 +76,7 @@ fn those_that_end_well() {
 #[test]
 fn those_that_fail_and_why() {
     let (server, admin) = start(&["--workers", "1", "--set", "timeouts.head_seconds=0.5"]);
-    let hello = hello(&server);
+    let hello = server.hello();
     let says = |bytes: &[u8]| {
         let mut stream = connect(server.tls);
         stream.write_all(bytes).expect("the server reads");
@@ -132,8 +125,12 @@ fn those_that_the_server_ends() {
     let (mut server, admin) = start(&["--workers", "1", "--set", "drain.window_seconds=3"]);
     let mut reader = common::sse::Stream::open(server.plain, "/channels/a");
     let mut begun = connect(server.tls);
-    begun.write_all(&hello(&server)[..20]).expect("the server reads");
+    begun.write_all(&server.hello()[..20]).expect("the server reads");
     until("it has begun", || (counts(admin).begun == 1.0).then_some(()));
+    // A request that has begun is waited for: the server is there to be asked.
+    let mut half = connect(server.plain);
+    let head = format!("POST /channels/a HTTP/1.1\r\nHost: {}\r\nContent-Length: 9\r\n\r\nha", server.plain);
+    half.write_all(head.as_bytes()).expect("the server reads");
     server.server.signal(libc::SIGTERM);
     let _ = begun.read_to_end(&mut Vec::new());
     until("it is counted", || (failed(admin, "server") == 1.0).then_some(()));
@@ -144,7 +141,7 @@ fn those_that_the_server_ends() {
 #[test]
 fn those_that_wait() {
     let (server, admin) = start(&["--workers", "1"]);
-    let hello = hello(&server);
+    let hello = server.hello();
     let most = until("some wait", || {
         let streams: Vec<TcpStream> = (0..200).map(|_| connect(server.tls)).collect();
         for mut stream in &streams {

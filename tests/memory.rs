@@ -14,6 +14,7 @@ use common::crowd::{Crowd, Heard, own_memory};
 use common::http::{AT_ONCE, Conn, get, head_cursor, poll, publish, wire};
 use common::server::{Server, field};
 use common::sse::{Item, Stream};
+use common::tls::TlsServer;
 use common::ws::{Socket, TEXT, V1, V1_NAME, masked, request};
 use common::{receive_buffer, until};
 
@@ -318,4 +319,38 @@ fn newcomers_are_told_as_their_transport_says_and_health_is_answered() {
     kept.send("GET", "/channels/live", &[("Accept", "text/event-stream")], "");
     let mut refused = Stream::of(kept);
     assert_eq!(refused.event().named("$close").json()["reason"], "full");
+}
+
+/// Handshakes that are begun and go no further, and sessions on which nothing is asked.
+#[test]
+fn tls_is_part_of_it() {
+    const BUDGET: usize = 24 * MIB;
+    let budget = format!("limits.memory_bytes={BUDGET}");
+    let server = TlsServer::start(&["--workers", "2", "--set", &budget]);
+    let addr = server.plain;
+    let mut kept = Conn::open(addr);
+    kept.get("/healthz").expect(200);
+    let mut stream = Stream::open(addr, "/channels/quiet");
+    let peak = Peak::watch(server.server.pid());
+    let hello = server.hello();
+    let mut begun = Vec::new();
+    let ((), waited) = bystander(addr, || {
+        for n in 0..9_000 {
+            let Ok(socket) = TcpStream::connect(server.tls) else { continue };
+            // Closed as it comes, once all is taken.
+            let _ = (&socket).write_all(&hello);
+            begun.push(socket);
+            if n % 250 == 0 && pressures(&server.server).iter().any(|pressure| pressure == "spent") {
+                break;
+            }
+        }
+    });
+    assert!(waited < AT_ONCE, "{waited:?}");
+    server.server.wait_log(|line| field(line, "pressure").as_deref() == Some("full"));
+    let (most, _) = peak.end();
+    assert!(most <= BUDGET + SLACK, "{} KiB", most / KIB);
+    kept.request("DELETE", "/channels/quiet", &[], "").expect(204);
+    stream.event().named("$gap");
+    drop(begun);
+    recovers(addr);
 }

@@ -198,7 +198,9 @@ impl Server {
             .recv_timeout(START_PATIENCE)
             .map_err(|_| anyhow!("{} did not say that it serves", process.command))?;
         let address = *addresses.first().context("it listens nowhere")?;
-        let tls_address = addresses.get(1).copied().filter(|_| subject.is_tls());
+        // Without it, its readers would come plainly, and nobody would notice.
+        let tls_address =
+            subject.is_tls().then(|| addresses.get(1).copied().context("it speaks no TLS")).transpose()?;
         Ok(Self { process, subject, address, tls_address })
     }
 
@@ -336,7 +338,8 @@ fn free_port() -> Result<u16> {
     Ok(net::local_port(&reserved)?)
 }
 
-/// The addresses in a `{"message":"serving","listen":…}` line; tracing may put the fields into `fields`.
+/// The addresses in a `{"message":"serving","listen":…}` line, those that speak TLS last (`tls:…`); tracing may put the fields
+/// into `fields`.
 fn listen_addresses(line: &str) -> Option<Vec<SocketAddrV4>> {
     let line: Value = serde_json::from_str(line).ok()?;
     let fields = line.get("fields").unwrap_or(&line);
@@ -346,6 +349,7 @@ fn listen_addresses(line: &str) -> Option<Vec<SocketAddrV4>> {
     let listen = fields.get("listen")?;
     let text = listen.as_str().or_else(|| listen.get(0)?.as_str())?;
     let parts = text.split([',', ' ']).map(|part| part.trim_matches(['[', ']', '"', '(', ')']));
+    let parts = parts.map(|part| part.strip_prefix("tls:").unwrap_or(part));
     Some(parts.filter_map(|part| part.parse().ok()).collect())
 }
 

@@ -11,7 +11,7 @@ use foldhash::fast::RandomState;
 use super::channel::Name;
 use super::history::Rest;
 
-/// Of each kind, on one worker: 6 MiB. Readers of those that went before are told a gap when they come back, though they
+/// Of each kind, on one worker: some 8 MiB. Readers of those that went before are told a gap when they come back, though they
 /// may have missed nothing.
 pub const RESTS_MAX: usize = 65_536;
 

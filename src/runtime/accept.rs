@@ -143,9 +143,8 @@ impl Worker {
                 }
             }
         }
-        if accepts_max == ACCEPTS_MAX {
-            self.with(State::see_crowd);
-        }
+        // Whoever is left in a queue that others take from too waits for them as well.
+        self.with(State::see_crowd);
         accepts_max
     }
 

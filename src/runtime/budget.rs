@@ -124,10 +124,11 @@ impl State {
     /// Counts what a held connection has beside its entry. False: it has more than the node has memory for.
     pub fn weigh_conn(&mut self, slot: u32) -> bool {
         let Some(entry) = self.conns.get_mut(slot) else { return true };
-        let bytes = entry.boxed_bytes();
+        let boxed = entry.boxed_bytes();
+        let bytes = boxed + entry.session_bytes();
         let before = std::mem::replace(&mut entry.counted_bytes, bytes as u32) as usize;
         self.ledger.conns = self.ledger.conns + bytes - before;
-        bytes <= SMALL_BYTES || bytes <= before || self.fits()
+        boxed <= SMALL_BYTES || bytes <= before || self.fits()
     }
 
     /// A held connection is gone.
@@ -405,7 +406,7 @@ impl State {
 
     /// What the node gets back when a connection ends: what it holds, and its part of the framed bytes that wait for it.
     fn weight(&self, entry: &Entry) -> usize {
-        let mut bytes = entry.counted_bytes as usize;
+        let mut bytes = (entry.counted_bytes as usize).saturating_sub(entry.session_bytes());
         if entry.flags.blocked {
             for sub in entry.subs.as_slice() {
                 let lane = self.feeds.get(sub.feed).and_then(|feed| feed.lanes.get(usize::from(sub.lane)));

@@ -11,7 +11,7 @@ use super::noted::Noted;
 use super::peer::Peer;
 use super::publishing::Publishing;
 use super::share::Share;
-use super::tls::Tls;
+use super::tls::{SESSION_BYTES, Tls};
 
 /// A connection's slot and its generation: names it, and no later one in the same slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -256,7 +256,12 @@ impl Entry {
         if self.sent_messages == 0 { self.heard_tick.saturating_add(ticks) } else { 0 }
     }
 
-    /// Memory that it holds beside itself.
+    /// What its TLS session takes, whatever happens on it.
+    pub fn session_bytes(&self) -> usize {
+        if self.tls.is_some() { SESSION_BYTES } else { 0 }
+    }
+
+    /// Memory that it holds beside itself and its TLS session.
     pub fn boxed_bytes(&self) -> usize {
         let kind = match &self.kind {
             Kind::Idle | Kind::Handshake | Kind::Sse | Kind::Ending { .. } => 0,
@@ -268,7 +273,8 @@ impl Entry {
             Subs::None | Subs::One(_) => 0,
             Subs::Many(subs) => size_of::<Vec<Sub>>() + subs.capacity() * size_of::<Sub>(),
         };
-        kind + subs + self.owed.as_ref().map_or(0, |owed| owed.kept_bytes())
+        let partial = self.tls.as_ref().map_or(0, |tls| tls.kept_bytes());
+        kind + subs + partial + self.owed.as_ref().map_or(0, |owed| owed.kept_bytes())
     }
 }
 

@@ -109,6 +109,12 @@ impl State {
         if let Some(entry) = self.conn_mut(conn) {
             entry.tls = Some(tls);
         }
+        if !self.weigh_conn(conn.slot) {
+            // Its part of a long message is more than there is room for.
+            plain.clear();
+            self.opened = plain;
+            return self.let_go(conn.slot);
+        }
         if !out.is_empty() {
             self.put_wire(conn.slot, &out);
         }

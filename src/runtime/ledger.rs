@@ -1,7 +1,7 @@
 //! Accounts of clients by key, shared by all workers: what each holds just now, and how far each of its token buckets is
 //! used. In shards, each with a lock.
 //! Owns forgetting: an account that holds nothing and whose buckets are full again is not kept, and of those that only
-//! have their buckets at most [`LOOSE_MAX`] are, however many keys come. Never decides: limits are `quotas`'.
+//! have their buckets at most twice [`LOOSE_MAX`] are, however many keys come. Never decides: limits are `quotas`'.
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
@@ -16,7 +16,7 @@ use governor::state::StateStore;
 /// Token buckets of one account.
 pub const BUCKETS: usize = 3;
 const SHARDS: usize = 64;
-/// Accounts that hold nothing, over all shards: some 6 MB. Beyond it they are forgotten, and their buckets full again:
+/// Accounts that hold nothing, over all shards: some 6 MB, and twice that between two sweeps. Beyond it they are forgotten, and their buckets full again:
 /// whoever comes with so many addresses at once has as many times the quota anyway.
 const LOOSE_MAX: usize = 64 * 1024;
 /// Accounts of a shard before it is first looked through for what may be forgotten.

@@ -195,8 +195,12 @@ impl Memory {
         let going = sums.history.saturating_sub(self.history_max(sums)).min(self.bytes_max / 8);
         let mut now = Pressure::next(before, sums.total().saturating_sub(going), self.bytes_max);
         // Whatever is counted: beyond this the machine would have to say no.
-        if self.resident_bytes() >= self.bytes_max / 16 * 17 {
+        let resident = self.resident_bytes();
+        if resident >= self.bytes_max / 16 * 17 {
             now = now.max(Pressure::Full);
+        }
+        if resident >= self.bytes_max / 16 * 18 {
+            now = Pressure::Spent;
         }
         if now != before {
             self.pressure.store(now as u8, Ordering::Relaxed);
@@ -353,6 +357,10 @@ mod tests {
         assert_eq!(memory.judge(&memory.sums()), (Pressure::Calm, Pressure::Calm));
         memory.correct(34 * MIB);
         assert_eq!(memory.judge(&memory.sums()), (Pressure::Calm, Pressure::Full));
+        memory.correct(36 * MIB);
+        assert_eq!(memory.judge(&memory.sums()), (Pressure::Full, Pressure::Spent));
+        memory.correct(34 * MIB);
+        assert_eq!(memory.judge(&memory.sums()), (Pressure::Spent, Pressure::Full));
         memory.correct(20 * MIB);
         assert_eq!(memory.judge(&memory.sums()), (Pressure::Full, Pressure::Calm));
     }

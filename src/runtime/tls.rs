@@ -22,6 +22,9 @@ const RECORD_OVERHEAD_BYTES: usize = 5 + 8 + 1 + 16;
 /// An alert in a record.
 const CLOSE_BYTES: usize = 2 + RECORD_OVERHEAD_BYTES;
 
+/// What a connection's keys and state take once its handshake is done (`bench/run tls`).
+pub const SESSION_BYTES: usize = 2_048;
+
 /// One connection's TLS.
 pub struct Tls {
     conn: UnbufferedServerConnection,
@@ -65,6 +68,11 @@ impl Tls {
     pub fn new(config: Arc<ServerConfig>) -> Result<Self, TlsError> {
         let conn = UnbufferedServerConnection::new(config)?;
         Ok(Self { conn, partial: Vec::new(), state: Progress::Handshaking })
+    }
+
+    /// Memory beside [`SESSION_BYTES`].
+    pub fn kept_bytes(&self) -> usize {
+        self.partial.capacity()
     }
 
     /// How much is kept of what has come: it is to stand before what is read next.

@@ -80,6 +80,14 @@ impl TlsServer {
         Self { server, identity, plain, tls, dir }
     }
 
+    /// What a client says first.
+    pub fn hello(&self) -> Vec<u8> {
+        let config = Arc::new(client(&[&self.identity], rustls::DEFAULT_VERSIONS));
+        let mut hello = Vec::new();
+        ClientTls::new(config, "localhost").conn.write_tls(&mut hello).expect("a vector");
+        hello
+    }
+
     /// Where its certificate's files are.
     pub fn dir(&self) -> &Path {
         &self.dir.0

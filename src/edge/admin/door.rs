@@ -359,7 +359,9 @@ mod tests {
         let folder = Folder::new("file");
         let path = folder.0.join("admin.sock");
         let address = AdminAddress::Unix(path.clone());
-        let first = Listening::new(&address, false).unwrap_or_else(|error| panic!("{error}"));
+        let mut first = Listening::new(&address, false).unwrap_or_else(|error| panic!("{error}"));
+        assert!(!path.exists(), "nobody comes before it begins");
+        first.begin().expect("its place");
         let mode = fs::metadata(&path).expect("a socket").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert!(is_served(&path));
@@ -367,9 +369,14 @@ mod tests {
 
         assert!(matches!(Listening::new(&address, false), Err(ServeError::AdminTaken(_))));
         // A successor takes its place, and keeps it when the first ends.
-        let second = Listening::new(&address, true).unwrap_or_else(|error| panic!("{error}"));
+        let mut second = Listening::new(&address, true).unwrap_or_else(|error| panic!("{error}"));
+        second.begin().expect("its place");
         drop(first);
         assert!(is_served(&path));
+        // One that never begins takes nothing.
+        drop(Listening::new(&address, true).unwrap_or_else(|error| panic!("{error}")));
+        assert!(is_served(&path));
+        assert_eq!(fs::read_dir(&folder.0).expect("a directory").count(), 1, "nothing else is left there");
         drop(second);
         assert!(!path.exists());
     }
@@ -381,6 +388,8 @@ mod tests {
         drop(StdUnixListener::bind(&path).expect("a socket"));
         assert!(path.exists() && !is_served(&path));
         let listening = Listening::new(&AdminAddress::Unix(path.clone()), false);
+        let mut listening = listening.unwrap_or_else(|error| panic!("{error}"));
+        listening.begin().expect("its place");
         assert!(is_served(&path));
         drop(listening);
 
@@ -394,7 +403,8 @@ mod tests {
     #[test]
     fn a_taken_port_is_told() {
         let address = AdminAddress::Tcp("127.0.0.1:0".parse().expect("an address"));
-        let first = Listening::new(&address, false).unwrap_or_else(|error| panic!("{error}"));
+        let mut first = Listening::new(&address, false).unwrap_or_else(|error| panic!("{error}"));
+        first.begin().expect("it listens");
         let taken = AdminAddress::Tcp(first.to_string().parse().expect("an address"));
         assert!(matches!(Listening::new(&taken, false), Err(ServeError::AdminTaken(_))));
         assert!(Listening::new(&taken, true).is_ok(), "a predecessor's is shared until it is told");
