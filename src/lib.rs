@@ -77,8 +77,10 @@ pub mod runtime {
     pub mod clock;
     pub mod close;
     pub mod conns;
+    pub mod ending;
     pub mod entry;
     pub mod fanout;
+    pub mod feeds;
     pub mod files;
     pub mod framing;
     pub mod handshakes;
@@ -94,11 +96,13 @@ pub mod runtime {
     pub mod mail;
     pub mod mailbox;
     pub mod memory;
+    pub mod node;
     pub mod noted;
     pub mod notify;
     pub mod peer;
     pub mod phase;
     pub mod poll;
+    pub mod post;
     pub mod probe;
     pub mod publishing;
     pub mod pulse;
@@ -109,10 +113,12 @@ pub mod runtime {
     pub mod server;
     pub mod settings;
     pub mod share;
+    mod single;
     pub mod slots;
     pub mod state;
     pub mod stats;
     pub mod stream;
+    mod subs;
     pub mod sweep;
     pub mod takeover;
     pub mod tcp;

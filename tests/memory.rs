@@ -324,7 +324,7 @@ fn newcomers_are_told_as_their_transport_says_and_health_is_answered() {
 /// Handshakes that are begun and go no further, and sessions on which nothing is asked.
 #[test]
 fn tls_is_part_of_it() {
-    const BUDGET: usize = 24 * MIB;
+    const BUDGET: usize = 16 * MIB;
     let budget = format!("limits.memory_bytes={BUDGET}");
     let server = TlsServer::start(&["--workers", "2", "--set", &budget]);
     let addr = server.plain;

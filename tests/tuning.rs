@@ -26,7 +26,9 @@ const SYSCTLS: &[(&str, &str)] = &[
 
 impl Machine {
     fn new(name: &str) -> Self {
-        let machine = Self(PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("tuning-{name}")));
+        let machine = Self(
+            PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("tuning-{name}-{}", std::process::id())),
+        );
         let _ = fs::remove_dir_all(&machine.0);
         for (path, value) in SYSCTLS {
             machine.write(&format!("proc/sys/{path}"), &format!("{value}\n"));

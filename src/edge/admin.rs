@@ -27,10 +27,10 @@ use std::thread::JoinHandle;
 use axum::{Router, middleware};
 
 use crate::edge::revoked::Revocations;
+use crate::runtime::node::Node;
 use crate::runtime::report::Report;
 use crate::runtime::server::ServeError;
 use crate::runtime::settings::Settings;
-use crate::runtime::state::Node;
 
 use self::desk::Desk;
 use self::door::Listening;

@@ -5,8 +5,9 @@ use std::rc::Rc;
 use crate::domain::channel::Name;
 use crate::domain::feed::Link;
 use crate::domain::history::{From, Page, PageMax};
+use crate::runtime::feeds::{LEASE_MS, Place};
 use crate::runtime::mail::{Answer, Ask};
-use crate::runtime::state::{LEASE_MS, Overloaded, Place};
+use crate::runtime::post::Overloaded;
 use crate::runtime::worker::Worker;
 
 /// How often a feed that is dropped at just the wrong moment is asked for again.

@@ -17,8 +17,8 @@ use rustls::{InconsistentKeys, ServerConfig};
 
 use crate::proto::http::date::format_imf_date;
 use crate::proto::x509;
+use crate::runtime::node::Node;
 use crate::runtime::settings::{CertificateFiles, TlsListeners};
-use crate::runtime::state::Node;
 use crate::runtime::tls_keys;
 
 /// The one protocol that is spoken here (RFC 7301). Who offers others, and not this one, is refused.

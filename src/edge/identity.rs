@@ -3,7 +3,8 @@
 use crate::domain::home::WorkerIndex;
 use crate::runtime::entry::ConnId;
 use crate::runtime::identity::{id_of, read_id};
-use crate::runtime::state::{Node, State};
+use crate::runtime::node::Node;
+use crate::runtime::state::State;
 
 pub fn connection_id(state: &State, conn: ConnId) -> String {
     id_of(&state.node.secret, state.index, conn)

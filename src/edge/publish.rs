@@ -330,7 +330,7 @@ fn may_publish(worker: &Rc<Worker>) -> Result<(), Refused> {
     })
 }
 
-fn told(answer: Result<Told, crate::runtime::state::Overloaded>) -> Result<Published, Refused> {
+fn told(answer: Result<Told, crate::runtime::post::Overloaded>) -> Result<Published, Refused> {
     match answer {
         Ok(Told::Published(Ok(published))) => Ok(published),
         Ok(Told::Published(Err(refusal))) => Err(Refused::Key(refusal)),

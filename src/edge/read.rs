@@ -21,10 +21,12 @@ use crate::proto::http::target::{Query, Target};
 use crate::runtime::clock::TICK_MS;
 use crate::runtime::close::Transport;
 use crate::runtime::entry::{ConnId, HeldPoll, Kind};
+use crate::runtime::feeds::Place;
 use crate::runtime::peer::Peer;
 use crate::runtime::poll::{cursor_of, next_of, write_body};
+use crate::runtime::post::Overloaded;
 use crate::runtime::quotas::Limited;
-use crate::runtime::state::{Overloaded, Place, Socket, State};
+use crate::runtime::state::{Socket, State};
 use crate::runtime::stats::Refusal;
 use crate::runtime::worker::Worker;
 

@@ -15,7 +15,7 @@ use foldhash::fast::RandomState;
 use crate::domain::auth::{Bearer, Proof};
 use crate::domain::channel::{Name, NameError, Pattern};
 use crate::runtime::clock::Clock;
-use crate::runtime::state::Node;
+use crate::runtime::node::Node;
 
 use self::walk::Walk;
 pub use self::walk::{Taken, take};

@@ -9,8 +9,9 @@ use crate::domain::home::{PublishRefusal, Published};
 use crate::runtime::admission::Turned;
 use crate::runtime::entry::{ConnId, HeldPoll};
 use crate::runtime::holder::Last;
+use crate::runtime::node::Node;
 use crate::runtime::settings::Settings;
-use crate::runtime::state::{Frame, Node, Socket};
+use crate::runtime::state::{Frame, Socket};
 use crate::runtime::stream::Stream;
 use crate::runtime::worker::{Done, Edge, LocalTask, Worker};
 

@@ -15,9 +15,9 @@ use crate::edge::log;
 use crate::edge::machine::Machine;
 use crate::edge::site::Site;
 use crate::runtime::activation::{self, Passed};
+use crate::runtime::node::Node;
 use crate::runtime::server::{self, Ended, ServeError};
 use crate::runtime::settings::{Endpoint, Settings};
-use crate::runtime::state::Node;
 
 /// Serves until told to stop.
 ///

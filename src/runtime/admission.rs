@@ -31,24 +31,30 @@ impl State {
     /// Why the first request of a connection is turned away, if it is: for want of memory, or because it has waited for so long,
     /// in the kernel and here, that others had better be served in time. The client's own slowness does not count: the
     /// time runs from the last byte that came.
-    pub fn turns_away(&self, fd: i32) -> Option<Refusal> {
+    pub fn turns_away(&mut self, fd: i32) -> Option<Refusal> {
         if self.is_full() {
             return Some(Refusal::Memory);
         }
         self.is_late(fd).then_some(Refusal::Admission)
     }
 
-    fn is_late(&self, fd: i32) -> bool {
+    fn is_late(&mut self, fd: i32) -> bool {
         if self.tick() >= self.crowd_until_tick {
             return false;
         }
         let max = self.node.settings.timeouts.admission;
-        io::since_input(fd).is_some_and(|waited| waited > max)
+        let is_late = io::since_input(fd).is_some_and(|waited| waited > max);
+        if is_late {
+            // The crowd is not through yet.
+            self.see_crowd();
+        }
+        is_late
     }
 
     /// As [`turns_away`](Self::turns_away), of a held connection between requests.
-    pub fn turns_away_held(&self, conn: ConnId) -> Option<Refusal> {
+    pub fn turns_away_held(&mut self, conn: ConnId) -> Option<Refusal> {
         let entry = self.conn(conn).filter(|entry| entry.sent_messages == 0)?;
-        self.turns_away(entry.fd)
+        let fd = entry.fd;
+        self.turns_away(fd)
     }
 }

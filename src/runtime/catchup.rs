@@ -6,9 +6,11 @@ use crate::domain::history::{From, Page, PageMax};
 
 use super::close::Reason;
 use super::entry::{ConnId, Sub};
+use super::feeds::PAGE;
 use super::mail::{Answer, Ask};
+use super::post::Pending;
 use super::settings::SlowPolicy;
-use super::state::{PAGE, Pending, State};
+use super::state::State;
 use super::trace::What;
 
 /// How soon a reader that was too slow may come back: at least, and up to twice that.

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 use super::host::{Signal, SignalFd};
 use super::io::{Epoll, Events, Interest};
 use super::mail::Mail;
+use super::node::Node;
 use super::notify::Supervisor;
 use super::phase::Phase;
 use super::report::Report;
 use super::server::{Ended, ServeError};
-use super::state::Node;
 use super::takeover::Controls;
 
 /// What is waited for.

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
 
+use super::node::Node;
 use super::phase::Phase;
 use super::pulse::Pulse;
-use super::state::Node;
 
 /// How often it is told how many connections there are: while serving, and while they are told to leave.
 const STATUS_SERVING: Duration = Duration::from_secs(10);

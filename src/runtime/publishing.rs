@@ -10,7 +10,8 @@ use super::close::Reason;
 use super::entry::{ConnId, Kind};
 use super::mail::Ask;
 use super::noted::Noted;
-use super::state::{Overloaded, Pending, Spawn, State};
+use super::post::{Overloaded, Pending};
+use super::state::{Spawn, State};
 
 /// The answers to some requests of one connection.
 #[derive(Debug, Default)]

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::state::{Node, State};
+use super::node::Node;
+use super::state::State;
 
 /// Who owes an answer.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use crate::proto::ws::frame::{Opcode, write_frame};
 
 use super::clock::{TICK_MS, ticks};
 use super::close::Reason;
-use super::conns::LINGER_TICKS;
+use super::ending::LINGER_TICKS;
 use super::entry::{ConnId, Kind};
 use super::io;
 use super::state::{Draining, State};

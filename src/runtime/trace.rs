@@ -21,9 +21,10 @@ use crate::domain::home::WorkerIndex;
 
 use super::close::{Reason, Transport};
 use super::entry::{ConnId, Entry};
+use super::node::Node;
 use super::peer::Peer;
 use super::quotas::Limited;
-use super::state::{Node, Socket, State};
+use super::state::{Socket, State};
 
 /// Events that wait to be shown, of one trace.
 const EVENTS_MAX: usize = 4_096;

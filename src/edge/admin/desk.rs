@@ -15,8 +15,9 @@ use tokio::sync::{oneshot, watch};
 use crate::domain::home::WorkerIndex;
 use crate::edge::revoked::Revocations;
 use crate::runtime::mailbox::Mailbox;
+use crate::runtime::node::Node;
 use crate::runtime::report::{Body, Report};
-use crate::runtime::state::{Node, State};
+use crate::runtime::state::State;
 
 use super::problem::Refused;
 

@@ -15,7 +15,7 @@ use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
 
 use crate::domain::home::WorkerIndex;
-use crate::runtime::state::Node;
+use crate::runtime::node::Node;
 
 use super::census::Census;
 use super::desk::Desk;

@@ -22,7 +22,8 @@ use tokio::time::{Interval, MissedTickBehavior};
 
 use crate::domain::channel::Name;
 use crate::runtime::identity::read_id;
-use crate::runtime::state::{Node, State as Worker};
+use crate::runtime::node::Node;
+use crate::runtime::state::State as Worker;
 use crate::runtime::trace::{By, Trace, What};
 use crate::runtime::trace_line;
 

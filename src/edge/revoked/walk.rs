@@ -10,7 +10,8 @@ use crate::domain::channel::Name;
 use crate::domain::home::WorkerIndex;
 use crate::runtime::close::Reason;
 use crate::runtime::entry::{ConnId, Entry, Kind};
-use crate::runtime::state::{Node, State};
+use crate::runtime::node::Node;
+use crate::runtime::state::State;
 use crate::runtime::tokens::Lost;
 
 use super::{Revocation, Revocations};

@@ -1,0 +1,249 @@
+//! Questions between workers: what a worker asks of a channel's home, what the home answers, and what the answer is for.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::Instant;
+
+use crate::domain::channel::Name;
+use crate::domain::feed::Link;
+use crate::domain::home::{PublishRefusal, Published, WorkerIndex};
+use crate::domain::message::Message;
+
+use super::entry::ConnId;
+use super::mail::{Answer, Ask, Mail};
+use super::state::State;
+use super::stats::Stats;
+use super::trace::{What, Who};
+
+/// A place for one answer, and who waits for it.
+#[derive(Default)]
+pub struct Reply {
+    pub answer: Option<Answer>,
+    pub waker: Option<Waker>,
+}
+
+/// What an answer that is on its way is for.
+pub enum Pending {
+    Task(Rc<RefCell<Reply>>),
+    /// The next page for a reader that catches up.
+    Page {
+        conn: ConnId,
+        feed: u32,
+    },
+    /// A publish of a held connection: the answer to its request `at` of those that wait.
+    Publish {
+        conn: ConnId,
+        at: u32,
+        name: Name,
+    },
+    /// A feed that joins.
+    Join(Name),
+}
+
+impl State {
+    /// Does, as their home, what `from` asks of this worker's channels.
+    pub fn answer(&mut self, from: WorkerIndex, ask: Ask) -> Answer {
+        let now_ms = self.node.clock.now_ms();
+        self.see_ask();
+        if let Ask::Publish { draft, .. } | Ask::PublishReserved { draft, .. } = &ask {
+            self.make_room(draft.cost_bytes());
+        }
+        let traced = if self.is_traced() { traced_of(&ask) } else { None };
+        let (index, node, arrived) = (self.index, &self.node, &mut self.arrived);
+        // The exact clock is read where somebody reads the channel: once for all its readers.
+        let mut placed_us = 0;
+        let deliver = |worker: WorkerIndex, message: &Arc<Message>| {
+            if placed_us == 0 {
+                placed_us = node.clock.us(Instant::now());
+            }
+            if worker == index {
+                arrived.push(Arc::clone(message));
+                return true;
+            }
+            let mailbox = &node.mailboxes[usize::from(worker)];
+            let mail = Mail::Live(Arc::clone(message), placed_us);
+            let bytes = mail.cost_bytes();
+            if mailbox.try_send(mail, bytes).is_ok() {
+                return true;
+            }
+            let lost = Mail::Lost(message.channel.clone());
+            let bytes = lost.cost_bytes();
+            mailbox.send_reserved(lost, bytes);
+            false
+        };
+        let answer = match ask {
+            Ask::Publish { name, draft, key } => {
+                let bytes = draft.body.bytes().len();
+                let result = self.home.publish(&name, draft, key.as_deref(), now_ms, deliver);
+                count_placed(&node.stats[usize::from(index)], &result, bytes);
+                Answer::Published(result)
+            }
+            Ask::PublishReserved { name, draft, key } => {
+                let bytes = draft.body.bytes().len();
+                let result = self.home.publish_reserved(&name, draft, &key, now_ms, deliver);
+                count_placed(&node.stats[usize::from(index)], &result, bytes);
+                Answer::Published(result)
+            }
+            Ask::Reserve { name, key } => Answer::Known(self.home.reserve(&name, &key, now_ms)),
+            Ask::Release { name, key } => {
+                self.home.release(&name, &key);
+                Answer::Done
+            }
+            Ask::Delete { name } => {
+                self.home.delete(&name, now_ms, deliver);
+                Answer::Done
+            }
+            Ask::Read { name, from, max } => Answer::Page(Some(self.home.read(&name, from, max, now_ms))),
+            Ask::Claim { name } => Answer::Claimed(self.home.claim(&name, now_ms)),
+            Ask::Join { name, max } => Answer::Page(self.home.join(&name, from, max, now_ms)),
+            Ask::Leave { name } => {
+                self.home.leave(&name, from, now_ms);
+                Answer::Done
+            }
+        };
+        if let Some((name, bytes)) = traced {
+            self.trace_answer(&name, bytes, &answer);
+        }
+        if placed_us > 0 {
+            for message in std::mem::take(&mut self.arrived) {
+                self.on_live(message, placed_us);
+            }
+        }
+        answer
+    }
+
+    /// What came of an act on a channel that lives here, for who watches the channel.
+    fn trace_answer(&self, name: &Name, bytes: u64, answer: &Answer) {
+        self.trace_in(Who::default(), name, || match answer {
+            Answer::Published(Ok(published)) => {
+                What::Published { cursor: published.cursor, bytes, replayed: published.replayed }
+            }
+            Answer::Published(Err(refusal)) => What::Denied { why: format!("{refusal:?}").into() },
+            _ => What::Deleted,
+        });
+    }
+
+    /// Sends a request to another worker.
+    ///
+    /// # Errors
+    /// The request did not fit into its mailbox: this node is overloaded.
+    pub fn ask(&mut self, home: WorkerIndex, ask: Ask, pending: Pending) -> Result<(), Overloaded> {
+        let token = self.pending.insert(pending) as u32;
+        let mail = Mail::Ask { from: self.index, token, ask };
+        let bytes = mail.cost_bytes();
+        self.node.mailboxes[usize::from(home)].try_send(mail, bytes).map_err(|_| {
+            self.pending.remove(token as usize);
+            Overloaded
+        })
+    }
+
+    /// Sends a request that always has room: what makes whole again, or completes what is half done.
+    pub fn ask_surely(&mut self, home: WorkerIndex, ask: Ask, pending: Pending) {
+        let token = self.pending.insert(pending) as u32;
+        let mail = Mail::Ask { from: self.index, token, ask };
+        let bytes = mail.cost_bytes();
+        self.node.mailboxes[usize::from(home)].send_reserved(mail, bytes);
+    }
+
+    /// Has another worker do something with its state; what comes of it is for `pending`.
+    pub fn send_errand<T: Send + 'static>(
+        &mut self,
+        to: WorkerIndex,
+        errand: impl FnOnce(&mut State) -> T + Send + 'static,
+        pending: Pending,
+    ) {
+        let (from, token) = (self.index, self.pending.insert(pending) as u32);
+        let mail = Mail::Do(Box::new(move |state| {
+            let answer = Answer::Errand(Box::new(errand(state)));
+            let mail = Mail::Answer { token, answer };
+            let bytes = mail.cost_bytes();
+            state.node.mailboxes[usize::from(from)].send_reserved(mail, bytes);
+        }));
+        let bytes = mail.cost_bytes();
+        self.node.mailboxes[usize::from(to)].send_reserved(mail, bytes);
+    }
+
+    pub fn on_mail(&mut self, mail: Mail) {
+        match mail {
+            Mail::Ask { from, token, ask } => {
+                let is_leave = matches!(ask, Ask::Leave { .. });
+                let answer = self.answer(from, ask);
+                if !is_leave {
+                    let mail = Mail::Answer { token, answer };
+                    let bytes = mail.cost_bytes();
+                    self.node.mailboxes[usize::from(from)].send_reserved(mail, bytes);
+                }
+            }
+            Mail::Answer { token, answer } => self.on_answer(token, answer),
+            Mail::Live(message, placed_us) => self.on_live(message, placed_us),
+            Mail::Lost(name) => {
+                if let Some(&feed) = self.feeds_by_name.get(&name)
+                    && let Some(feed) = self.feeds.get_mut(feed)
+                {
+                    feed.link = Link::Joining;
+                    self.join(name);
+                }
+            }
+            // The worker's own: its listeners are not of the state.
+            Mail::Drain { .. } | Mail::CloseListeners | Mail::Unsteer => {}
+            Mail::Do(errand) => errand(self),
+        }
+    }
+
+    fn on_answer(&mut self, token: u32, answer: Answer) {
+        let Some(pending) = self.pending.try_remove(token as usize) else { return };
+        match pending {
+            Pending::Task(reply) => {
+                let mut reply = reply.borrow_mut();
+                reply.answer = Some(answer);
+                if let Some(waker) = reply.waker.take() {
+                    waker.wake();
+                }
+            }
+            Pending::Page { conn, feed } => {
+                if let Answer::Page(page) = answer {
+                    self.on_page(conn, feed, page);
+                }
+            }
+            Pending::Publish { conn, at, name } => {
+                if let Answer::Published(result) = answer {
+                    self.on_published(conn, at, name, result);
+                }
+            }
+            Pending::Join(name) => {
+                if let Answer::Page(page) = answer {
+                    self.on_joined(&name, page);
+                }
+            }
+        }
+    }
+}
+
+fn count_placed(stats: &Stats, result: &Result<Published, PublishRefusal>, bytes: usize) {
+    if result.as_ref().is_ok_and(|published| !published.replayed) {
+        stats.placed.add(1);
+        stats.placed_bytes.add(bytes as u64);
+    }
+}
+
+/// The channel and the bytes of what traces tell of.
+fn traced_of(ask: &Ask) -> Option<(Name, u64)> {
+    match ask {
+        Ask::Publish { name, draft, .. } | Ask::PublishReserved { name, draft, .. } => {
+            Some((name.clone(), draft.body.bytes().len() as u64))
+        }
+        Ask::Delete { name } => Some((name.clone(), 0)),
+        Ask::Reserve { .. }
+        | Ask::Release { .. }
+        | Ask::Read { .. }
+        | Ask::Claim { .. }
+        | Ask::Join { .. }
+        | Ask::Leave { .. } => None,
+    }
+}
+
+/// A worker's mailbox is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Overloaded;
