@@ -368,6 +368,52 @@ fn bytes_by_the_second() {
     publishing_is_limited("node.publish_bytes_per_second=1000", &text);
 }
 
+/// Who may not publish, or publishes what is none, uses up nothing that others need, and hears what is wrong.
+#[test]
+fn what_is_refused_anyway_takes_nothing() {
+    const TIMES: usize = 20;
+    let server = server(&["node.publishes_per_second=1"], &["--workers", "2", "--set", KEYS]);
+    let addr = server.addr();
+    let none: [&str; 0] = [];
+    let reads = token::of("anna").publish(&none).sign();
+    let mut v1 = V1::open(addr, &format!("/channels?token={reads}"));
+    for _ in 0..TIMES {
+        let error = v1.refused(json!({"type": "publish", "channel": "a", "data": "x"}));
+        assert_eq!(error["code"], "forbidden", "{error}");
+    }
+    for _ in 0..TIMES {
+        let mut raw = Socket::open(addr, &format!("/channels/a?token={reads}"));
+        raw.text("x");
+        raw.expect_close(1008);
+    }
+    let writes = bearer(&token::of("bert").publish(&["mine"]).sign());
+    let fields = [("Authorization", writes.as_str())];
+    let line = json!({"channel": "a", "data": "x"}).to_string() + "\n";
+    for answer in batch_with(addr, &fields, &line.repeat(TIMES)) {
+        assert_eq!(answer["code"], "forbidden", "{answer}");
+    }
+    let mut conn = Conn::open(addr);
+    for _ in 0..TIMES {
+        let fields = [fields[0], ("Content-Type", "application/json")];
+        conn.request("POST", "/channels/mine", &fields, "{").problem(400);
+    }
+    conn.request("POST", "/channels/mine", &fields, "x").expect(201);
+}
+
+/// Wherever its channel lives, and whether or not it has a key.
+#[test]
+fn a_publish_counts_once() {
+    const COUNT: usize = 20;
+    let quota = format!("node.publishes_per_second={COUNT}");
+    let server = server(&[&quota], &["--workers", "4"]);
+    let mut conn = Conn::open(server.addr());
+    conn.get("/healthz").expect(200);
+    for number in 0..COUNT {
+        let key = format!("{number}");
+        conn.request("POST", &format!("/channels/{number}"), &[("Idempotency-Key", &key)], "x").expect(201);
+    }
+}
+
 #[test]
 fn time_gives_publishes_back() {
     let server = server(&["address.publishes_per_second=5"], &[]);

@@ -72,23 +72,14 @@ pub async fn act(
     let mut unfinished = Unfinished { worker: Rc::clone(&worker), conn, finished: false, bytes };
     let mut pace = Pace::new(worker.with(|state| state.node.settings.history.messages));
     for frame in frames {
-        let frame_bytes = frame.len();
-        pace.step(frame_bytes).await;
+        pace.step(frame.len()).await;
         if !site.doorman.is_open() && is_ended(&worker, conn) {
             // Its token has ended, or was taken back: what it still asked for is not done.
             break;
         }
         match (&raw, frame) {
             (Some(channel), frame) => {
-                let published = match over_quota(&worker, conn, frame_bytes) {
-                    Some(limited) => {
-                        publish::count(&worker, Refused::Limited(limited));
-                        worker.with(|state| state.trace_conn_limited(conn, limited));
-                        Err(Reason::RateLimited)
-                    }
-                    None => publish_raw(&site, &worker, conn, channel, frame).await,
-                };
-                if let Err(refused) = published {
+                if let Err(refused) = publish_raw(&site, &worker, conn, channel, frame).await {
                     unfinished.finished = true;
                     worker.with(|state| {
                         let reconnect_ms = state.reconnect_ms();
@@ -143,7 +134,14 @@ async fn publish_raw(
     };
     let bytes = body.bytes().len();
     let draft = Draft { event: None, body, ttl_seconds: None };
-    match publish_one(worker, channel, draft, None).await {
+    let published = match over_quota(worker, conn, bytes) {
+        Some(limited) => {
+            worker.with(|state| state.trace_conn_limited(conn, limited));
+            Err(Refused::Limited(limited))
+        }
+        None => publish_one(worker, channel, draft, None).await,
+    };
+    match published {
         Ok(published) => {
             trace_published(worker, conn, channel, bytes, &published);
             Ok(())
@@ -324,16 +322,13 @@ async fn publish_v1(
     seq: Option<Seq>,
 ) -> Result<(), Refusal> {
     let bytes = publish.data.bytes();
-    if let Some(limited) = over_quota(worker, conn, bytes) {
-        publish::count(worker, Refused::Limited(limited));
-        return Err(Refusal::new(ErrorCode::RateLimited, limited.detail()));
-    }
     let bearer = worker.with(|state| bearer_of(state, conn)).map_err(Denied::refusal)?;
     let publisher = bearer
         .as_ref()
         .map_or(Publisher::ANYONE, |(bearer, peer)| Publisher::of(&site.doorman, bearer, *peer));
     let message_bytes_max = site.settings().limits.message_bytes;
-    let published = publish_parsed(worker, publish, message_bytes_max, publisher).await;
+    let over_quota = |bytes| over_quota(worker, conn, bytes);
+    let published = publish_parsed(worker, publish, message_bytes_max, publisher, over_quota).await;
     let (name, published) = published.map_err(|(refusal, _)| refusal)?;
     trace_published(worker, conn, &name, bytes, &published);
     say(worker, conn, |json| {

@@ -415,7 +415,8 @@ async fn reserve(worker: &Rc<Worker>, name: &Name, key: &Key) -> Result<Known, R
     Err(Refused::Key(PublishRefusal::InFlight))
 }
 
-/// Publishes what a batch line or a frame says.
+/// Publishes what a batch line or a frame says. `over_quota`: why a message of so many bytes may not be published just now;
+/// asked last, so that what is refused anyway takes nothing of anybody's.
 ///
 /// # Errors
 /// The code and the words for it.
@@ -424,6 +425,7 @@ pub async fn publish_parsed(
     publish: Publish<'_>,
     message_bytes_max: usize,
     publisher: Publisher<'_>,
+    over_quota: impl Fn(usize) -> Option<Limited>,
 ) -> Result<(Name, Published), (Refusal, u16)> {
     let name = Name::parse(&publish.channel)
         .map_err(|error| (Refusal::new(ErrorCode::BadChannel, error.detail()), 400))?;
@@ -441,7 +443,10 @@ pub async fn publish_parsed(
     }
     let draft = Draft { event: publish.event.as_deref().map(Into::into), body, ttl_seconds: publish.ttl_s };
     let key = publish.key.as_deref().map(|key| Box::new(key_of(key.as_bytes(), &draft, publisher)));
-    let published = publish_one(worker, &name, draft, key).await;
+    let published = match over_quota(draft.body.bytes().len()) {
+        Some(limited) => Err(Refused::Limited(limited)),
+        None => publish_one(worker, &name, draft, key).await,
+    };
     published.map(|published| (name, published)).map_err(|refused| {
         count(worker, refused);
         (Refusal::new(refused.code(), refused.detail()), refused.status())
@@ -478,13 +483,7 @@ pub async fn batch(
             continue;
         }
         let result = match parse_batch_line(line) {
-            Ok(publish) => match over_quota(publish.data.bytes()) {
-                Some(limited) => {
-                    count(worker, Refused::Limited(limited));
-                    Err((Refusal::new(ErrorCode::RateLimited, limited.detail()), 429))
-                }
-                None => publish_parsed(worker, publish, message_bytes_max, publisher).await,
-            },
+            Ok(publish) => publish_parsed(worker, publish, message_bytes_max, publisher, &over_quota).await,
             Err(refusal) => Err((refusal, 400)),
         };
         match result {

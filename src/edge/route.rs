@@ -367,15 +367,15 @@ impl Conn {
             Ok(content) => content,
             Err(failed) => return failed.tell(self, &call).await,
         };
-        if let Some(limited) = self.over_quota(names.len(), content.len() * names.len()) {
-            let answer = publish::refusal(&self.worker, publish::Refused::Limited(limited));
-            return self.answered(&answer, &call.manner).await;
-        }
+        let bytes = content.len() * names.len();
         let answer = match labels.draft(content) {
-            Ok(draft) => {
-                let publisher = self.publisher(bearer);
-                publish::publish(&self.worker, names, draft, labels.key(), publisher).await
-            }
+            Ok(draft) => match self.over_quota(names.len(), bytes) {
+                Some(limited) => publish::refusal(&self.worker, publish::Refused::Limited(limited)),
+                None => {
+                    let publisher = self.publisher(bearer);
+                    publish::publish(&self.worker, names, draft, labels.key(), publisher).await
+                }
+            },
             Err(answer) => answer,
         };
         self.answered(&answer, &call.manner).await
