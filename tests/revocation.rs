@@ -12,7 +12,7 @@ use common::server::{Server, field, message_of};
 use common::sse::Stream;
 use common::token::{self, KEYS, now_s};
 use common::until;
-use common::ws::{Message, Socket, V1};
+use common::ws::{Message, Socket, TEXT, V1, masked};
 
 /// How soon it takes effect.
 const SOON: Duration = Duration::from_secs(1);
@@ -389,4 +389,30 @@ fn nobody_slips_in_while_it_is_revoked() {
     }
     assert_eq!(first.event().named("$close").json()["reason"], "revoked");
     until("all are gone", || (common::server::close_waits(addr.port()) == 0).then_some(()));
+}
+
+/// The same of channels that v1 connections subscribe to meanwhile.
+#[test]
+fn no_subscription_slips_in_while_its_channel_is_revoked() {
+    const CHANNELS: usize = 60;
+    let node = Node::start(&[]);
+    let anna = old("anna").sign();
+    for round in 0..20 {
+        let mut all: Vec<V1> =
+            (0..6).map(|_| V1::open(node.addr(), &format!("/channels?token={anna}"))).collect();
+        let subscribe = |number| json!({"type": "subscribe", "channel": format!("{round}/{number}")});
+        let frames: Vec<u8> = (0..CHANNELS)
+            .flat_map(|number| masked(true, TEXT, subscribe(number).to_string().as_bytes()))
+            .collect();
+        all.iter_mut().for_each(|v1| v1.socket.send_raw(&frames));
+        node.revoke(json!({"channel": format!("{round}/**")}));
+        // Each is refused, or had and lost.
+        for v1 in &mut all {
+            let mut errors = 0;
+            while errors < CHANNELS {
+                errors += usize::from(v1.next()["type"] == "error");
+            }
+            v1.ask(json!({"type": "ping"}), "pong");
+        }
+    }
 }

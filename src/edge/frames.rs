@@ -243,10 +243,11 @@ async fn subscribe(
         ),
         Start::History(count) => newest(u64::from(*count)),
     };
-    let (has, full, short) = worker.with(|state| {
+    let (has, full, short, bearer) = worker.with(|state| {
+        let bearer = state.conn(conn).and_then(|entry| entry.bearer.clone());
         let count = state.conn(conn).map_or(0, |entry| entry.subs.as_slice().len());
         let full = count >= state.node.settings.limits.subscriptions;
-        (has_channel(state, conn, &name), full, state.is_full())
+        (has_channel(state, conn, &name), full, state.is_full(), bearer)
     });
     if has {
         return Err(Refusal::new(
@@ -285,6 +286,9 @@ async fn subscribe(
             state.say(conn.slot, &out);
             let reads = state.subscribe(conn.slot, place, Encoding::V1, false);
             end_unless(state, conn, reads);
+            if let Some(bearer) = &bearer {
+                renewal::recheck(&site.doorman, state, conn, bearer);
+            }
             state.bury();
         }
     });

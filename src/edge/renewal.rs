@@ -140,7 +140,7 @@ pub fn open_waiting(
 }
 
 /// Subscribes the channels that waited for the token.
-async fn begin(site: &Site, worker: &Rc<Worker>, conn: ConnId, bearer: &Bearer, waiting: Waiting) {
+async fn begin(site: &Site, worker: &Rc<Worker>, conn: ConnId, bearer: &Rc<Bearer>, waiting: Waiting) {
     let Waiting { names, from, .. } = waiting;
     let is_covered = names.iter().all(|name| site.doorman.may(bearer, Act::Subscribe, name));
     if !is_covered {
@@ -174,9 +174,19 @@ async fn begin(site: &Site, worker: &Rc<Worker>, conn: ConnId, bearer: &Bearer, 
         state.say(conn.slot, &out);
         let read = places.iter().all(|place| state.subscribe(conn.slot, *place, Encoding::V1, false));
         end_unless(state, conn, read);
-        site.doorman.recheck(state, conn);
+        recheck(&site.doorman, state, conn, bearer);
         state.bury();
     });
+}
+
+/// Looks once more at a connection that was permitted, by `bearer`, what it reads only now: meanwhile its token may have
+/// been taken back, or replaced by one for less.
+pub fn recheck(doorman: &Doorman, state: &mut State, conn: ConnId, bearer: &Rc<Bearer>) {
+    doorman.recheck(state, conn);
+    let now = state.conn(conn).and_then(|entry| entry.bearer.clone());
+    if let Some(now) = now.filter(|now| !Rc::ptr_eq(now, bearer)) {
+        lose(doorman, state, conn, &now);
+    }
 }
 
 fn farewell(state: &mut State, conn: ConnId, reason: Reason) {
