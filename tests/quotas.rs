@@ -168,6 +168,26 @@ fn behind_a_proxy_each_transport_is_told_its_own_way() {
     });
 }
 
+/// A v1 connection whose token is still to come is its client's already, and is so once.
+#[test]
+fn behind_a_proxy_who_waits_for_a_token_counts() {
+    let args = ["--set", "proxy.trusted=127.0.0.1", "--set", "proxy.header=x-forwarded-for", "--set", KEYS];
+    let server = server(&["address.connections=1", "address.subscriptions=2"], &args);
+    let addr = server.addr();
+    let mut first = V1::of(open_v1(addr, "/channels/a,b", "192.0.2.1"));
+    limited_v1(open_v1(addr, "/channels/a", "192.0.2.1"));
+    let _other = V1::of(open_v1(addr, "/channels/a", "192.0.2.2"));
+    let token = token::of("anna").sign();
+    first.ask(json!({"type": "auth", "token": token}), "authenticated");
+    (0..2).for_each(|_| drop(first.expect("subscribed")));
+    limited_v1(open_v1(addr, "/channels/a", "192.0.2.1"));
+    drop(first);
+    until("its place is free", || {
+        let mut socket = open_v1(addr, "/channels/a", "192.0.2.1");
+        socket.expect_text().contains(r#""type":"open""#).then_some(())
+    });
+}
+
 #[test]
 fn streams_by_the_second_behind_a_proxy() {
     let server = behind_proxy(&["address.connections_per_second=1"]);

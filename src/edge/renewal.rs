@@ -27,7 +27,7 @@ use super::auth::Denied;
 use super::doorman::{self, Doorman};
 use super::identity::{connection_id, find_connection};
 use super::site::Site;
-use super::stream::{Handshake, end_unless, on_opened, places, subscribed_frame};
+use super::stream::{Handshake, begin_reading, end_unless, on_opened, places, subscribed_frame};
 
 /// How long a `pushline.v1` connection may take to bring its first token: 10 s.
 const FIRST_TOKEN_TICKS: u32 = 100;
@@ -113,25 +113,33 @@ pub fn open_waiting(
 ) {
     let mut out = Vec::with_capacity(256);
     write_switching(&mut out, &handshake.accept, handshake.subprotocol);
+    let refused = if worker.with(|state| state.is_full()) {
+        Some((Reason::Full, Counted::Memory))
+    } else {
+        // Its channels are counted when they begin, with whose they are.
+        begin_reading(worker, &mut stream, &[]).err().map(|_| (Reason::RateLimited, Counted::Quota))
+    };
     let noted = stream.noted.take();
     let Some(socket) = stream.into_socket() else { return };
     worker.with(|state| {
         let conn = state.adopt(socket, Kind::Ws { v1: true, reader: Default::default(), begun_tick: 0 });
-        let id = connection_id(state, conn);
-        text_frame(&mut out, |json| envelope::write_v1_open(json, &id));
         state.stats().answer(101);
         on_opened(state, noted, 101, out.len(), conn);
-        state.say(conn.slot, &out);
-        if state.draining.is_some() {
-            state.stats().refuse(Counted::Draining);
-            return farewell(state, conn, Reason::Drain);
+        let is_draining = state.draining.is_some();
+        let refused = if is_draining { Some((Reason::Drain, Counted::Draining)) } else { refused };
+        if let Some((reason, counted)) = refused {
+            state.say(conn.slot, &out);
+            state.stats().refuse(counted);
+            return farewell(state, conn, reason);
         }
-        if state.is_full() {
+        let id = connection_id(state, conn);
+        text_frame(&mut out, |json| envelope::write_v1_open(json, &id));
+        state.say(conn.slot, &out);
+        let until_tick = state.tick() + FIRST_TOKEN_TICKS;
+        if !state.wait_for_token(conn, Waiting { names, from, until_tick }) {
             state.stats().refuse(Counted::Memory);
             return farewell(state, conn, Reason::Full);
         }
-        let until_tick = state.tick() + FIRST_TOKEN_TICKS;
-        state.wait_for_token(conn, Waiting { names, from, until_tick });
         if !leftover.is_empty() {
             state.on_frames(conn, &mut leftover);
         }

@@ -124,7 +124,8 @@ impl State {
     /// Counts what a held connection has beside its entry. False: it has more than the node has memory for.
     pub fn weigh_conn(&mut self, slot: u32) -> bool {
         let Some(entry) = self.conns.get_mut(slot) else { return true };
-        let bytes = entry.boxed_bytes();
+        let waiting = if entry.flags.waiting { self.waiting.get(&slot) } else { None };
+        let bytes = entry.boxed_bytes() + waiting.map_or(0, |waiting| waiting.kept_bytes());
         let before = std::mem::replace(&mut entry.counted_bytes, bytes as u32) as usize;
         self.ledger.conns = self.ledger.conns + bytes - before;
         bytes <= SMALL_BYTES || bytes <= before || self.fits()
