@@ -23,7 +23,7 @@ use crate::runtime::tokens::{Lost, NotRenewed, Waiting};
 use crate::runtime::worker::Worker;
 
 use super::answer::Answer;
-use super::auth::Denied;
+use super::auth::{Declined, Denied};
 use super::doorman::{self, Doorman};
 use super::identity::{connection_id, find_connection};
 use super::site::Site;
@@ -60,9 +60,9 @@ pub async fn authenticate(
     conn: ConnId,
     token: &str,
     seq: Option<Seq>,
-) -> Result<(), Refusal> {
+) -> Result<(), Declined> {
     if site.doorman.is_open() {
-        return Err(TAKES_NONE);
+        return Err(TAKES_NONE.into());
     }
     let now_s = site.node.clock.now_ms() / 1_000;
     let peer = worker.with(|state| state.conn(conn).map(|entry| entry.peer));
@@ -73,12 +73,11 @@ pub async fn authenticate(
             Err(NotRenewed::OtherSubject | NotRenewed::WithoutToken) => Err(Denied::OtherSubject),
         }
     });
-    let bearer = bearer.map_err(|denied| {
+    let bearer = bearer.inspect_err(|&denied| {
         if let Some(peer) = peer {
             doorman::note(denied, peer, None, None);
         }
         worker.stats().refuse(denied.counted());
-        denied.refusal()
     })?;
     worker.with(|state| state.count_for_subject(conn, &bearer)).map_err(|limited| {
         worker.stats().refuse(Counted::Quota);
@@ -150,11 +149,12 @@ pub fn open_waiting(
 /// Subscribes the channels that waited for the token.
 async fn begin(site: &Site, worker: &Rc<Worker>, conn: ConnId, bearer: &Rc<Bearer>, waiting: Waiting) {
     let Waiting { names, from, .. } = waiting;
-    let is_covered = names.iter().all(|name| site.doorman.may(bearer, Act::Subscribe, name));
-    if !is_covered {
+    let Some(peer) = worker.with(|state| state.conn(conn).map(|entry| entry.peer)) else { return };
+    if let Err(denied) = site.doorman.permit(bearer, Act::Subscribe, &names, peer) {
         worker.with(|state| {
-            state.stats().refuse(Counted::Forbidden);
-            farewell(state, conn, Reason::Forbidden);
+            state.stats().refuse(denied.counted());
+            doorman::trace_conn(state, conn, denied);
+            farewell(state, conn, denied.reason());
         });
         return;
     }
@@ -216,11 +216,14 @@ fn left_s(bearer: &Bearer, now_s: u64) -> u64 {
 }
 
 /// `POST /connections/{id}/auth` by `bearer`. The connection is any worker's.
-pub async fn renew(site: &Site, worker: &Rc<Worker>, id: &str, bearer: &Bearer) -> Answer {
+///
+/// # Errors
+/// [`Denied`]
+pub async fn renew(site: &Site, worker: &Rc<Worker>, id: &str, bearer: &Bearer) -> Result<Answer, Denied> {
     if bearer.proof != Proof::Token {
-        return doorman::answer(Denied::NoToken);
+        return Err(Denied::NoToken);
     }
-    let Some((index, conn)) = find_connection(&site.node, id) else { return unknown() };
+    let Some((index, conn)) = find_connection(&site.node, id) else { return Ok(unknown()) };
     let now_s = site.node.clock.now_ms() / 1_000;
     let (renewed, auth) = (bearer.clone(), Arc::clone(site.doorman.auth()));
     let done = worker.on_worker(index, move |state| {
@@ -240,15 +243,12 @@ pub async fn renew(site: &Site, worker: &Rc<Worker>, id: &str, bearer: &Bearer) 
             let mut body = br#"{"expires_in":"#.to_vec();
             json::write_u64(&mut body, left_s(bearer, now_s));
             body.push(b'}');
-            Answer::json(200, body).field("Cache-Control", "no-store")
+            Ok(Answer::json(200, body).field("Cache-Control", "no-store"))
         }
-        Err(NotDone::Because(NotRenewed::Unknown)) => unknown(),
-        Err(NotDone::Because(NotRenewed::WithoutToken)) => Answer::problem(
-            403,
-            "the connection was opened without a token, so there is none to renew; open a new one with the token",
-        ),
-        Err(NotDone::Because(NotRenewed::OtherSubject)) => doorman::answer(Denied::OtherSubject),
-        Err(NotDone::Revoked) => doorman::answer(Denied::Revoked),
+        Err(NotDone::Because(NotRenewed::Unknown)) => Ok(unknown()),
+        Err(NotDone::Because(NotRenewed::WithoutToken)) => Err(Denied::WithoutToken),
+        Err(NotDone::Because(NotRenewed::OtherSubject)) => Err(Denied::OtherSubject),
+        Err(NotDone::Revoked) => Err(Denied::Revoked),
     }
 }
 
