@@ -303,8 +303,32 @@ fn revocations_are_listed_and_lifted() {
     get(node.addr(), &target).expect(200);
     ask(node.admin, "DELETE", "/revocations/1", &[], "").problem(404);
     ask(node.admin, "DELETE", "/revocations/x", &[], "").problem(400);
-    let page = get(node.admin, "/revocations?limit=1").expect(200).json();
-    assert_eq!(page["revocations"].as_array().map(Vec::len), Some(1), "{page}");
+}
+
+#[test]
+fn revocations_are_listed_in_pages() {
+    let node = Node::start(&[]);
+    for subject in ["anna", "bert", "carl"] {
+        node.revoke(json!({"subject": subject}));
+    }
+    let page = |query: &str| get(node.admin, &format!("/revocations?{query}")).expect(200).json();
+    let numbers = |page: &Value| -> Vec<u64> {
+        page["revocations"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .filter_map(|one| one["number"].as_u64())
+            .collect()
+    };
+    let first = page("limit=2");
+    assert_eq!((numbers(&first), &first["next"]), (vec![1, 2], &json!(2)), "{first}");
+    let last = page("limit=2&after=2");
+    assert_eq!((numbers(&last), last.get("next")), (vec![3], None), "{last}");
+    assert_eq!(page("limit=3").get("next"), None);
+    for limit in ["0", "100001"] {
+        let detail = get(node.admin, &format!("/revocations?limit={limit}")).problem(400);
+        assert!(detail.contains("1 to 100000"), "{detail}");
+    }
 }
 
 /// What one node lists, another takes: a node that starts is told so.
