@@ -15,6 +15,7 @@ use common::http::{AT_ONCE, Conn, get, head_cursor, poll, publish, wire};
 use common::server::{Server, field};
 use common::sse::{Item, Stream};
 use common::tls::TlsServer;
+use common::token::KEYS;
 use common::ws::{Socket, TEXT, V1, V1_NAME, masked, request};
 use common::{receive_buffer, until};
 
@@ -257,6 +258,32 @@ fn begun_messages_of_websockets_are_refused_with_1013() {
     // What it says itself may be refused now; that it is served is what counts.
     drop(crowd);
     recovers(addr);
+}
+
+/// What v1 connections wait for until their token comes is counted.
+#[test]
+fn channels_that_wait_for_a_token_are_counted() {
+    let server = Server::start(&["--workers", "1", "--set", "limits.memory_bytes=32MiB", "--set", KEYS]);
+    let addr = server.addr();
+    V1::open(addr, "/channels/a");
+    let before = own_memory(server.pid());
+    let names: Vec<String> = (0..64).map(|number| format!("{number:0200}")).collect();
+    let hello =
+        request(addr, &format!("/channels/{}", names.join(",")), &[("Sec-WebSocket-Protocol", V1_NAME)]);
+    let mut waiting = Vec::new();
+    until("memory is short", || {
+        for _ in 0..100 {
+            let socket = TcpStream::connect(addr).ok()?;
+            socket.set_write_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+            let _ = (&socket).write_all(&hello);
+            waiting.push(socket);
+        }
+        (!pressures(&server).is_empty()).then_some(())
+    });
+    let line = server.wait_log(|line| field(line, "pressure").is_some());
+    let of = |name| field(&line, name).and_then(|text| text.parse::<usize>().ok()).expect("a number");
+    let (counted, taken) = (of("history") + of("feeds") + of("others"), of("taken"));
+    assert!(counted * 10 > (taken - before) * 6 && counted * 10 < taken * 13, "{counted} of {taken}");
 }
 
 /// What each transport hears that comes when memory is full, and who was there before.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use common::http::{AT_ONCE, Conn, End, publish, timed, wire};
 use common::server::{Server, field, message_of};
 use common::sse::Stream;
+use common::tls::TlsServer;
 use common::until;
 use common::ws::{Message, Socket, request};
 
@@ -173,6 +174,57 @@ fn a_second_header_is_no_request() {
     let mut conn = conn(server.addr(), &[V1, V1, b"\r\n"].concat());
     conn.expect_answer_to("GET");
     conn.read_response().problem(400);
+}
+
+/// Before TLS too: the header goes before the handshake, whole or in pieces, together with it or not.
+#[test]
+fn the_header_goes_before_the_handshake() {
+    let node = TlsServer::start(TRUSTED);
+    for header in [V1, &v2_tcp6()[..]] {
+        for cut in [0, 1, header.len() - 1] {
+            let mut conn = Conn::open(node.tls);
+            conn.send_bare(&header[..cut]);
+            if cut > 0 {
+                std::thread::sleep(Duration::from_millis(30));
+            }
+            conn.send_bare(&header[cut..]);
+            conn.get("/healthz").expect(200);
+            conn.get("/channels/c").expect(200);
+        }
+    }
+    let clients = |line: &str| field(line, "peer").is_some_and(|peer| peer == V1_CLIENT);
+    node.server.wait_log(|line| message_of(line).as_deref() == Some("closed") && clients(line));
+    let mut conn = Conn::open(node.tls);
+    conn.send_bare(b"PROXY TCP4 nonsense\r\n");
+    assert!(matches!(conn.end_within(AT_ONCE), End::Closed | End::Reset));
+    closed_for(&node.server, "bad_proxy");
+}
+
+/// A proxy's check that comes and goes is no fault of the server's, plainly or by TLS.
+#[test]
+fn one_that_comes_and_goes_is_told_as_that() {
+    let node = TlsServer::start(TRUSTED);
+    for addr in [node.plain, node.tls] {
+        for (header, resets, reason) in [
+            (&b""[..], false, "gone"),
+            (&V1[..10], false, "gone"),
+            (&b""[..], true, "reset"),
+            (&V1[..10], true, "reset"),
+        ] {
+            let mut conn = Conn::open(addr);
+            conn.send_bare(header);
+            let own = conn.stream().local_addr().expect("an address").to_string();
+            if resets {
+                conn.abort();
+            } else {
+                drop(conn);
+            }
+            let line = node.server.wait_log(|line| {
+                message_of(line).as_deref() == Some("closed") && field(line, "peer").as_deref() == Some(&own)
+            });
+            assert_eq!(field(&line, "reason").as_deref(), Some(reason), "{addr}: {line}");
+        }
+    }
 }
 
 #[test]

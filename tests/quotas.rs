@@ -168,6 +168,26 @@ fn behind_a_proxy_each_transport_is_told_its_own_way() {
     });
 }
 
+/// A v1 connection whose token is still to come is its client's already, and is so once.
+#[test]
+fn behind_a_proxy_who_waits_for_a_token_counts() {
+    let args = ["--set", "proxy.trusted=127.0.0.1", "--set", "proxy.header=x-forwarded-for", "--set", KEYS];
+    let server = server(&["address.connections=1", "address.subscriptions=2"], &args);
+    let addr = server.addr();
+    let mut first = V1::of(open_v1(addr, "/channels/a,b", "192.0.2.1"));
+    limited_v1(open_v1(addr, "/channels/a", "192.0.2.1"));
+    let _other = V1::of(open_v1(addr, "/channels/a", "192.0.2.2"));
+    let token = token::of("anna").sign();
+    first.ask(json!({"type": "auth", "token": token}), "authenticated");
+    (0..2).for_each(|_| drop(first.expect("subscribed")));
+    limited_v1(open_v1(addr, "/channels/a", "192.0.2.1"));
+    drop(first);
+    until("its place is free", || {
+        let mut socket = open_v1(addr, "/channels/a", "192.0.2.1");
+        socket.expect_text().contains(r#""type":"open""#).then_some(())
+    });
+}
+
 #[test]
 fn streams_by_the_second_behind_a_proxy() {
     let server = behind_proxy(&["address.connections_per_second=1"]);
@@ -366,6 +386,52 @@ fn bytes_by_the_second() {
     publishing_is_limited("address.publish_bytes_per_second=1000", &text);
     publishing_is_limited("subject.publish_bytes_per_second=1000", &text);
     publishing_is_limited("node.publish_bytes_per_second=1000", &text);
+}
+
+/// Who may not publish, or publishes what is none, uses up nothing that others need, and hears what is wrong.
+#[test]
+fn what_is_refused_anyway_takes_nothing() {
+    const TIMES: usize = 20;
+    let server = server(&["node.publishes_per_second=1"], &["--workers", "2", "--set", KEYS]);
+    let addr = server.addr();
+    let none: [&str; 0] = [];
+    let reads = token::of("anna").publish(&none).sign();
+    let mut v1 = V1::open(addr, &format!("/channels?token={reads}"));
+    for _ in 0..TIMES {
+        let error = v1.refused(json!({"type": "publish", "channel": "a", "data": "x"}));
+        assert_eq!(error["code"], "forbidden", "{error}");
+    }
+    for _ in 0..TIMES {
+        let mut raw = Socket::open(addr, &format!("/channels/a?token={reads}"));
+        raw.text("x");
+        raw.expect_close(1008);
+    }
+    let writes = bearer(&token::of("bert").publish(&["mine"]).sign());
+    let fields = [("Authorization", writes.as_str())];
+    let line = json!({"channel": "a", "data": "x"}).to_string() + "\n";
+    for answer in batch_with(addr, &fields, &line.repeat(TIMES)) {
+        assert_eq!(answer["code"], "forbidden", "{answer}");
+    }
+    let mut conn = Conn::open(addr);
+    for _ in 0..TIMES {
+        let fields = [fields[0], ("Content-Type", "application/json")];
+        conn.request("POST", "/channels/mine", &fields, "{").problem(400);
+    }
+    conn.request("POST", "/channels/mine", &fields, "x").expect(201);
+}
+
+/// Wherever its channel lives, and whether or not it has a key.
+#[test]
+fn a_publish_counts_once() {
+    const COUNT: usize = 20;
+    let quota = format!("node.publishes_per_second={COUNT}");
+    let server = server(&[&quota], &["--workers", "4"]);
+    let mut conn = Conn::open(server.addr());
+    conn.get("/healthz").expect(200);
+    for number in 0..COUNT {
+        let key = format!("{number}");
+        conn.request("POST", &format!("/channels/{number}"), &[("Idempotency-Key", &key)], "x").expect(201);
+    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ use common::server::Server;
 use common::sse::Stream;
 use common::token::{self, KEYS, now, now_s};
 use common::until;
-use common::ws::{Message, Socket, V1, V1_NAME, text_of};
+use common::ws::{Message, Socket, TEXT, V1, V1_NAME, masked, text_of};
 
 const QUIET: Duration = Duration::from_millis(150);
 /// How long a `pushline.v1` connection may take to bring its first token.
@@ -208,6 +208,29 @@ fn a_stream_ends_whose_new_token_does_not_cover_it() {
     let close = stream.event().named("$close").json();
     assert_eq!(close["reason"], "forbidden", "{close}");
     stream.ended();
+}
+
+/// Also of channels that it subscribes to just then.
+#[test]
+fn nothing_slips_in_while_a_token_for_less_comes() {
+    const CHANNELS: usize = 60;
+    let server = Server::start(&["--set", KEYS, "--workers", "4"]);
+    let first = token::of("anna").sign();
+    let less = token::of("anna").subscribe(&["other"]).sign();
+    for round in 0..40 {
+        let mut v1 = V1::open(server.addr(), &format!("/channels?token={first}"));
+        let subscribe = |number| json!({"type": "subscribe", "channel": format!("{round}/{number}")});
+        let frames: Vec<u8> = (0..CHANNELS)
+            .flat_map(|number| masked(true, TEXT, subscribe(number).to_string().as_bytes()))
+            .collect();
+        v1.socket.send_raw(&frames);
+        renew(&server, &v1.connection, &less).expect(200);
+        // Each is refused, or had and lost.
+        let mut errors = 0;
+        while errors < CHANNELS {
+            errors += usize::from(v1.next()["type"] == "error");
+        }
+    }
 }
 
 #[test]

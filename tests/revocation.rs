@@ -12,7 +12,7 @@ use common::server::{Server, field, message_of};
 use common::sse::Stream;
 use common::token::{self, KEYS, now_s};
 use common::until;
-use common::ws::{Message, Socket, V1};
+use common::ws::{Message, Socket, TEXT, V1, masked};
 
 /// How soon it takes effect.
 const SOON: Duration = Duration::from_secs(1);
@@ -303,8 +303,32 @@ fn revocations_are_listed_and_lifted() {
     get(node.addr(), &target).expect(200);
     ask(node.admin, "DELETE", "/revocations/1", &[], "").problem(404);
     ask(node.admin, "DELETE", "/revocations/x", &[], "").problem(400);
-    let page = get(node.admin, "/revocations?limit=1").expect(200).json();
-    assert_eq!(page["revocations"].as_array().map(Vec::len), Some(1), "{page}");
+}
+
+#[test]
+fn revocations_are_listed_in_pages() {
+    let node = Node::start(&[]);
+    for subject in ["anna", "bert", "carl"] {
+        node.revoke(json!({"subject": subject}));
+    }
+    let page = |query: &str| get(node.admin, &format!("/revocations?{query}")).expect(200).json();
+    let numbers = |page: &Value| -> Vec<u64> {
+        page["revocations"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .filter_map(|one| one["number"].as_u64())
+            .collect()
+    };
+    let first = page("limit=2");
+    assert_eq!((numbers(&first), &first["next"]), (vec![1, 2], &json!(2)), "{first}");
+    let last = page("limit=2&after=2");
+    assert_eq!((numbers(&last), last.get("next")), (vec![3], None), "{last}");
+    assert_eq!(page("limit=3").get("next"), None);
+    for limit in ["0", "100001"] {
+        let detail = get(node.admin, &format!("/revocations?limit={limit}")).problem(400);
+        assert!(detail.contains("1 to 100000"), "{detail}");
+    }
 }
 
 /// What one node lists, another takes: a node that starts is told so.
@@ -389,4 +413,30 @@ fn nobody_slips_in_while_it_is_revoked() {
     }
     assert_eq!(first.event().named("$close").json()["reason"], "revoked");
     until("all are gone", || (common::server::close_waits(addr.port()) == 0).then_some(()));
+}
+
+/// The same of channels that v1 connections subscribe to meanwhile.
+#[test]
+fn no_subscription_slips_in_while_its_channel_is_revoked() {
+    const CHANNELS: usize = 60;
+    let node = Node::start(&[]);
+    let anna = old("anna").sign();
+    for round in 0..20 {
+        let mut all: Vec<V1> =
+            (0..6).map(|_| V1::open(node.addr(), &format!("/channels?token={anna}"))).collect();
+        let subscribe = |number| json!({"type": "subscribe", "channel": format!("{round}/{number}")});
+        let frames: Vec<u8> = (0..CHANNELS)
+            .flat_map(|number| masked(true, TEXT, subscribe(number).to_string().as_bytes()))
+            .collect();
+        all.iter_mut().for_each(|v1| v1.socket.send_raw(&frames));
+        node.revoke(json!({"channel": format!("{round}/**")}));
+        // Each is refused, or had and lost.
+        for v1 in &mut all {
+            let mut errors = 0;
+            while errors < CHANNELS {
+                errors += usize::from(v1.next()["type"] == "error");
+            }
+            v1.ask(json!({"type": "ping"}), "pong");
+        }
+    }
 }

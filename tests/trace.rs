@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use common::admin::Metrics;
 use common::http::{Conn, ask, get, post, publish};
 use common::server::{Server, field, message_of};
 use common::sse::Stream;
@@ -288,7 +289,68 @@ fn who_somebody_is() {
     assert!(!all.concat().contains(&good), "{}", all.join("\n"));
 }
 
-/// More than anybody can be shown: what is missing is said, to the last one.
+/// Every refusal of somebody is told with its exact reason, logged with its code, and counted.
+#[test]
+fn whoever_is_refused() {
+    let node = Node::start(&["--set", KEYS, "--set", "auth.anonymous={ subscribe = [\"open\"] }"]);
+    let addr = node.addr();
+    let mut trace = node.trace(&["--address", "127.0.0.1"]);
+    let counted = |reason: &str| {
+        Metrics::scrape(node.admin_addr()).sum("pushline_refusals_total", &[("reason", reason)])
+    };
+    let mut told = |reason: &str, code: &str, why: &str, refuse: &mut dyn FnMut()| {
+        let before = counted(reason);
+        refuse();
+        trace.expect_that("denied", |event| event["why"].as_str().is_some_and(|told| told.contains(why)));
+        node.server.wait_log(|line| {
+            message_of(line).as_deref() == Some("refused") && field(line, "code").as_deref() == Some(code)
+        });
+        assert_eq!(counted(reason), before + 1.0, "{code}");
+    };
+    let sign = |subject: &str| token::bearer(&token::of(subject).sign());
+    let (anna, bert) = (sign("anna"), sign("bert"));
+    told("origin", "foreign_origin", "origins.allow", &mut || {
+        drop(ask(addr, "GET", "/channels/a", &[("Origin", "https://elsewhere.example")], "").expect(403));
+    });
+    let hers = Stream::open_with(addr, "/channels/a", &[("Authorization", &anna)]);
+    let nobodys = Stream::open(addr, "/channels/open");
+    let renew = |stream: &Stream, fields: &[(&str, &str)]| {
+        post(addr, &format!("/connections/{}/auth", stream.connection), fields, "").status
+    };
+    told("unauthenticated", "no_token", "no token", &mut || assert_eq!(renew(&hers, &[]), 401));
+    told("forbidden", "other_subject", "the sub that it has", &mut || {
+        assert_eq!(renew(&hers, &[("Authorization", &bert)]), 403);
+    });
+    told("forbidden", "without_token", "opened with a token", &mut || {
+        assert_eq!(renew(&nobodys, &[("Authorization", &anna)]), 403);
+    });
+    told("unauthenticated", "no_token", "no token", &mut || {
+        post(addr, "/tickets", &[], "").problem(401);
+    });
+    told("unauthenticated", "no_token", "no token", &mut || {
+        post(addr, "/publish", &[("Content-Type", "application/x-ndjson")], "").problem(401);
+    });
+    let little = token::of("anna").subscribe(&["a"]).publish(&["a"]).sign();
+    let mut late = V1::open(addr, "/channels/b");
+    told("forbidden", "forbidden", "does not cover subscribe", &mut || {
+        late.ask(json!({"type": "auth", "token": little}), "authenticated");
+        assert_eq!(late.expect("closing")["reason"], "forbidden");
+    });
+    let mut v1 = V1::open(addr, &format!("/channels?token={little}"));
+    told("unauthenticated", "no_jwt", "neither a JWT", &mut || {
+        v1.refused(json!({"type": "auth", "token": "nonsense"}));
+    });
+    told("forbidden", "forbidden", "does not cover publish", &mut || {
+        v1.refused(json!({"type": "publish", "channel": "b", "data": 1}));
+    });
+    told("forbidden", "forbidden", "does not cover publish", &mut || {
+        let mut raw =
+            Socket::open(addr, &format!("/channels/a?token={}", token::of("anna").publish(&["b"]).sign()));
+        raw.text("x");
+        raw.expect_close(1008);
+    });
+}
+
 /// Which key decided, of every kind of refusal by a quota.
 #[test]
 fn quotas_that_refuse() {
@@ -330,6 +392,7 @@ fn quotas_that_refuse() {
     drop(conns);
 }
 
+/// More than anybody can be shown: what is missing is said, to the last one.
 #[test]
 fn what_does_not_fit_is_counted() {
     let node = Node::start(&["--workers", "1"]);

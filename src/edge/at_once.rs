@@ -252,15 +252,16 @@ impl Batch<'_> {
             self.tell(request, &answer, manner);
             return Some(());
         }
+        if !is_home && (labels.key().is_some() || manner.passed.origin.is_some()) {
+            return None;
+        }
+        let draft = labels.draft(content.to_vec()).ok()?;
+        // Once it is sure that no task will ask again.
         if let Some(limited) = self.over_quota(request, bearer, content.len()) {
             let answer = publish::answer(self.worker, names, Err(Refused::Limited(limited)));
             self.tell(request, &answer, manner);
             return Some(());
         }
-        if !is_home && (labels.key().is_some() || manner.passed.origin.is_some()) {
-            return None;
-        }
-        let draft = labels.draft(content.to_vec()).ok()?;
         if is_home {
             // It was asked already whether they may.
             let doorman = &self.site.doorman;

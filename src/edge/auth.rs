@@ -14,7 +14,7 @@ use arc_swap::{ArcSwap, Guard};
 use crate::domain::auth::{Act, Bearer};
 use crate::domain::channel::Name;
 
-pub use self::denied::{Carrier, Claim, Denied};
+pub use self::denied::{Carrier, Claim, Declined, Denied};
 pub use self::key::KeyError;
 pub use self::policy::{Policy, Verified};
 pub use self::ticket::{Asked, Opened, TicketUse, Tickets, UNUSED_S_MAX};

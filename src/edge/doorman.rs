@@ -21,9 +21,11 @@ use crate::proto::http::target::Query;
 use crate::runtime::entry::ConnId;
 use crate::runtime::peer::Peer;
 use crate::runtime::state::State;
+use crate::runtime::trace::What;
 
 use super::answer::Answer;
 use super::auth::{Asked, Auth, Carrier, Denied, Policy, TOKEN_BYTES_MAX, TicketUse};
+use super::origin::Barred;
 
 /// Bearers remembered by one worker, and the memory they take; beyond either all are forgotten. A token that is not
 /// remembered costs the check of its signature again.
@@ -393,6 +395,18 @@ pub fn note(denied: Denied, peer: Peer, bearer: Option<&Bearer>, channel: Option
         why = %denied,
         "refused"
     );
+}
+
+/// The same of a request that was refused for where it came from, before it was asked who sent it.
+pub fn note_barred(barred: Barred, peer: Peer) {
+    tracing::debug!(%peer, code = barred.as_str(), why = barred.detail(), "refused");
+}
+
+/// A held connection was refused: whoever watches it hears exactly why.
+pub fn trace_conn(state: &State, conn: ConnId, denied: Denied) {
+    if state.is_traced() && state.conn(conn).is_some() {
+        state.trace_conn(conn.slot, || What::Denied { why: denied.why().into() });
+    }
 }
 
 /// The answer to a request that was refused.

@@ -25,9 +25,9 @@ use crate::runtime::turns::Pace;
 use crate::runtime::worker::Worker;
 
 use super::ask;
-use super::auth::Denied;
+use super::auth::Declined;
 use super::channels::newest;
-use super::doorman::bearer_of;
+use super::doorman::{self, bearer_of};
 use super::publish::{self, Publisher, Refused, publish_one, publish_parsed};
 use super::renewal;
 use super::site::Site;
@@ -72,23 +72,14 @@ pub async fn act(
     let mut unfinished = Unfinished { worker: Rc::clone(&worker), conn, finished: false, bytes };
     let mut pace = Pace::new(worker.with(|state| state.node.settings.history.messages));
     for frame in frames {
-        let frame_bytes = frame.len();
-        pace.step(frame_bytes).await;
+        pace.step(frame.len()).await;
         if !site.doorman.is_open() && is_ended(&worker, conn) {
             // Its token has ended, or was taken back: what it still asked for is not done.
             break;
         }
         match (&raw, frame) {
             (Some(channel), frame) => {
-                let published = match over_quota(&worker, conn, frame_bytes) {
-                    Some(limited) => {
-                        publish::count(&worker, Refused::Limited(limited));
-                        worker.with(|state| state.trace_conn_limited(conn, limited));
-                        Err(Reason::RateLimited)
-                    }
-                    None => publish_raw(&site, &worker, conn, channel, frame).await,
-                };
-                if let Err(refused) = published {
+                if let Err(refused) = publish_raw(&site, &worker, conn, channel, frame).await {
                     unfinished.finished = true;
                     worker.with(|state| {
                         let reconnect_ms = state.reconnect_ms();
@@ -134,16 +125,25 @@ async fn publish_raw(
     channel: &Name,
     frame: Frame,
 ) -> Result<(), Reason> {
-    worker
-        .with(|state| site.doorman.permit_conn(state, conn, Act::Publish, channel))
-        .map_err(|denied| if denied.status() == 403 { Reason::NotAllowed } else { denied.reason() })?;
+    let permitted = worker.with(|state| {
+        let permitted = site.doorman.permit_conn(state, conn, Act::Publish, channel);
+        permitted.inspect_err(|denied| doorman::trace_conn(state, conn, *denied))
+    });
+    permitted.map_err(|denied| if denied.status() == 403 { Reason::NotAllowed } else { denied.reason() })?;
     let body = match frame {
         Frame::Text(text) => Body::Text(text.into()),
         Frame::Binary(bytes) => Body::Binary(bytes.into()),
     };
     let bytes = body.bytes().len();
     let draft = Draft { event: None, body, ttl_seconds: None };
-    match publish_one(worker, channel, draft, None).await {
+    let published = match over_quota(worker, conn, bytes) {
+        Some(limited) => {
+            worker.with(|state| state.trace_conn_limited(conn, limited));
+            Err(Refused::Limited(limited))
+        }
+        None => publish_one(worker, channel, draft, None).await,
+    };
+    match published {
         Ok(published) => {
             trace_published(worker, conn, channel, bytes, &published);
             Ok(())
@@ -171,16 +171,17 @@ fn over_quota(worker: &Rc<Worker>, conn: ConnId, bytes: usize) -> Option<Limited
 async fn on_text(site: &Site, worker: &Rc<Worker>, conn: ConnId, text: &str) {
     let (seq, result) = match parse_v1(text) {
         Ok(frame) => (frame.seq, operate(site, worker, conn, frame.operation, frame.seq).await),
-        Err(refused) => (refused.seq, Err(refused.refusal)),
+        Err(refused) => (refused.seq, Err(Declined::from(refused.refusal))),
     };
-    if let Err(refusal) = result {
+    if let Err(declined) = result {
         worker.with(|state| {
             if state.is_traced() && state.conn(conn).is_some() {
-                state.trace_conn(conn.slot, || What::Denied { why: refusal.detail.into() });
+                state.trace_conn(conn.slot, || What::Denied { why: declined.why() });
             }
         });
+        let Refusal { code, detail } = declined.refusal;
         say(worker, conn, |json| {
-            envelope::write_v1_error(json, refusal.code, refusal.detail, None, seq);
+            envelope::write_v1_error(json, code, detail, None, seq);
         });
     }
 }
@@ -202,7 +203,7 @@ async fn operate(
     conn: ConnId,
     operation: Operation<'_>,
     seq: Option<Seq>,
-) -> Result<(), Refusal> {
+) -> Result<(), Declined> {
     match operation {
         Operation::Ping => say(worker, conn, |json| envelope::write_v1_pong(json, seq)),
         Operation::Auth { token } => renewal::authenticate(site, worker, conn, &token, seq).await?,
@@ -233,11 +234,9 @@ async fn subscribe(
     channel: &str,
     start: &Start<'_>,
     seq: Option<Seq>,
-) -> Result<(), Refusal> {
+) -> Result<(), Declined> {
     let name = name_of(channel)?;
-    worker
-        .with(|state| site.doorman.permit_conn(state, conn, Act::Subscribe, &name))
-        .map_err(Denied::refusal)?;
+    worker.with(|state| site.doorman.permit_conn(state, conn, Act::Subscribe, &name))?;
     let from = match start {
         Start::Now => From::Now,
         Start::Cursor(text) => From::After(
@@ -245,30 +244,34 @@ async fn subscribe(
         ),
         Start::History(count) => newest(u64::from(*count)),
     };
-    let (has, full, short) = worker.with(|state| {
+    let (has, full, short, bearer) = worker.with(|state| {
+        let bearer = state.conn(conn).and_then(|entry| entry.bearer.clone());
         let count = state.conn(conn).map_or(0, |entry| entry.subs.as_slice().len());
         let full = count >= state.node.settings.limits.subscriptions;
-        (has_channel(state, conn, &name), full, state.is_full())
+        (has_channel(state, conn, &name), full, state.is_full(), bearer)
     });
     if has {
         return Err(Refusal::new(
             ErrorCode::AlreadySubscribed,
             "this connection has the channel already; unsubscribe first to begin elsewhere",
-        ));
+        )
+        .into());
     }
     if full {
         return Err(Refusal::new(
             ErrorCode::TooManySubscriptions,
             "this connection has as many channels as limits.subscriptions allows; unsubscribe one, or open another \
              connection",
-        ));
+        )
+        .into());
     }
     if short {
         worker.stats().refuse(Counted::Memory);
         return Err(Refusal::new(
             ErrorCode::Overloaded,
             "the server is short of memory; subscribe again later",
-        ));
+        )
+        .into());
     }
     let counted = worker.with(|state| state.begin_subscription(conn));
     counted.map_err(|limited| {
@@ -287,6 +290,9 @@ async fn subscribe(
             state.say(conn.slot, &out);
             let reads = state.subscribe(conn.slot, place, Encoding::V1, false);
             end_unless(state, conn, reads);
+            if let Some(bearer) = &bearer {
+                renewal::recheck(&site.doorman, state, conn, bearer);
+            }
             state.bury();
         }
     });
@@ -322,19 +328,16 @@ async fn publish_v1(
     conn: ConnId,
     publish: Publish<'_>,
     seq: Option<Seq>,
-) -> Result<(), Refusal> {
+) -> Result<(), Declined> {
     let bytes = publish.data.bytes();
-    if let Some(limited) = over_quota(worker, conn, bytes) {
-        publish::count(worker, Refused::Limited(limited));
-        return Err(Refusal::new(ErrorCode::RateLimited, limited.detail()));
-    }
-    let bearer = worker.with(|state| bearer_of(state, conn)).map_err(Denied::refusal)?;
+    let bearer = worker.with(|state| bearer_of(state, conn))?;
     let publisher = bearer
         .as_ref()
         .map_or(Publisher::ANYONE, |(bearer, peer)| Publisher::of(&site.doorman, bearer, *peer));
     let message_bytes_max = site.settings().limits.message_bytes;
-    let published = publish_parsed(worker, publish, message_bytes_max, publisher).await;
-    let (name, published) = published.map_err(|(refusal, _)| refusal)?;
+    let over_quota = |bytes| over_quota(worker, conn, bytes);
+    let published = publish_parsed(worker, publish, message_bytes_max, publisher, over_quota).await;
+    let (name, published) = published.map_err(|(declined, _)| declined)?;
     trace_published(worker, conn, &name, bytes, &published);
     say(worker, conn, |json| {
         envelope::write_v1_published(json, name.as_str(), &published.cursor.text(), published.replayed, seq);

@@ -80,6 +80,14 @@ pub enum Barred {
 }
 
 impl Barred {
+    /// For logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Host => "foreign_host",
+            Self::Origin => "foreign_origin",
+        }
+    }
+
     pub const fn detail(self) -> &'static str {
         match self {
             Self::Host => {

@@ -24,7 +24,7 @@ use crate::runtime::turns::Pace;
 use crate::runtime::worker::Worker;
 
 use super::answer::Answer;
-use super::auth::Denied;
+use super::auth::{Declined, Denied};
 use super::channels::refused;
 use super::doorman::Doorman;
 
@@ -415,7 +415,8 @@ async fn reserve(worker: &Rc<Worker>, name: &Name, key: &Key) -> Result<Known, R
     Err(Refused::Key(PublishRefusal::InFlight))
 }
 
-/// Publishes what a batch line or a frame says.
+/// Publishes what a batch line or a frame says. `over_quota`: why a message of so many bytes may not be published just now;
+/// asked last, so that what is refused anyway takes nothing of anybody's.
 ///
 /// # Errors
 /// The code and the words for it.
@@ -424,12 +425,13 @@ pub async fn publish_parsed(
     publish: Publish<'_>,
     message_bytes_max: usize,
     publisher: Publisher<'_>,
-) -> Result<(Name, Published), (Refusal, u16)> {
+    over_quota: impl Fn(usize) -> Option<Limited>,
+) -> Result<(Name, Published), (Declined, u16)> {
     let name = Name::parse(&publish.channel)
-        .map_err(|error| (Refusal::new(ErrorCode::BadChannel, error.detail()), 400))?;
+        .map_err(|error| (Refusal::new(ErrorCode::BadChannel, error.detail()).into(), 400))?;
     publisher.may_publish(&name).map_err(|denied| {
         worker.stats().refuse(denied.counted());
-        (denied.refusal(), denied.status())
+        (denied.into(), denied.status())
     })?;
     let body = match publish.data {
         PublishData::Json(text) => Body::Json(text.into()),
@@ -437,14 +439,17 @@ pub async fn publish_parsed(
         PublishData::Binary(bytes) => Body::Binary(bytes.into()),
     };
     if body.bytes().len() > message_bytes_max {
-        return Err((Refusal::new(ErrorCode::MessageTooLarge, TOO_LARGE), 413));
+        return Err((Refusal::new(ErrorCode::MessageTooLarge, TOO_LARGE).into(), 413));
     }
     let draft = Draft { event: publish.event.as_deref().map(Into::into), body, ttl_seconds: publish.ttl_s };
     let key = publish.key.as_deref().map(|key| Box::new(key_of(key.as_bytes(), &draft, publisher)));
-    let published = publish_one(worker, &name, draft, key).await;
+    let published = match over_quota(draft.body.bytes().len()) {
+        Some(limited) => Err(Refused::Limited(limited)),
+        None => publish_one(worker, &name, draft, key).await,
+    };
     published.map(|published| (name, published)).map_err(|refused| {
         count(worker, refused);
-        (Refusal::new(refused.code(), refused.detail()), refused.status())
+        (Refusal::new(refused.code(), refused.detail()).into(), refused.status())
     })
 }
 
@@ -478,14 +483,8 @@ pub async fn batch(
             continue;
         }
         let result = match parse_batch_line(line) {
-            Ok(publish) => match over_quota(publish.data.bytes()) {
-                Some(limited) => {
-                    count(worker, Refused::Limited(limited));
-                    Err((Refusal::new(ErrorCode::RateLimited, limited.detail()), 429))
-                }
-                None => publish_parsed(worker, publish, message_bytes_max, publisher).await,
-            },
-            Err(refusal) => Err((refusal, 400)),
+            Ok(publish) => publish_parsed(worker, publish, message_bytes_max, publisher, &over_quota).await,
+            Err(refusal) => Err((refusal.into(), 400)),
         };
         match result {
             Ok((name, published)) => {
@@ -495,7 +494,7 @@ pub async fn batch(
                     out.extend_from_slice(br#","replayed":true}"#);
                 }
             }
-            Err((refusal, status)) => {
+            Err((Declined { refusal, .. }, status)) => {
                 out.extend_from_slice(br#"{"status":"#);
                 json::write_u64(&mut out, u64::from(status));
                 out.extend_from_slice(br#","code":"#);

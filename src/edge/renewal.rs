@@ -23,11 +23,11 @@ use crate::runtime::tokens::{Lost, NotRenewed, Waiting};
 use crate::runtime::worker::Worker;
 
 use super::answer::Answer;
-use super::auth::Denied;
+use super::auth::{Declined, Denied};
 use super::doorman::{self, Doorman};
 use super::identity::{connection_id, find_connection};
 use super::site::Site;
-use super::stream::{Handshake, end_unless, on_opened, places, subscribed_frame};
+use super::stream::{Handshake, begin_reading, end_unless, on_opened, places, subscribed_frame};
 
 /// How long a `pushline.v1` connection may take to bring its first token: 10 s.
 const FIRST_TOKEN_TICKS: u32 = 100;
@@ -60,9 +60,9 @@ pub async fn authenticate(
     conn: ConnId,
     token: &str,
     seq: Option<Seq>,
-) -> Result<(), Refusal> {
+) -> Result<(), Declined> {
     if site.doorman.is_open() {
-        return Err(TAKES_NONE);
+        return Err(TAKES_NONE.into());
     }
     let now_s = site.node.clock.now_ms() / 1_000;
     let peer = worker.with(|state| state.conn(conn).map(|entry| entry.peer));
@@ -73,12 +73,11 @@ pub async fn authenticate(
             Err(NotRenewed::OtherSubject | NotRenewed::WithoutToken) => Err(Denied::OtherSubject),
         }
     });
-    let bearer = bearer.map_err(|denied| {
+    let bearer = bearer.inspect_err(|&denied| {
         if let Some(peer) = peer {
             doorman::note(denied, peer, None, None);
         }
         worker.stats().refuse(denied.counted());
-        denied.refusal()
     })?;
     worker.with(|state| state.count_for_subject(conn, &bearer)).map_err(|limited| {
         worker.stats().refuse(Counted::Quota);
@@ -113,25 +112,33 @@ pub fn open_waiting(
 ) {
     let mut out = Vec::with_capacity(256);
     write_switching(&mut out, &handshake.accept, handshake.subprotocol);
+    let refused = if worker.with(|state| state.is_full()) {
+        Some((Reason::Full, Counted::Memory))
+    } else {
+        // Its channels are counted when they begin, with whose they are.
+        begin_reading(worker, &mut stream, &[]).err().map(|_| (Reason::RateLimited, Counted::Quota))
+    };
     let noted = stream.noted.take();
     let Some(socket) = stream.into_socket() else { return };
     worker.with(|state| {
         let conn = state.adopt(socket, Kind::Ws { v1: true, reader: Default::default(), begun_tick: 0 });
-        let id = connection_id(state, conn);
-        text_frame(&mut out, |json| envelope::write_v1_open(json, &id));
         state.stats().answer(101);
         on_opened(state, noted, 101, out.len(), conn);
-        state.say(conn.slot, &out);
-        if state.draining.is_some() {
-            state.stats().refuse(Counted::Draining);
-            return farewell(state, conn, Reason::Drain);
+        let is_draining = state.draining.is_some();
+        let refused = if is_draining { Some((Reason::Drain, Counted::Draining)) } else { refused };
+        if let Some((reason, counted)) = refused {
+            state.say(conn.slot, &out);
+            state.stats().refuse(counted);
+            return farewell(state, conn, reason);
         }
-        if state.is_full() {
+        let id = connection_id(state, conn);
+        text_frame(&mut out, |json| envelope::write_v1_open(json, &id));
+        state.say(conn.slot, &out);
+        let until_tick = state.tick() + FIRST_TOKEN_TICKS;
+        if !state.wait_for_token(conn, Waiting { names, from, until_tick }) {
             state.stats().refuse(Counted::Memory);
             return farewell(state, conn, Reason::Full);
         }
-        let until_tick = state.tick() + FIRST_TOKEN_TICKS;
-        state.wait_for_token(conn, Waiting { names, from, until_tick });
         if !leftover.is_empty() {
             state.on_frames(conn, &mut leftover);
         }
@@ -140,13 +147,14 @@ pub fn open_waiting(
 }
 
 /// Subscribes the channels that waited for the token.
-async fn begin(site: &Site, worker: &Rc<Worker>, conn: ConnId, bearer: &Bearer, waiting: Waiting) {
+async fn begin(site: &Site, worker: &Rc<Worker>, conn: ConnId, bearer: &Rc<Bearer>, waiting: Waiting) {
     let Waiting { names, from, .. } = waiting;
-    let is_covered = names.iter().all(|name| site.doorman.may(bearer, Act::Subscribe, name));
-    if !is_covered {
+    let Some(peer) = worker.with(|state| state.conn(conn).map(|entry| entry.peer)) else { return };
+    if let Err(denied) = site.doorman.permit(bearer, Act::Subscribe, &names, peer) {
         worker.with(|state| {
-            state.stats().refuse(Counted::Forbidden);
-            farewell(state, conn, Reason::Forbidden);
+            state.stats().refuse(denied.counted());
+            doorman::trace_conn(state, conn, denied);
+            farewell(state, conn, denied.reason());
         });
         return;
     }
@@ -174,9 +182,19 @@ async fn begin(site: &Site, worker: &Rc<Worker>, conn: ConnId, bearer: &Bearer, 
         state.say(conn.slot, &out);
         let read = places.iter().all(|place| state.subscribe(conn.slot, *place, Encoding::V1, false));
         end_unless(state, conn, read);
-        site.doorman.recheck(state, conn);
+        recheck(&site.doorman, state, conn, bearer);
         state.bury();
     });
+}
+
+/// Looks once more at a connection that was permitted, by `bearer`, what it reads only now: meanwhile its token may have
+/// been taken back, or replaced by one for less.
+pub fn recheck(doorman: &Doorman, state: &mut State, conn: ConnId, bearer: &Rc<Bearer>) {
+    doorman.recheck(state, conn);
+    let now = state.conn(conn).and_then(|entry| entry.bearer.clone());
+    if let Some(now) = now.filter(|now| !Rc::ptr_eq(now, bearer)) {
+        lose(doorman, state, conn, &now);
+    }
 }
 
 fn farewell(state: &mut State, conn: ConnId, reason: Reason) {
@@ -198,11 +216,14 @@ fn left_s(bearer: &Bearer, now_s: u64) -> u64 {
 }
 
 /// `POST /connections/{id}/auth` by `bearer`. The connection is any worker's.
-pub async fn renew(site: &Site, worker: &Rc<Worker>, id: &str, bearer: &Bearer) -> Answer {
+///
+/// # Errors
+/// [`Denied`]
+pub async fn renew(site: &Site, worker: &Rc<Worker>, id: &str, bearer: &Bearer) -> Result<Answer, Denied> {
     if bearer.proof != Proof::Token {
-        return doorman::answer(Denied::NoToken);
+        return Err(Denied::NoToken);
     }
-    let Some((index, conn)) = find_connection(&site.node, id) else { return unknown() };
+    let Some((index, conn)) = find_connection(&site.node, id) else { return Ok(unknown()) };
     let now_s = site.node.clock.now_ms() / 1_000;
     let (renewed, auth) = (bearer.clone(), Arc::clone(site.doorman.auth()));
     let done = worker.on_worker(index, move |state| {
@@ -222,15 +243,12 @@ pub async fn renew(site: &Site, worker: &Rc<Worker>, id: &str, bearer: &Bearer) 
             let mut body = br#"{"expires_in":"#.to_vec();
             json::write_u64(&mut body, left_s(bearer, now_s));
             body.push(b'}');
-            Answer::json(200, body).field("Cache-Control", "no-store")
+            Ok(Answer::json(200, body).field("Cache-Control", "no-store"))
         }
-        Err(NotDone::Because(NotRenewed::Unknown)) => unknown(),
-        Err(NotDone::Because(NotRenewed::WithoutToken)) => Answer::problem(
-            403,
-            "the connection was opened without a token, so there is none to renew; open a new one with the token",
-        ),
-        Err(NotDone::Because(NotRenewed::OtherSubject)) => doorman::answer(Denied::OtherSubject),
-        Err(NotDone::Revoked) => doorman::answer(Denied::Revoked),
+        Err(NotDone::Because(NotRenewed::Unknown)) => Ok(unknown()),
+        Err(NotDone::Because(NotRenewed::WithoutToken)) => Err(Denied::WithoutToken),
+        Err(NotDone::Because(NotRenewed::OtherSubject)) => Err(Denied::OtherSubject),
+        Err(NotDone::Revoked) => Err(Denied::Revoked),
     }
 }
 

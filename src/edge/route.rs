@@ -20,7 +20,7 @@ use super::channels::{parse_names, refused, stream_start, switch};
 use super::conn::{Call, Conn, Next, why_it_ends};
 use super::doorman::{self, Admitted};
 use super::lab;
-use super::origin::Passed;
+use super::origin::{Barred, Passed};
 use super::publish::{self, Labels, Publisher};
 use super::read::{self, Polled};
 use super::renewal;
@@ -48,6 +48,7 @@ impl Conn {
             Ok(passed) => passed,
             Err(barred) => {
                 self.worker.stats().refuse(Refusal::Origin);
+                self.tell_barred(barred);
                 let call = Call { request, manner, query: Query::default() };
                 let answer = Answer::problem(403, barred.detail());
                 let answer = if is_read(&request) { answer.vary(VARY_READ) } else { answer };
@@ -174,7 +175,7 @@ impl Conn {
         if call.request.method != Method::Post {
             return self.without_body(call, not_allowed("POST, OPTIONS")).await;
         }
-        let bearer = match self.admit(&call).and_then(|admitted| may_publish_somewhere(admitted.bearer)) {
+        let bearer = match self.admit(&call).and_then(|admitted| self.permit_batch(admitted.bearer)) {
             Ok(bearer) => bearer,
             Err(denied) => return self.denied(call, denied).await,
         };
@@ -287,6 +288,35 @@ impl Conn {
         Ok(admitted)
     }
 
+    /// Whether someone may publish to any channel: else no line of a batch can be done.
+    fn permit_batch(&self, bearer: Rc<Bearer>) -> Result<Rc<Bearer>, Denied> {
+        if !bearer.grants.publish.is_empty() {
+            return Ok(bearer);
+        }
+        let denied = doorman::refusal(&bearer, Act::Publish);
+        self.tell_denied(denied, Some(&bearer));
+        Err(denied)
+    }
+
+    /// Somebody is refused: exactly why, to the log and to whoever watches.
+    fn tell_denied(&self, denied: Denied, bearer: Option<&Bearer>) {
+        doorman::note(denied, self.stream.socket.peer, bearer, None);
+        self.trace_admitted(Err(denied));
+    }
+
+    /// The same of a request that came from another site's page, or by another name. It was not asked who sent it.
+    fn tell_barred(&mut self, barred: Barred) {
+        self.stream.socket.bearer = None;
+        let socket = &self.stream.socket;
+        doorman::note_barred(barred, socket.peer);
+        self.worker.with(|state| {
+            if state.is_traced() {
+                let who = Who::of_socket(socket, Transport::Http);
+                state.trace(who, || What::Denied { why: barred.detail().into() });
+            }
+        });
+    }
+
     /// Who it is of, or exactly why not: for whoever watches.
     fn trace_admitted(&self, admitted: Result<Proof, Denied>) {
         // Where nobody wants to know of requests, nobody watches.
@@ -320,13 +350,15 @@ impl Conn {
         self.without_body(call, answer).await
     }
 
-    async fn on_tickets(self, call: Call<'_>) -> Next {
+    async fn on_tickets(mut self, call: Call<'_>) -> Next {
         if call.request.method != Method::Post {
             return self.without_body(call, not_allowed("POST, OPTIONS")).await;
         }
         if self.site.doorman.is_open() {
             return self.without_body(call, tickets::none_needed()).await;
         }
+        // Of a request before this.
+        self.stream.socket.bearer = None;
         let now_s = call.manner.unix_s;
         match self.site.doorman.give_ticket(&call.request, call.query, now_s) {
             Ok(asked) => {
@@ -334,7 +366,7 @@ impl Conn {
                 self.without_body(call, answer).await
             }
             Err(denied) => {
-                doorman::note(denied, self.stream.socket.peer, None, None);
+                self.tell_denied(denied, None);
                 self.denied(call, denied).await
             }
         }
@@ -354,7 +386,12 @@ impl Conn {
         if let Err(failed) = self.discard_body(&call).await {
             return failed.tell(self, &call).await;
         }
-        let answer = renewal::renew(&self.site, &self.worker, id, &bearer).await;
+        let renewed = renewal::renew(&self.site, &self.worker, id, &bearer).await;
+        let answer = renewed.unwrap_or_else(|denied| {
+            self.tell_denied(denied, Some(&bearer));
+            self.worker.stats().refuse(denied.counted());
+            doorman::answer(denied)
+        });
         self.answered(&answer, &call.manner).await
     }
 
@@ -367,15 +404,15 @@ impl Conn {
             Ok(content) => content,
             Err(failed) => return failed.tell(self, &call).await,
         };
-        if let Some(limited) = self.over_quota(names.len(), content.len() * names.len()) {
-            let answer = publish::refusal(&self.worker, publish::Refused::Limited(limited));
-            return self.answered(&answer, &call.manner).await;
-        }
+        let bytes = content.len() * names.len();
         let answer = match labels.draft(content) {
-            Ok(draft) => {
-                let publisher = self.publisher(bearer);
-                publish::publish(&self.worker, names, draft, labels.key(), publisher).await
-            }
+            Ok(draft) => match self.over_quota(names.len(), bytes) {
+                Some(limited) => publish::refusal(&self.worker, publish::Refused::Limited(limited)),
+                None => {
+                    let publisher = self.publisher(bearer);
+                    publish::publish(&self.worker, names, draft, labels.key(), publisher).await
+                }
+            },
             Err(answer) => answer,
         };
         self.answered(&answer, &call.manner).await
@@ -446,7 +483,7 @@ impl Conn {
     fn permit_websocket(&self, admitted: Admitted, names: &[Name]) -> Result<Admitted, Denied> {
         if names.is_empty() && !self.site.doorman.is_open() && may_nothing(&admitted.bearer) {
             let denied = doorman::refusal(&admitted.bearer, Act::Subscribe);
-            doorman::note(denied, self.stream.socket.peer, Some(&admitted.bearer), None);
+            self.tell_denied(denied, Some(&admitted.bearer));
             return Err(denied);
         }
         self.permit(admitted, Act::Subscribe, names)
@@ -525,11 +562,6 @@ impl Conn {
         tickets::opened(&site, &worker, ticket, opened);
         Next::Gone
     }
-}
-
-/// Whether someone may publish to any channel: else no line of a batch can be done.
-fn may_publish_somewhere(bearer: Rc<Bearer>) -> Result<Rc<Bearer>, Denied> {
-    if bearer.grants.publish.is_empty() { Err(doorman::refusal(&bearer, Act::Publish)) } else { Ok(bearer) }
 }
 
 /// Whether there is nothing that someone may do.

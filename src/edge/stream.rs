@@ -150,7 +150,7 @@ fn asked(from: From) -> Cursor {
 }
 
 /// Counts a client's stream, before anything is done for it.
-fn begin_reading(worker: &Rc<Worker>, stream: &mut Stream, names: &[Name]) -> Result<(), Limited> {
+pub fn begin_reading(worker: &Rc<Worker>, stream: &mut Stream, names: &[Name]) -> Result<(), Limited> {
     worker.with(|state| {
         let begun = state.node.begin_reading(&mut stream.socket, names.len(), Begins::Stream);
         begun.inspect_err(|limited| {

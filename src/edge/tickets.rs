@@ -7,6 +7,7 @@ use crate::proto::json;
 use crate::runtime::close::Reason;
 use crate::runtime::entry::ConnId;
 use crate::runtime::state::State;
+use crate::runtime::stats::Refusal as Counted;
 use crate::runtime::worker::Worker;
 
 use super::answer::Answer;
@@ -21,6 +22,8 @@ pub fn answer(worker: &Rc<Worker>, asked: Result<Asked, getrandom::Error>) -> An
         return Answer::problem(500, "a fault of the server; ask again later");
     };
     let Asked::Given { ticket, expires_in_s } = asked else {
+        worker.stats().refuse(Counted::Overloaded);
+        tracing::debug!("no ticket: as many are given as may be");
         let answer = Answer::problem(503, "the server has given as many tickets as it may; ask again later");
         return with_retry_after(worker, answer);
     };

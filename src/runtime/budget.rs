@@ -45,7 +45,7 @@ pub struct Ledger {
     feeds_grant: usize,
     /// What all feeds here may take.
     feeds_max: usize,
-    /// Questions to channels here, of which some make tables grow.
+    /// Questions to channels here, and connections, of which some make tables grow.
     asks: usize,
     /// The node had more for history when it was looked at last.
     history_may_grow: bool,
@@ -124,11 +124,14 @@ impl State {
     /// Counts what a held connection has beside its entry. False: it has more than the node has memory for.
     pub fn weigh_conn(&mut self, slot: u32) -> bool {
         let Some(entry) = self.conns.get_mut(slot) else { return true };
-        let boxed = entry.boxed_bytes();
+        let waiting = if entry.flags.waiting { self.waiting.get(&slot) } else { None };
+        let boxed = entry.boxed_bytes() + waiting.map_or(0, |waiting| waiting.kept_bytes());
         let bytes = boxed + entry.session_bytes();
         let before = std::mem::replace(&mut entry.counted_bytes, bytes as u32) as usize;
         self.ledger.conns = self.ledger.conns + bytes - before;
-        boxed <= SMALL_BYTES || bytes <= before || self.fits()
+        // Asked in any case: many that are small are much.
+        let fits = bytes <= before || self.fits();
+        fits || boxed <= SMALL_BYTES
     }
 
     /// A held connection is gone.
@@ -272,8 +275,8 @@ impl State {
         sums
     }
 
-    /// A channel here is asked something.
-    pub fn see_ask(&mut self) {
+    /// A channel here is asked something, or a connection comes: tables may have grown.
+    pub fn see_growth(&mut self) {
         self.ledger.asks += 1;
         if self.ledger.asks.is_multiple_of(ASKS_MAX) {
             self.balance_memory();

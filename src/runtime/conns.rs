@@ -53,6 +53,7 @@ impl State {
             return conn;
         }
         self.weigh_conn(slot);
+        self.see_growth();
         self.schedule(conn);
         conn
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::proto::proxy::{HEADER_BYTES_MAX, Parsed, Source, parse};
 
 use super::close::Reason;
-use super::io::{RecvOutcome, peek_nonblocking, recv_nonblocking};
+use super::io::{RecvOutcome, has_ended, peek_nonblocking, recv_nonblocking, take_error};
 use super::peer::Peer;
 use super::state::Socket;
 use super::stream::{Stream, StreamError};
@@ -28,13 +28,19 @@ pub(super) async fn introduce(worker: Rc<Worker>, socket: Socket, is_tls: bool) 
     }
     let mut input = Vec::with_capacity(FIRST_BYTES);
     // Proxies send it together with their first bytes, or before: most often it is there.
-    {
+    let got = {
         let mut first = [0; FIRST_BYTES];
-        if let RecvOutcome::Bytes(bytes) = recv_nonblocking(socket.fd, &mut first) {
+        let got = recv_nonblocking(socket.fd, &mut first);
+        if let RecvOutcome::Bytes(bytes) = got {
             input.extend_from_slice(&first[..bytes]);
         }
-    }
+        got
+    };
     let mut stream = Stream::new(Rc::clone(&worker), socket);
+    if let Some(reason) = end_of(got) {
+        stream.reason = reason;
+        return;
+    }
     loop {
         match parse(&input) {
             Ok(Parsed::Done { source, used }) => {
@@ -56,11 +62,12 @@ pub(super) async fn introduce(worker: Rc<Worker>, socket: Socket, is_tls: bool) 
         }
         let left = until.saturating_duration_since(Instant::now());
         if let Err(error) = stream.read(&mut input, left).await {
-            stream.reason = match error {
-                StreamError::Late => Reason::RequestTimeout,
-                StreamError::Full => Reason::Full,
-                StreamError::Eof | StreamError::Broken => Reason::Gone,
-            };
+            match error {
+                StreamError::Late => stream.reason = Reason::RequestTimeout,
+                StreamError::Full => stream.reason = Reason::Full,
+                // The stream has seen why.
+                StreamError::Eof | StreamError::Broken => {}
+            }
             return;
         }
     }
@@ -72,17 +79,25 @@ async fn introduce_before_tls(worker: Rc<Worker>, socket: Socket, until: Instant
     let mut stream = Stream::new(Rc::clone(&worker), socket);
     let mut seen = vec![0; HEADER_BYTES_MAX];
     loop {
-        let bytes = match peek_nonblocking(fd, &mut seen) {
-            RecvOutcome::Bytes(bytes) => bytes,
-            RecvOutcome::Empty => 0,
-            RecvOutcome::Eof | RecvOutcome::Failed(_) => return,
-        };
+        // Asked before: what has come is then all.
+        let is_all = has_ended(fd);
+        let got = peek_nonblocking(fd, &mut seen);
+        if let Some(reason) = end_of(got) {
+            stream.reason = reason;
+            return;
+        }
+        let bytes = if let RecvOutcome::Bytes(bytes) = got { bytes } else { 0 };
         match parse(&seen[..bytes]) {
             Ok(Parsed::Done { source, used }) => {
                 let mut left = used;
                 while left > 0 {
-                    let RecvOutcome::Bytes(taken) = recv_nonblocking(fd, &mut seen[..left]) else { return };
-                    left -= taken;
+                    match recv_nonblocking(fd, &mut seen[..left]) {
+                        RecvOutcome::Bytes(taken) => left -= taken,
+                        got => {
+                            stream.reason = end_of(got).unwrap_or(Reason::Internal);
+                            return;
+                        }
+                    }
                 }
                 if let Source::Client(addr) = source {
                     stream.socket.peer = Peer::from(addr);
@@ -90,6 +105,10 @@ async fn introduce_before_tls(worker: Rc<Worker>, socket: Socket, until: Instant
                 if let Some(socket) = stream.into_socket() {
                     worker.with(|state| state.welcome(socket, Vec::new(), true));
                 }
+                return;
+            }
+            Ok(Parsed::Partial) if is_all => {
+                stream.reason = Reason::of_errno(take_error(fd));
                 return;
             }
             Ok(Parsed::Partial) => {}
@@ -105,5 +124,14 @@ async fn introduce_before_tls(worker: Rc<Worker>, socket: Socket, until: Instant
             return;
         }
         monoio::time::sleep(PEEK_PAUSE).await;
+    }
+}
+
+/// Why a connection is over, if it is.
+const fn end_of(got: RecvOutcome) -> Option<Reason> {
+    match got {
+        RecvOutcome::Bytes(_) | RecvOutcome::Empty => None,
+        RecvOutcome::Eof => Some(Reason::Gone),
+        RecvOutcome::Failed(errno) => Some(Reason::of_errno(errno)),
     }
 }

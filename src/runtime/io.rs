@@ -272,6 +272,13 @@ pub fn peek_nonblocking(fd: RawFd, buffer: &mut [u8]) -> RecvOutcome {
     }
 }
 
+/// Whether nothing more comes than what is there to be received: the peer has said so, or the connection is broken.
+pub fn has_ended(fd: RawFd) -> bool {
+    let mut poll = libc::pollfd { fd, events: libc::POLLRDHUP, revents: 0 };
+    // SAFETY: one live entry; it does not wait.
+    unsafe { libc::poll(&raw mut poll, 1, 0) > 0 }
+}
+
 /// Says to the peer that no more will come (`FIN`, after what was sent).
 pub fn shutdown_write(fd: RawFd) -> io::Result<()> {
     // SAFETY: no pointers.

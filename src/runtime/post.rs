@@ -46,7 +46,7 @@ impl State {
     /// Does, as their home, what `from` asks of this worker's channels.
     pub fn answer(&mut self, from: WorkerIndex, ask: Ask) -> Answer {
         let now_ms = self.node.clock.now_ms();
-        self.see_ask();
+        self.see_growth();
         if let Ask::Publish { draft, .. } | Ask::PublishReserved { draft, .. } = &ask {
             self.make_room(draft.cost_bytes());
         }

@@ -31,6 +31,16 @@ pub struct Waiting {
     pub until_tick: u32,
 }
 
+impl Waiting {
+    /// Memory that this holds.
+    pub(super) fn kept_bytes(&self) -> usize {
+        // Each name with the counts of those who share it.
+        let texts: usize = self.names.iter().map(|name| 2 * size_of::<usize>() + name.as_str().len()).sum();
+        let (names, from) = (self.names.capacity(), self.from.capacity());
+        size_of::<Self>() + names * size_of::<Name>() + texts + from * size_of::<From>()
+    }
+}
+
 /// Why a connection loses a channel that it reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lost {
@@ -211,12 +221,13 @@ impl State {
         self.say(slot, &notice);
     }
 
-    /// A connection waits for its token: until then it reads nothing.
-    pub fn wait_for_token(&mut self, conn: ConnId, waiting: Waiting) {
-        let Some(entry) = self.conn_mut(conn) else { return };
+    /// A connection waits for its token: until then it reads nothing. False: the node has no memory for what it waits for.
+    pub fn wait_for_token(&mut self, conn: ConnId, waiting: Waiting) -> bool {
+        let Some(entry) = self.conn_mut(conn) else { return true };
         entry.flags.waiting = true;
         self.waiting.insert(conn.slot, Box::new(waiting));
         self.schedule(conn);
+        self.weigh_conn(conn.slot)
     }
 
     /// What a connection waited for, once its token has come.
@@ -226,6 +237,7 @@ impl State {
             return None;
         }
         let waiting = self.waiting.remove(&conn.slot);
+        self.weigh_conn(conn.slot);
         self.schedule(conn);
         waiting
     }

@@ -72,6 +72,11 @@ impl Conn {
         Ok(Self { stream, tls, addr, ahead: Vec::new(), asked: VecDeque::new() })
     }
 
+    /// Sends bytes as they stand on the wire, before TLS or in spite of it.
+    pub fn send_bare(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).expect("the server reads");
+    }
+
     /// The client's half of its TLS.
     pub fn tls(&mut self) -> &mut ClientTls {
         self.tls.as_mut().expect("a connection to an address where TLS is spoken")

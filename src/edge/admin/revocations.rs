@@ -197,9 +197,15 @@ async fn list(
     page: Result<Query<Page>, QueryRejection>,
 ) -> Result<Response, Refused> {
     let Query(Page { after, limit }) = page?;
-    let limit = limit.unwrap_or(LIMIT).min(LIMIT_MAX);
-    let all = desk.revocations().list(after.unwrap_or(0), limit);
-    Ok(answer(StatusCode::OK, told_list(&desk, &all)))
+    let limit = super::limit_of(limit, LIMIT, LIMIT_MAX)?;
+    let mut all = desk.revocations().list(after.unwrap_or(0), limit + 1);
+    let has_more = all.len() > limit;
+    all.truncate(limit);
+    let mut told = told_list(&desk, &all);
+    if has_more && let Some(last) = all.last() {
+        told["next"] = last.number.into();
+    }
+    Ok(answer(StatusCode::OK, told))
 }
 
 async fn lift(State(desk): State<Desk>, Path(number): Path<String>) -> Result<Response, Refused> {

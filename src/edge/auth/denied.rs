@@ -123,6 +123,8 @@ pub enum Denied {
     Revoked,
     /// Renewed by the token of someone else.
     OtherSubject,
+    /// Renewed by another request, and opened without a token.
+    WithoutToken,
     /// The token is good, but not for this act on this channel.
     Forbidden(Act),
 }
@@ -131,7 +133,7 @@ impl Denied {
     pub const fn status(self) -> u16 {
         match self {
             Self::Repeated(_) => 400,
-            Self::Forbidden(_) | Self::OtherSubject | Self::NoTicketForThis => 403,
+            Self::Forbidden(_) | Self::OtherSubject | Self::WithoutToken | Self::NoTicketForThis => 403,
             _ => 401,
         }
     }
@@ -173,6 +175,7 @@ impl Denied {
             Self::NoTicketForThis => "no_ticket_for_this",
             Self::Revoked => "revoked",
             Self::OtherSubject => "other_subject",
+            Self::WithoutToken => "without_token",
             Self::Forbidden(_) => "forbidden",
         }
     }
@@ -247,6 +250,9 @@ impl Denied {
             Self::OtherSubject => {
                 "the token is of another subject than the connection; open a new one with it"
             }
+            Self::WithoutToken => {
+                "the connection was opened without a token, so there is none to renew; open a new one with the token"
+            }
             Self::Forbidden(Act::Subscribe) => "the token does not permit to subscribe to this channel",
             Self::Forbidden(Act::Publish) => "the token does not permit to publish to this channel",
             Self::Forbidden(Act::Delete) => "the token does not permit to delete the history of this channel",
@@ -275,7 +281,9 @@ impl Denied {
         match self {
             Self::Expired { .. } => Reason::Expired,
             Self::Revoked => Reason::Revoked,
-            Self::Forbidden(_) | Self::OtherSubject | Self::NoTicketForThis => Reason::Forbidden,
+            Self::Forbidden(_) | Self::OtherSubject | Self::WithoutToken | Self::NoTicketForThis => {
+                Reason::Forbidden
+            }
             _ => Reason::Unauthenticated,
         }
     }
@@ -287,6 +295,33 @@ impl Denied {
             _ => ErrorCode::Unauthorized,
         };
         Refusal::new(code, self.detail())
+    }
+}
+
+/// Why an operation of a `pushline.v1` client, or a line of a batch, was not done: what its sender hears and, of one who
+/// may not do it, why exactly.
+#[derive(Debug, Clone, Copy)]
+pub struct Declined {
+    pub refusal: Refusal,
+    denied: Option<Denied>,
+}
+
+impl Declined {
+    /// What whoever watches is told.
+    pub fn why(self) -> Box<str> {
+        self.denied.map_or_else(|| self.refusal.detail.into(), |denied| denied.why().into())
+    }
+}
+
+impl From<Refusal> for Declined {
+    fn from(refusal: Refusal) -> Self {
+        Self { refusal, denied: None }
+    }
+}
+
+impl From<Denied> for Declined {
+    fn from(denied: Denied) -> Self {
+        Self { refusal: denied.refusal(), denied: Some(denied) }
     }
 }
 
@@ -329,6 +364,9 @@ impl fmt::Display for Denied {
             }
             Self::Revoked => f.write_str("revoked over the admin API"),
             Self::OtherSubject => f.write_str("a connection is renewed only for the sub that it has"),
+            Self::WithoutToken => {
+                f.write_str("only a connection that was opened with a token is renewed by another request")
+            }
             Self::Forbidden(act) => write!(f, "the token does not cover {} on that channel", act.as_str()),
         }
     }
@@ -338,7 +376,7 @@ impl fmt::Display for Denied {
 mod tests {
     use super::*;
 
-    const ALL: [Denied; 34] = [
+    const ALL: [Denied; 35] = [
         Denied::NoToken,
         Denied::Repeated(Carrier::Query),
         Denied::Unreadable(Carrier::Cookie),
@@ -370,6 +408,7 @@ mod tests {
         Denied::NoTicketForThis,
         Denied::Revoked,
         Denied::OtherSubject,
+        Denied::WithoutToken,
         Denied::Forbidden(Act::Subscribe),
         Denied::Forbidden(Act::Publish),
         Denied::Forbidden(Act::Delete),
