@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use common::admin::{Metrics, addr_of};
 use common::cost::{KIB, MIB, Peak, bystander};
 use common::crowd::{Crowd, Heard, own_memory};
 use common::http::{AT_ONCE, Conn, get, head_cursor, poll, publish, wire};
@@ -117,7 +118,14 @@ fn small_messages_in_many_channels_are_counted_whole() {
 #[test]
 fn stalled_readers_of_large_messages_go_and_the_others_get_all() {
     const STALLED: usize = 1_200;
-    let server = server(&["--set", "slow.kernel_bytes=66KiB", "--set", "heartbeat.interval_seconds=30"]);
+    let server = server(&[
+        "--set",
+        "slow.kernel_bytes=66KiB",
+        "--set",
+        "heartbeat.interval_seconds=30",
+        "--set",
+        "admin.listen=127.0.0.1:0",
+    ]);
     let addr = server.addr();
     let peak = Peak::watch(server.pid());
     let stalled: Vec<TcpStream> = (0..STALLED)
@@ -136,6 +144,11 @@ fn stalled_readers_of_large_messages_go_and_the_others_get_all() {
     let mut reader = Stream::open(addr, "/channels/big");
     let mut conn = Conn::open(addr);
     conn.get("/healthz").expect(200);
+    until("all of them read", || {
+        let metrics = Metrics::scrape(addr_of(&server));
+        let open = |transport| metrics.sum("pushline_connections", &[("transport", transport)]);
+        (open("sse") + open("websocket") > STALLED as f64).then_some(())
+    });
     let text = "x".repeat(LARGEST - 10);
     let ((), waited) = bystander(addr, || {
         for n in 0..12 {
