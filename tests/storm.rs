@@ -84,8 +84,8 @@ fn requests_that_have_waited_too_long_are_turned_away_and_the_next_are_served() 
     }
     let sent = Instant::now();
     kept.send("GET", "/channels/storm", &[], "");
-    // What is waited for is time itself.
-    std::thread::sleep(Duration::from_millis(300).saturating_sub(sent.elapsed()));
+    // What is waited for is time itself: much of it, since on a busy machine the kernel may hand over late what was sent.
+    std::thread::sleep(Duration::from_millis(1_000).saturating_sub(sent.elapsed()));
     server.signal(libc::SIGCONT);
     let mut heard = |number: usize, heard: Heard<'_>| {
         let (ask, answer, served): &mut (Asks, Vec<u8>, Option<bool>) = &mut asks[number];
