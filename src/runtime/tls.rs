@@ -23,7 +23,7 @@ const RECORD_OVERHEAD_BYTES: usize = 5 + 8 + 1 + 16;
 const CLOSE_BYTES: usize = 2 + RECORD_OVERHEAD_BYTES;
 
 /// What a connection's keys and state take once its handshake is done (`bench/run tls`).
-pub const SESSION_BYTES: usize = 2_048;
+pub const SESSION_BYTES: usize = 2_560;
 
 /// One connection's TLS.
 pub struct Tls {

@@ -12,7 +12,7 @@ use crate::rounds::{self, Series};
 use crate::scale::{Scale, WARM_UP, shape};
 use crate::transport::Transport;
 
-/// User memory of an idle reader by TLS. The floor is rustls's own state: see `bench/NOTES.md`.
+/// User memory of an idle reader by TLS. The floor is rustls's own state: see `docs/tls.md`.
 const USER_BYTES_MAX: f64 = 3_000.0;
 const PEER: &str = "nchan";
 
