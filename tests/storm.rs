@@ -72,7 +72,7 @@ fn requests_that_have_waited_too_long_are_turned_away_and_the_next_are_served() 
     let addr = server.addr();
     let mut kept = Conn::open(addr);
     kept.get("/healthz").expect(200);
-    server.signal(libc::SIGSTOP);
+    server.stop();
     let mut crowd = Crowd::new();
     let mut asks = Vec::new();
     for n in 0..EACH * ALL.len() {
@@ -122,7 +122,7 @@ fn the_clients_own_slowness_is_not_held_against_it() {
     let head = wire(addr, "GET", "/channels/storm", &[], b"");
     slow.send_raw(&head[..20]);
     // A crowd, so that newcomers are looked at.
-    server.signal(libc::SIGSTOP);
+    server.stop();
     let crowd: Vec<Conn> = (0..300).map(|_| Conn::open(addr)).collect();
     std::thread::sleep(Duration::from_millis(300));
     server.signal(libc::SIGCONT);

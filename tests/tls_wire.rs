@@ -270,7 +270,7 @@ fn in_a_storm_each_is_told_by_tls() {
             there.push((what, ask, visitor));
         }
     }
-    server.server.signal(libc::SIGSTOP);
+    server.server.stop();
     for (_, ask, visitor) in &mut there {
         visitor.say(ask);
     }

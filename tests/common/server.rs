@@ -155,6 +155,20 @@ impl Server {
         assert_eq!(done, 0, "kill: {}", std::io::Error::last_os_error());
     }
 
+    /// Stops it until SIGCONT. One thread takes the signal and has the others stop: until they have, they go on.
+    pub fn stop(&mut self) {
+        self.signal(libc::SIGSTOP);
+        let tasks = format!("/proc/{}/task", self.pid());
+        until("all of its threads have stopped", || {
+            let mut threads = std::fs::read_dir(&tasks).ok()?.flatten();
+            let has_stopped =
+                |stat: String| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'));
+            let stopped = threads
+                .all(|thread| std::fs::read_to_string(thread.path().join("stat")).is_ok_and(has_stopped));
+            stopped.then_some(())
+        });
+    }
+
     /// Waits for its end: the exit code, or 128 + the signal that ended it.
     ///
     /// # Panics
