@@ -54,7 +54,7 @@ impl Server {
         all.extend(["--set", "tls.listen=127.0.0.1:0", "--set", &certificates]);
         let mut server = Self::start_bare(&all);
         speaks_tls(server.tls_addrs[0], client(&[&identity], rustls::DEFAULT_VERSIONS));
-        server.addrs.swap(0, 1);
+        server.addrs.insert(0, server.tls_addrs[0]);
         server
     }
 
