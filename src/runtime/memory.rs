@@ -77,6 +77,9 @@ impl Pressure {
 /// The kernel is asked again when what is counted has changed by this part of what may be taken.
 const STALE_PARTS: usize = 32;
 
+/// For so many ticks the kernel's figure must be too large before it counts whatever is counted here.
+const OVER_TICKS: u8 = 3;
+
 /// What one worker takes, in bytes, and the age of its oldest message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Part {
@@ -129,6 +132,8 @@ pub struct Memory {
     correction: AtomicIsize,
     resident: AtomicUsize,
     pressure: AtomicU8,
+    /// Ticks for which the kernel has told of more than may be taken: what was freed a moment ago is about to be given back.
+    over_ticks: AtomicU8,
     /// All workers were asked in this tick to give back what they have freed.
     others_asked: AtomicBool,
 }
@@ -144,6 +149,7 @@ impl Memory {
             correction: AtomicIsize::new(0),
             resident: AtomicUsize::new(0),
             pressure: AtomicU8::new(0),
+            over_ticks: AtomicU8::new(0),
             others_asked: AtomicBool::new(false),
         }
     }
@@ -192,15 +198,12 @@ impl Memory {
     pub fn judge(&self, sums: &Sums) -> (Pressure, Pressure) {
         let before = self.pressure();
         // History that has more than its part gives it back before anybody is refused for it.
-        let going = sums.history.saturating_sub(self.history_max(sums)).min(self.bytes_max / 8);
+        let going = sums.history.saturating_sub(self.history_max(sums)).min(self.bytes_max / 4);
         let mut now = Pressure::next(before, sums.total().saturating_sub(going), self.bytes_max);
         // Whatever is counted: beyond this the machine would have to say no.
-        let resident = self.resident_bytes();
-        if resident >= self.bytes_max / 16 * 17 {
-            now = now.max(Pressure::Full);
-        }
-        if resident >= self.bytes_max / 16 * 18 {
-            now = Pressure::Spent;
+        if self.over_ticks.load(Ordering::Relaxed) >= OVER_TICKS {
+            let is_spent = self.resident_bytes() >= self.bytes_max / 16 * 18;
+            now = now.max(if is_spent { Pressure::Spent } else { Pressure::Full });
         }
         if now != before {
             self.pressure.store(now as u8, Ordering::Relaxed);
@@ -234,7 +237,11 @@ impl Memory {
         !self.others_asked.swap(true, Ordering::Relaxed)
     }
 
+    /// A tick has passed.
     pub fn may_ask_others(&self) {
+        let is_over = self.resident_bytes() >= self.bytes_max / 16 * 17;
+        let ticks = self.over_ticks.load(Ordering::Relaxed);
+        self.over_ticks.store(if is_over { ticks.saturating_add(1) } else { 0 }, Ordering::Relaxed);
         self.others_asked.store(false, Ordering::Relaxed);
     }
 
@@ -353,16 +360,21 @@ mod tests {
     #[test]
     fn what_the_machine_says_is_heard_whatever_is_counted() {
         let memory = memory(part(1, 0, 1));
-        memory.correct(33 * MIB);
-        assert_eq!(memory.judge(&memory.sums()), (Pressure::Calm, Pressure::Calm));
-        memory.correct(34 * MIB);
-        assert_eq!(memory.judge(&memory.sums()), (Pressure::Calm, Pressure::Full));
-        memory.correct(36 * MIB);
-        assert_eq!(memory.judge(&memory.sums()), (Pressure::Full, Pressure::Spent));
-        memory.correct(34 * MIB);
-        assert_eq!(memory.judge(&memory.sums()), (Pressure::Spent, Pressure::Full));
-        memory.correct(20 * MIB);
-        assert_eq!(memory.judge(&memory.sums()), (Pressure::Full, Pressure::Calm));
+        let mut before = Pressure::Calm;
+        // For a moment it may be what is freed and not given back.
+        for (resident, ticks, now) in [
+            (33, 9, Pressure::Calm),
+            (34, 2, Pressure::Calm),
+            (34, 1, Pressure::Full),
+            (36, 1, Pressure::Spent),
+            (34, 1, Pressure::Full),
+            (20, 1, Pressure::Calm),
+        ] {
+            memory.correct(resident * MIB);
+            (0..ticks).for_each(|_| memory.may_ask_others());
+            assert_eq!(memory.judge(&memory.sums()), (before, now), "{resident}");
+            before = now;
+        }
     }
 
     #[test]
