@@ -242,7 +242,7 @@ fn subscriptions_on_every_transport() {
 const HOLDS: [&str; 6] = ["events", "raw", "v1", "late", "stranger", "poll"];
 
 /// Open until it is dropped.
-#[allow(dead_code)]
+#[allow(dead_code, reason = "what it holds is never read: that it is open is what counts")]
 enum Held {
     Stream(Stream),
     Socket(Socket),

@@ -317,7 +317,7 @@ impl State {
             host::give_back_freed_memory();
         }
         if self.index == 0 {
-            self.node.memory.may_ask_others();
+            self.node.memory.on_tick();
             self.ask_kernel();
         }
         true

@@ -237,8 +237,8 @@ impl Memory {
         !self.others_asked.swap(true, Ordering::Relaxed)
     }
 
-    /// A tick has passed.
-    pub fn may_ask_others(&self) {
+    /// A tick has passed: all may be asked again, and a figure of the kernel that stays too large counts.
+    pub fn on_tick(&self) {
         let is_over = self.resident_bytes() >= self.bytes_max / 16 * 17;
         let ticks = self.over_ticks.load(Ordering::Relaxed);
         self.over_ticks.store(if is_over { ticks.saturating_add(1) } else { 0 }, Ordering::Relaxed);
@@ -371,7 +371,7 @@ mod tests {
             (20, 1, Pressure::Calm),
         ] {
             memory.correct(resident * MIB);
-            (0..ticks).for_each(|_| memory.may_ask_others());
+            (0..ticks).for_each(|_| memory.on_tick());
             assert_eq!(memory.judge(&memory.sums()), (before, now), "{resident}");
             before = now;
         }
