@@ -154,6 +154,7 @@ pub mod edge {
     pub mod lab;
     pub mod log;
     pub mod machine;
+    pub mod opening;
     pub mod origin;
     pub mod publish;
     pub mod read;

@@ -43,6 +43,14 @@ pub fn is_here(worker: &Rc<Worker>, name: &Name) -> bool {
     })
 }
 
+/// Whether a reader of the channel can begin without waiting for another worker.
+pub fn is_live_here(worker: &Rc<Worker>, name: &Name) -> bool {
+    worker.with(|state| {
+        let feed = state.feeds_by_name.get(name).and_then(|feed| state.feeds.get(*feed));
+        feed.map_or(state.node.home_of(name) == state.index, |feed| feed.link == Link::Live)
+    })
+}
+
 /// Makes sure that the channel has a live feed here, and finds where in it a reader begins.
 ///
 /// # Errors

@@ -1,5 +1,6 @@
 //! Requests that are served where their bytes were read, without a task: those that came whole, and are polls of channels
-//! that this worker holds, or publishes; several that came together too. Channels of other workers are asked for.
+//! that this worker holds, or publishes; several that came together too. Channels of other workers are asked for. (Streams:
+//! `opening`.)
 //! Owns the choice of them. How they are answered is the handlers', the same that tasks call.
 
 use std::pin::pin;
@@ -27,6 +28,7 @@ use super::ask;
 use super::channels::parse_names;
 use super::conn::OUT_BYTES;
 use super::forwarding;
+use super::opening;
 use super::origin::Passed;
 use super::publish::{self, Labels, Publisher, Refused};
 use super::read::{self, Polled};
@@ -111,7 +113,7 @@ struct Batch<'b> {
 enum Served {
     /// The request was so long.
     Done { bytes: usize },
-    /// It waits in the holder, and what came behind it too.
+    /// It waits in the holder, and what came behind it too; or it has become a stream.
     Held,
 }
 
@@ -125,6 +127,10 @@ impl Batch<'_> {
         let mut slots = FieldSlots::new();
         let request = parse(input, span, &mut slots).ok()?;
         let behind = input.get(span.used()..)?;
+        if self.len() == 0 && opening::is_for_here(&request) {
+            opening::open_held(self.site, self.worker, self.conn, &request, behind)?;
+            return Some(Served::Held);
+        }
         let content = behind.get(..content_bytes(&request)?)?;
         if self.worker.drain_ends().is_some() {
             return None;
@@ -341,7 +347,7 @@ fn names_of(request: &Request<'_>) -> Option<Vec<Name>> {
 
 /// What a future comes to without waiting. One that would wait is dropped: it has done nothing yet that a second run of
 /// it would do twice.
-fn now<T>(future: impl Future<Output = T>) -> Option<T> {
+pub(super) fn now<T>(future: impl Future<Output = T>) -> Option<T> {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(value) => Some(value),
         Poll::Pending => None,

@@ -9,7 +9,6 @@ use crate::proto::http::date::format_imf_date;
 use crate::proto::http::fields::Accept;
 use crate::proto::http::request::{Method, Request, Upgrade};
 use crate::proto::http::target::{Query, Target, decode_path};
-use crate::proto::ws::handshake::{self, Subprotocol};
 use crate::runtime::close::{Reason, Transport};
 use crate::runtime::stats::Refusal;
 use crate::runtime::trace::{What, Who};
@@ -419,31 +418,10 @@ impl Conn {
     }
 
     async fn on_websocket(mut self, call: Call<'_>, names: Vec<Name>) -> Next {
-        let Upgrade::WebSocket { key } = call.request.upgrade else {
-            return Next::End(self, Reason::Internal);
-        };
-        let protocols = call.request.fields.all("sec-websocket-protocol");
-        let good = handshake::choose(protocols)
-            .and_then(|subprotocol| {
-                let accept = handshake::Accept::of_key(key.as_bytes())?;
-                Ok(Handshake { accept, subprotocol })
-            })
-            .map_err(|error| Answer::problem(400, error.detail()).closing());
-        let good = good.and_then(|handshake| {
-            if handshake.subprotocol == Subprotocol::Raw && names.len() != 1 {
-                return Err(Answer::problem(
-                    400,
-                    "a raw WebSocket reads exactly one channel; name one, or offer the subprotocol pushline.v1",
-                )
-                .closing());
-            }
-            let from = stream_start(call.query, None, names.len())?;
-            Ok((handshake, from))
-        });
-        match good {
+        match Handshake::of(&call.request, call.query, names.len()) {
             Ok((handshake, from)) => {
                 let admitted = self.admit(&call);
-                let waits = handshake.subprotocol == Subprotocol::V1
+                let waits = handshake.is_v1()
                     && admitted.as_ref().is_ok_and(|admitted| self.brings_token_later(admitted, &names));
                 let admitted = admitted.and_then(|admitted| {
                     if waits { Ok(admitted) } else { self.permit_websocket(admitted, &names) }
@@ -462,8 +440,7 @@ impl Conn {
                         tickets::opened(&site, &worker, ticket, opened);
                     }
                     Err(denied) => {
-                        worker.stats().refuse(denied.counted());
-                        refuse_websocket(&worker, stream, &handshake, denied.reason());
+                        refuse_websocket(&worker, stream, &handshake, denied.reason(), denied.counted());
                     }
                 }
                 Next::Gone

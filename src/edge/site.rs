@@ -20,6 +20,7 @@ use super::auth::Auth;
 use super::conn::Conn;
 use super::doorman::Doorman;
 use super::frames;
+use super::opening;
 use super::origin::Gate;
 use super::read::Remembered;
 use super::turnstile;
@@ -50,6 +51,10 @@ impl Site {
 impl Edge for Site {
     fn serve_at_once(&self, worker: &Rc<Worker>, conn: ConnId, input: &[u8], out: &mut Vec<u8>) -> Done {
         at_once::serve(self, worker, conn, input, out)
+    }
+
+    fn open_at_once(&self, worker: &Rc<Worker>, newcomer: &mut Option<Socket>, input: &[u8]) {
+        opening::open(self, worker, newcomer, input);
     }
 
     fn turn_away(&self, worker: &Rc<Worker>, input: &[u8], out: &mut Vec<u8>) -> Turned {

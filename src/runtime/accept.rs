@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use super::listen::{self, Listener};
 use super::mail::Mail;
 use super::peer::Peer;
 use super::quotas::Limited;
-use super::state::{Socket, Spawn, State};
+use super::state::{Socket, State};
 use super::stats::Refusal;
 use super::stream::Awaited;
 use super::trace::{What, Who};
@@ -25,7 +26,7 @@ use super::worker::Worker;
 const ACCEPTS_MAX: usize = 64;
 const SHARED_ACCEPTS_MAX: usize = 4;
 /// Read of a connection at once when it is accepted: most requests.
-const FIRST_BYTES: usize = 4 * 1024;
+pub(super) const FIRST_BYTES: usize = 4 * 1024;
 /// How long a queue that does not become empty may hold the thread, and how long others then have it.
 const SLICE: Duration = Duration::from_millis(2);
 const OTHERS_TURN: Duration = Duration::from_millis(1);
@@ -124,47 +125,99 @@ impl Worker {
         accepts_max: usize,
     ) -> usize {
         let fd = listener.fd.as_raw_fd();
-        for taken in 0..accepts_max {
+        let mut newcomers = self.newcomers.take();
+        let mut taken = 0;
+        while taken < accepts_max {
             match listen::accept_nonblocking(fd, self.nonblocking) {
-                Ok(Some((client, peer))) => self.take_in(client, peer, listener),
-                Ok(None) => return taken,
+                Ok(Some((client, peer))) => newcomers.extend(self.take_in(client, peer, listener)),
+                Ok(None) => break,
                 Err(_) => {
-                    // The table of open files is full. One descriptor was kept for this: whoever waits is told by
-                    // the close, and does not fill the queue for those who might be served.
-                    drop(spare.take());
-                    if let Ok(Some((client, peer))) = listen::accept_nonblocking(fd, true) {
-                        drop(client);
-                        self.with(|state| {
-                            state.stats().refuse(Refusal::Files);
-                            state.tell_refused(peer, Reason::Full);
-                        });
-                    }
-                    return taken;
+                    self.refuse_for_files(fd, spare);
+                    break;
                 }
             }
+            taken += 1;
         }
-        // Whoever is left in a queue that others take from too waits for them as well.
-        self.with(State::see_crowd);
-        accepts_max
+        if taken == accepts_max {
+            // Whoever is left in a queue that others take from too waits for them as well.
+            self.with(State::see_crowd);
+        }
+        let is_tls = listener.endpoint.tls;
+        for socket in newcomers.drain(..) {
+            if self.node.settings.proxy.announces(&socket.peer) {
+                self.spawn(Box::pin(introduction::introduce(Rc::clone(self), socket, is_tls)));
+            } else {
+                self.welcome(socket, Vec::new(), is_tls);
+            }
+        }
+        self.newcomers.replace(newcomers);
+        taken
     }
 
-    fn take_in(self: &Rc<Self>, fd: OwnedFd, peer: Peer, listener: &Listener) {
+    /// The table of open files is full. One descriptor was kept for this: whoever waits is told by the close, and does not
+    /// fill the queue for those who might be served.
+    fn refuse_for_files(self: &Rc<Self>, listener: RawFd, spare: &mut Option<EventFd>) {
+        drop(spare.take());
+        if let Ok(Some((client, peer))) = listen::accept_nonblocking(listener, true) {
+            drop(client);
+            self.with(|state| {
+                state.stats().refuse(Refusal::Files);
+                state.tell_refused(peer, Reason::Full);
+            });
+        }
+    }
+
+    /// One that was accepted, if there is a place for it.
+    fn take_in(self: &Rc<Self>, fd: OwnedFd, peer: Peer, listener: &Listener) -> Option<Socket> {
         use std::os::fd::IntoRawFd;
         let fd = fd.into_raw_fd();
-        let newcomer = self.with(|state| {
+        self.with(|state| {
             let socket = state.accepted(fd, peer, self.connections_max)?;
             if listener.is_unix() {
                 // What listeners of ports hand down.
                 let _ = bound_send_buffer(fd, state.node.settings.slow.kernel_bytes);
             }
-            if state.node.settings.proxy.announces(&peer) {
-                return Some(socket);
+            Some(socket)
+        })
+    }
+
+    /// Begins with a connection of which the client's address is known, as far as it is before a request is read.
+    /// `input`: what came already.
+    pub(super) fn welcome(self: &Rc<Self>, socket: Socket, input: Vec<u8>, is_tls: bool) {
+        let Some(socket) = self.with(|state| state.admitted(socket, is_tls)) else { return };
+        if !input.is_empty() {
+            self.begin(socket, &input);
+            return;
+        }
+        // The request came while the connection waited to be accepted, or it is held until it comes: no task waits.
+        let mut first = self.first.borrow_mut();
+        match recv_nonblocking(socket.fd, &mut first[..]) {
+            RecvOutcome::Bytes(bytes) => self.begin(socket, &first[..bytes]),
+            RecvOutcome::Empty => {
+                self.with(|state| state.adopt(socket, Kind::Idle));
             }
-            state.welcome(socket, Vec::new(), listener.endpoint.tls);
-            None
-        });
-        if let Some(socket) = newcomer {
-            self.spawn(Box::pin(introduction::introduce(Rc::clone(self), socket, listener.endpoint.tls)));
+            RecvOutcome::Eof => self.with(|state| state.close(&socket, Transport::Http, Reason::Gone)),
+            RecvOutcome::Failed(errno) => {
+                self.with(|state| state.close(&socket, Transport::Http, Reason::of_errno(errno)));
+            }
+        }
+    }
+
+    /// A newcomer's first bytes are there.
+    fn begin(self: &Rc<Self>, socket: Socket, input: &[u8]) {
+        let mut newcomer = Some(socket);
+        let opens = || self.edge.open_at_once(self, &mut newcomer, input);
+        let opened = catch_unwind(AssertUnwindSafe(opens));
+        if opened.is_err() {
+            self.stats().panics.add(1);
+            self.with(|state| {
+                tracing::error!(worker = state.index, "a request panicked; its connection is closed");
+                if let Some(socket) = &newcomer {
+                    state.close(socket, Transport::Http, Reason::Internal);
+                }
+            });
+        } else if let Some(socket) = newcomer {
+            self.spawn(Rc::clone(&self.edge).serve(Rc::clone(self), socket, input.to_vec()));
         }
     }
 }
@@ -223,42 +276,21 @@ impl State {
         })
     }
 
-    /// Begins with a connection of which the client's address is known, as far as it is before a request is read.
-    /// `input`: what came already.
-    pub(super) fn welcome(&mut self, mut socket: Socket, mut input: Vec<u8>, is_tls: bool) {
+    /// A connection of which the client's address is known, if it may come and is not to shake hands first.
+    fn admitted(&mut self, mut socket: Socket, is_tls: bool) -> Option<Socket> {
         if let Err(limited) = self.admit(&mut socket) {
             // Before a head is read: nobody is answered.
             self.stats().refuse(Refusal::Quota);
             self.trace_limited(Who::of_peer(socket.peer), limited);
             self.close(&socket, Transport::Http, Reason::RateLimited);
-            return;
+            return None;
         }
         if is_tls {
             // Its handshake has its turn when its first bytes are there.
-            debug_assert!(input.is_empty());
             self.stats().handshakes_begun.add(1);
             self.adopt(socket, Kind::Handshake);
-            return;
+            return None;
         }
-        // The request came while the connection waited to be accepted, or it is held until it comes: no task waits.
-        if input.is_empty() {
-            let mut first = [0; FIRST_BYTES];
-            match recv_nonblocking(socket.fd, &mut first) {
-                RecvOutcome::Bytes(bytes) => input.extend_from_slice(&first[..bytes]),
-                RecvOutcome::Empty => {
-                    self.adopt(socket, Kind::Idle);
-                    return;
-                }
-                RecvOutcome::Eof => {
-                    self.close(&socket, Transport::Http, Reason::Gone);
-                    return;
-                }
-                RecvOutcome::Failed(errno) => {
-                    self.close(&socket, Transport::Http, Reason::of_errno(errno));
-                    return;
-                }
-            }
-        }
-        self.spawns.push(Spawn::Serve { socket, input });
+        Some(socket)
     }
 }

@@ -11,6 +11,21 @@ use super::stats::Refusal;
 /// After many connections had waited to be accepted, newcomers are asked for so long how long their requests waited.
 const CROWD_TICKS: u32 = 10;
 
+/// Newcomers of a crowd to one that is asked for how long its request waited, as long as nobody has waited for long: their
+/// waits differ by little, and grow slowly.
+const CROWD_TO_ONE_ASKED: u8 = 8;
+
+/// What is known of the newcomers that may have waited.
+#[derive(Debug, Default)]
+pub struct Crowd {
+    /// Until then there may be such.
+    until_tick: u32,
+    /// That came since one was asked.
+    unasked: u8,
+    /// The last that was asked had waited for half of what is too long.
+    is_near_late: bool,
+}
+
 /// What is said to one that is turned away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Turned {
@@ -25,7 +40,12 @@ pub enum Turned {
 impl State {
     /// As many connections as are taken in one go were waiting to be accepted: the worker may be late.
     pub fn see_crowd(&mut self) {
-        self.crowd_until_tick = self.tick() + CROWD_TICKS;
+        let tick = self.tick();
+        if tick >= self.crowd.until_tick {
+            // Its first is asked.
+            self.crowd.unasked = CROWD_TO_ONE_ASKED;
+        }
+        self.crowd.until_tick = tick + CROWD_TICKS;
     }
 
     /// Why the first request of a connection is turned away, if it is: for want of memory, or because it has waited for so long,
@@ -39,11 +59,18 @@ impl State {
     }
 
     fn is_late(&mut self, fd: i32) -> bool {
-        if self.tick() >= self.crowd_until_tick {
+        if self.tick() >= self.crowd.until_tick {
+            return false;
+        }
+        self.crowd.unasked = self.crowd.unasked.saturating_add(1);
+        if self.crowd.unasked < CROWD_TO_ONE_ASKED && !self.crowd.is_near_late {
             return false;
         }
         let max = self.node.settings.timeouts.admission;
-        let is_late = io::since_input(fd).is_some_and(|waited| waited > max);
+        let waited = io::since_input(fd).unwrap_or_default();
+        self.crowd.unasked = 0;
+        self.crowd.is_near_late = waited > max / 2;
+        let is_late = waited > max;
         if is_late {
             // The crowd is not through yet.
             self.see_crowd();

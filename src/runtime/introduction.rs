@@ -49,7 +49,7 @@ pub(super) async fn introduce(worker: Rc<Worker>, socket: Socket, is_tls: bool) 
                     stream.socket.peer = Peer::from(addr);
                 }
                 if let Some(socket) = stream.into_socket() {
-                    worker.with(|state| state.welcome(socket, input, false));
+                    worker.welcome(socket, input, false);
                 }
                 return;
             }
@@ -103,7 +103,7 @@ async fn introduce_before_tls(worker: Rc<Worker>, socket: Socket, until: Instant
                     stream.socket.peer = Peer::from(addr);
                 }
                 if let Some(socket) = stream.into_socket() {
-                    worker.with(|state| state.welcome(socket, Vec::new(), true));
+                    worker.welcome(socket, Vec::new(), true);
                 }
                 return;
             }

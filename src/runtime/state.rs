@@ -16,6 +16,7 @@ use crate::domain::home::{Home, HomeBounds, PublishRefusal, Published, WorkerInd
 use crate::domain::message::Message;
 
 use super::access::AccessLog;
+use super::admission::Crowd;
 use super::budget::Ledger;
 use super::clock::ticks;
 use super::entry::{ConnId, Entry, HeldPoll};
@@ -121,8 +122,7 @@ pub struct State {
     pub pending: slab::Slab<Pending>,
     /// What feeds, connections and tasks hold.
     pub(super) ledger: Ledger,
-    /// Until then newcomers may have waited for long.
-    pub(super) crowd_until_tick: u32,
+    pub(super) crowd: Crowd,
     /// Feeds with something to send.
     pub dirty: VecDeque<u32>,
     pub catchups: VecDeque<(ConnId, u32)>,
@@ -188,7 +188,7 @@ impl State {
             feeds_by_name: HashMap::default(),
             pending: slab::Slab::new(),
             ledger: Ledger::default(),
-            crowd_until_tick: 0,
+            crowd: Crowd::default(),
             dirty: VecDeque::new(),
             catchups: VecDeque::new(),
             catchups_later: Vec::new(),

@@ -18,6 +18,7 @@ use crate::domain::channel::Name;
 use crate::domain::cursor::Cursor;
 use crate::domain::home::{PublishRefusal, Published, WorkerIndex};
 
+use super::accept::FIRST_BYTES;
 use super::admission::Turned;
 use super::answers::Answers;
 use super::bell::Bell;
@@ -51,6 +52,9 @@ pub trait Edge {
     /// Answers those requests at the start of what came on a held connection that need no waiting: appends the answers
     /// to `out`. The rest is for a task. A panic closes that connection.
     fn serve_at_once(&self, worker: &Rc<Worker>, conn: ConnId, input: &[u8], out: &mut Vec<u8>) -> Done;
+    /// Opens the stream that a newcomer's first bytes ask for, and takes the socket; or leaves it for a task. A panic closes
+    /// it.
+    fn open_at_once(&self, worker: &Rc<Worker>, newcomer: &mut Option<Socket>, input: &[u8]);
     /// Appends the answer to a publish of a held connection that the channel's home has answered; its status.
     fn write_published(
         &self,
@@ -115,7 +119,7 @@ pub struct Parts {
 /// One worker, as its tasks see it.
 pub struct Worker {
     state: RefCell<State>,
-    node: Arc<Node>,
+    pub(super) node: Arc<Node>,
     index: WorkerIndex,
     mailbox: RefCell<Mailbox<Mail>>,
     pub(super) edge: Rc<dyn Edge>,
@@ -131,6 +135,9 @@ pub struct Worker {
     pub(super) has_requests: Bell,
     /// To held connections, not sent yet.
     pub(super) answers: RefCell<Answers>,
+    /// Room for those that are accepted in one go, and for the first bytes of one.
+    pub(super) newcomers: RefCell<Vec<Socket>>,
+    pub(super) first: RefCell<Vec<u8>>,
     fan_out: Bell,
     /// Handshakes can go on.
     pub(super) has_handshakes: Bell,
@@ -183,6 +190,8 @@ impl Worker {
             requests: RefCell::default(),
             has_requests: Bell::default(),
             answers: RefCell::default(),
+            newcomers: RefCell::default(),
+            first: RefCell::new(vec![0; FIRST_BYTES]),
             fan_out: Bell::default(),
             has_handshakes: Bell::default(),
             calls_clock: Bell::default(),
