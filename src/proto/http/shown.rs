@@ -1,12 +1,29 @@
 //! What of a request may be shown to others than its server: in logs and traces.
-//! Owns the rule that tokens and tickets are never part of that. Takes bytes that need not be a request at all.
+//! Owns the rule that tokens and tickets are never part of that, wherever a client puts them. Takes bytes that need not be a
+//! request at all.
 
 use super::target::hex_digit;
 
 /// Stands where a secret was.
 const HIDDEN: &str = "-";
 /// Query parameters whose values are secrets: what ends like one of these, to be on the safe side (`access_token`).
-const SECRETS: [&str; 4] = ["token", "ticket", "secret", "password"];
+const SECRETS: [&str; 13] = [
+    "token",
+    "tokens",
+    "ticket",
+    "tickets",
+    "secret",
+    "password",
+    "jwt",
+    "auth",
+    "authorization",
+    "bearer",
+    "key",
+    "session",
+    "credentials",
+];
+/// How JWTs begin (RFC 7515 §3.1: the base64url of `{"`), and this server's API keys; what follows must be so long.
+const LOOKS: [(&str, usize); 2] = [("eyJ", 8), ("pushline_", 16)];
 
 /// A request target without its authority and without the values of secret parameters; at most `bytes_max` of it.
 pub fn target(raw: &[u8], bytes_max: usize) -> String {
@@ -14,7 +31,7 @@ pub fn target(raw: &[u8], bytes_max: usize) -> String {
     let (path, query) = raw.split_once('?').unwrap_or((&raw, ""));
     // A query whose `?` is escaped is part of the path.
     let path = without_authority(path);
-    let mut shown = if names_secret(path) { format!("/{HIDDEN}") } else { path.to_owned() };
+    let mut shown = if names_secret(path) { format!("/{HIDDEN}") } else { without_secrets(path) };
     let mut separator = '?';
     for part in query.split('&').filter(|part| !part.is_empty()) {
         shown.push(separator);
@@ -35,12 +52,12 @@ pub fn url_without_query(raw: &[u8], bytes_max: usize) -> String {
             Some((scheme, rest)) => format!("{scheme}://{rest}"),
             None => url.to_owned(),
         };
-    cut(shown, bytes_max)
+    cut(without_secrets(&shown), bytes_max)
 }
 
 /// Any text, at most `bytes_max` of it.
 pub fn text(raw: &[u8], bytes_max: usize) -> String {
-    cut(String::from_utf8_lossy(raw).into_owned(), bytes_max)
+    cut(without_secrets(&String::from_utf8_lossy(raw)), bytes_max)
 }
 
 /// Method and target of what may be no request: the first two words of its first line, as far as they look like it.
@@ -72,7 +89,10 @@ fn without_authority(path: &str) -> &str {
 /// hides what follows it too: nobody else may take another reading of a broken query.
 fn parameter(part: &str) -> String {
     if !names_secret(part) {
-        return part.to_owned();
+        return match part.split_once('=') {
+            Some((key, value)) => format!("{}={}", without_secrets(key), without_secrets(value)),
+            None => without_secrets(part),
+        };
     }
     let key = part.split('=').next().unwrap_or_default();
     // A key that holds an escaped `=` may hold a secret behind it.
@@ -89,6 +109,29 @@ fn names_secret(raw: &str) -> bool {
     SECRETS
         .iter()
         .any(|secret| lower.match_indices(secret).any(|(at, _)| lower[at + secret.len()..].starts_with('=')))
+}
+
+/// A text without those of its segments that look like a token or an API key, whatever they are called.
+fn without_secrets(raw: &str) -> String {
+    let is_secret = |segment: &str| looks_secret(&decoded_leniently(segment));
+    // A secret whose letters are in several segments by its escapes is hidden with all of them.
+    if !is_secret(raw) {
+        return raw.to_owned();
+    }
+    let shown: Vec<&str> =
+        raw.split('/').map(|segment| if is_secret(segment) { HIDDEN } else { segment }).collect();
+    let shown = shown.join("/");
+    if is_secret(&shown) { HIDDEN.to_owned() } else { shown }
+}
+
+fn looks_secret(text: &str) -> bool {
+    let is_part = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    LOOKS.iter().any(|(begin, bytes_min)| {
+        text.match_indices(begin).any(|(at, _)| {
+            let rest = text.as_bytes().get(at + begin.len()..).unwrap_or_default();
+            rest.iter().take_while(|byte| is_part(byte)).count() >= *bytes_min
+        })
+    })
 }
 
 /// Percent-decoded where that can be done, else as it is.
@@ -142,6 +185,15 @@ mod tests {
             ("/channels/a?a;token=s3cret", "/channels/a?a;token=-"),
             ("/channels/a?token=s3cret=s3cret", "/channels/a?token=-"),
             ("/channels/a?token", "/channels/a?token"),
+            ("/channels/a?t=eyJhbGciOiJIUzI1NiJ9.eyJzdWIi.c2ln&b=c", "/channels/a?t=-&b=c"),
+            ("/channels/a?t=%65yJhbGciOiJIUzI1NiJ9.eyJzdWIi.c2ln", "/channels/a?t=-"),
+            ("/channels/eyJhbGciOiJIUzI1NiJ9.eyJzdWIi.c2ln/b", "/channels/-/b"),
+            ("/channels/a?x=pushline_s3crets3crets3cret", "/channels/a?x=-"),
+            (
+                "/channels/a?jwt=s3cret&api_key=s3cret&authorization=s3cret",
+                "/channels/a?jwt=-&api_key=-&authorization=-",
+            ),
+            ("/channels/pushline_news/eyJ?cursor=eyJ", "/channels/pushline_news/eyJ?cursor=eyJ"),
             ("/channels/a?&&", "/channels/a"),
             ("http://user:s3cret@host/channels/a?b", "/channels/a?b"),
             ("http://user:s3cret@host", "/"),
