@@ -98,6 +98,10 @@ pub enum Denied {
     NotYet {
         in_s: u64,
     },
+    /// By a clock that is ahead of this machine's by more than may be.
+    IssuedAhead {
+        by_s: u64,
+    },
     /// It would live longer than `auth.lifetime_seconds_max`.
     LivesTooLong {
         seconds: u64,
@@ -165,6 +169,7 @@ impl Denied {
             Self::ClaimMissing(_) => "claim_missing",
             Self::Expired { .. } => "expired",
             Self::NotYet { .. } => "not_yet",
+            Self::IssuedAhead { .. } => "issued_ahead",
             Self::LivesTooLong { .. } => "lives_too_long",
             Self::Audience => "audience",
             Self::Issuer => "issuer",
@@ -222,6 +227,9 @@ impl Denied {
             Self::ClaimMissing(_) => "the token lacks a claim that this server asks for",
             Self::Expired { .. } => "the token has expired; get a new one",
             Self::NotYet { .. } => "the token is not valid yet (nbf); use it later",
+            Self::IssuedAhead { .. } => {
+                "the token's iat is in the future; the clocks of whoever makes tokens and of this server differ"
+            }
             Self::LivesTooLong { .. } => {
                 "the token lives longer than this server takes (auth.lifetime_seconds_max); get one that ends sooner"
             }
@@ -346,6 +354,12 @@ impl fmt::Display for Denied {
             Self::ClaimMissing(claim) => write!(f, "the JWT has no {}", claim.as_str()),
             Self::Expired { ago_s } => write!(f, "the token expired {ago_s} s ago"),
             Self::NotYet { in_s } => write!(f, "the JWT's nbf is {in_s} s from now"),
+            Self::IssuedAhead { by_s } => {
+                write!(
+                    f,
+                    "the JWT's iat is {by_s} s from now: set the signer's clock, or auth.leeway_seconds"
+                )
+            }
             Self::LivesTooLong { seconds, seconds_max } => {
                 write!(f, "the JWT lives {seconds} s, auth.lifetime_seconds_max permits {seconds_max} s")
             }
@@ -376,7 +390,7 @@ impl fmt::Display for Denied {
 mod tests {
     use super::*;
 
-    const ALL: [Denied; 35] = [
+    const ALL: [Denied; 36] = [
         Denied::NoToken,
         Denied::Repeated(Carrier::Query),
         Denied::Unreadable(Carrier::Cookie),
@@ -398,6 +412,7 @@ mod tests {
         Denied::ClaimMissing(Claim::Audience),
         Denied::Expired { ago_s: 3 },
         Denied::NotYet { in_s: 3 },
+        Denied::IssuedAhead { by_s: 3 },
         Denied::LivesTooLong { seconds: 9, seconds_max: 3 },
         Denied::Audience,
         Denied::Issuer,

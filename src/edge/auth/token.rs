@@ -20,6 +20,9 @@ use super::policy::{Policy, Verified};
 /// The longest token that is looked at: half of what a head may have.
 pub const TOKEN_BYTES_MAX: usize = 8 * 1_024;
 
+/// A signer's clock may be ahead by so much at least, or by `auth.leeway_seconds` if that is more.
+const AHEAD_S_MAX: u64 = 60;
+
 /// A JOSE header (RFC 7515 §4). A member that stands twice is refused by serde.
 #[derive(Deserialize)]
 struct Header {
@@ -130,8 +133,8 @@ fn bearer(policy: &Policy, claims: Claims, digest: [u8; 32], now_s: u64) -> Resu
     let expires_s = date(exp, Claim::Expiry)?.ok_or(Denied::ClaimMissing(Claim::Expiry))?;
     // From when it was issued, if it says so: else one that is refused for its length would be good some day, when the
     // revocations of its time are forgotten.
-    let issued_s = date(iat, Claim::Issued)?;
-    let lives_s = expires_s.saturating_sub(issued_s.map_or(now_s, |issued_s| issued_s.min(now_s)));
+    let issued_s = issued(date(iat, Claim::Issued)?, policy.leeway_s, now_s)?;
+    let lives_s = expires_s.saturating_sub(issued_s.unwrap_or(now_s));
     let expires_s = expires_s.saturating_add(policy.leeway_s);
     if expires_s <= now_s {
         return Err(Denied::Expired { ago_s: now_s - expires_s });
@@ -164,6 +167,17 @@ fn bearer(policy: &Policy, claims: Claims, digest: [u8; 32], now_s: u64) -> Resu
         digest,
         grants,
     })
+}
+
+/// When a token was issued: no later than now, whatever the signer's clock says, or a revocation of just now would take it
+/// for a newer one.
+fn issued(iat_s: Option<u64>, leeway_s: u64, now_s: u64) -> Result<Option<u64>, Denied> {
+    match iat_s {
+        Some(iat_s) if iat_s > now_s.saturating_add(leeway_s.max(AHEAD_S_MAX)) => {
+            Err(Denied::IssuedAhead { by_s: iat_s - now_s })
+        }
+        iat_s => Ok(iat_s.map(|iat_s| iat_s.min(now_s))),
+    }
 }
 
 /// Seconds since 1970, which may have a fraction (RFC 7519 §2, NumericDate). Before 1970 is 0: long ago.

@@ -260,6 +260,8 @@ fn claims_that_are_refused() {
             Denied::LivesTooLong { seconds: 3_601, seconds_max: 3_600 },
         ),
         (json!({ "sub": "a", "exp": at(9), "nbf": at(3) }), Denied::NotYet { in_s: 3 }),
+        (json!({ "sub": "a", "exp": at(90), "iat": at(61) }), Denied::IssuedAhead { by_s: 61 }),
+        (json!({ "sub": "a", "exp": at(90), "iat": 1e300 }), Denied::IssuedAhead { by_s: u64::MAX - NOW_S }),
         (json!({ "sub": "a", "exp": at(9), "nbf": "x" }), kind(Claim::NotBefore)),
         (json!({ "sub": "a", "exp": at(9), "iat": "x" }), kind(Claim::Issued)),
         (json!({ "sub": "a", "exp": at(9), "jti": 1 }), kind(Claim::Id)),
