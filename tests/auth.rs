@@ -638,6 +638,33 @@ fn keys_change_without_a_restart_and_drop_nobody() {
     assert_eq!(stream.texts(1), ["still here"]);
 }
 
+/// What is not read anew is said by name; and a secret under a mistyped name is not.
+#[test]
+fn a_reload_says_what_takes_a_restart() {
+    let folder = Folder::new("restart");
+    let config = |secret: &str, more: &str| {
+        let key = format!("keys = [{{ algorithm = 'HS256', {secret} = '{}' }}]", token::SECRET);
+        folder.write("pushline.toml", &format!("[auth]\n{key}\n{more}"));
+    };
+    config("secret", "");
+    let mut server = Server::start(&["--config", &folder.path("pushline.toml"), "--workers", "1"]);
+    let is_told = |line: &str| message_of(line).is_some_and(|message| message.contains("a restart alone"));
+    let more = "[limits]\nconnections = 5\n[quotas.address]\nconnections = 1\n[origins]\nallow = ['https://a.example']";
+    config("secret", more);
+    reload(&mut server, is_told);
+    let line = server.wait_log(is_told);
+    assert_eq!(field(&line, "level").as_deref(), Some("WARN"));
+    let changed = field(&line, "changed").expect("their names");
+    assert_eq!(changed, "limits.connections, origins.allow, quotas.address.connections");
+    config("secrett", more);
+    reload(&mut server, |line| is_refused(line) && line.contains("secrett"));
+    // Back to what it was: nothing waits any more.
+    config("secret", "");
+    reload(&mut server, is_loaded);
+    assert_eq!(server.log().iter().filter(|line| is_told(line)).count(), 1);
+    assert_eq!(server.log().iter().find(|line| line.contains(token::SECRET)), None);
+}
+
 #[test]
 fn keys_of_others_come_as_a_jwks_file() {
     let folder = Folder::new("jwks");

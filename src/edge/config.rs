@@ -85,6 +85,28 @@ impl Config {
         let key = Key::find(name).expect("only keys of the table are asked for");
         self.layers.get(key).source != Source::Default
     }
+
+    pub fn values(&self) -> Values {
+        Values(KEYS.iter().map(|key| (key.name, self.layers.get(key).value)).collect())
+    }
+}
+
+/// The values of all keys, as they were given or by default: to see what has changed when the configuration is read again.
+#[derive(Debug, Clone)]
+pub struct Values(Vec<(&'static str, Value)>);
+
+impl Values {
+    /// The keys that have other values in `now`, and take effect by a restart alone.
+    pub fn need_restart(&self, now: &Self) -> Vec<&'static str> {
+        let pairs = self.0.iter().zip(&now.0);
+        let changed = pairs.filter(|((_, before), (_, now))| before != now).map(|((name, _), _)| *name);
+        changed.filter(|name| !is_reloaded(name)).collect()
+    }
+}
+
+/// Whether a change of a key takes effect when the configuration is read again.
+fn is_reloaded(name: &str) -> bool {
+    name.starts_with("auth.") && name != "auth.revocations_max"
 }
 
 /// Makes settings from what was given.

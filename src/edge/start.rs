@@ -9,7 +9,7 @@ use rustls::ServerConfig;
 use crate::edge::admin::{self, Admin};
 use crate::edge::auth::{Auth, Policy};
 use crate::edge::certificates;
-use crate::edge::config::{self, Config, Inputs};
+use crate::edge::config::{self, Config, Inputs, Values};
 use crate::edge::doctor::{self, Wanted};
 use crate::edge::log;
 use crate::edge::machine::Machine;
@@ -27,6 +27,7 @@ pub fn run(config: Config, inputs: Inputs, tls: Option<Arc<ServerConfig>>) -> Re
     log::init(&config.settings.log);
     let machine = Machine::read_quickly();
     warn_of_limits(&config, &machine);
+    let values = config.values();
     let Config { mut settings, policy, .. } = config;
     settings.limits.memory_bytes = settings.limits.memory_bytes.or_else(|| machine.memory_share());
     settings.passed = passed(&settings)?;
@@ -64,7 +65,7 @@ pub fn run(config: Config, inputs: Inputs, tls: Option<Arc<ServerConfig>>) -> Re
             greet(endpoints);
         },
         |node| {
-            reload(&inputs, &auth, is_strict);
+            reload(&inputs, &auth, is_strict, &values);
             certificates::reload(&listeners, node);
         },
     );
@@ -86,12 +87,19 @@ fn passed(settings: &Settings) -> Result<Vec<Passed>, ServeError> {
 }
 
 /// Reads the configuration and its files again. What of them is wrong changes nothing.
-fn reload(inputs: &Inputs, auth: &Auth, is_strict: bool) {
+fn reload(inputs: &Inputs, auth: &Auth, is_strict: bool, values: &Values) {
     match config::load(inputs) {
-        Ok(Config { settings, policy, .. }) if settings.auth.is_configured() == is_strict => {
+        Ok(config) if config.settings.auth.is_configured() == is_strict => {
+            let waiting = values.need_restart(&config.values());
             if is_strict {
-                auth.replace(policy);
+                auth.replace(config.policy);
                 tell_keys("keys and rules are loaded anew", &auth.policy());
+            }
+            if !waiting.is_empty() {
+                tracing::warn!(
+                    changed = waiting.join(", "),
+                    "reload: these options have changed, and take effect by a restart alone"
+                );
             }
         }
         Ok(_) => tracing::error!(

@@ -14,6 +14,8 @@ use crate::runtime::settings::{ApiKey, KeyMaterial, Secret, TokenAlgorithm, Toke
 
 /// Most bytes in the name of an API key or a cookie, or in a `kid`.
 const NAME_BYTES_MAX: usize = 128;
+/// No name of an algorithm is longer; a secret is.
+const ALGORITHM_BYTES_MAX: usize = 8;
 /// What stands in the place of a secret wherever a configuration is shown.
 const HIDDEN: &str = "(hidden)";
 
@@ -24,23 +26,49 @@ const API_KEY_RIGHT: &str = "each API key is a line that `pushline api-key NAME`
 const ANONYMOUS_RIGHT: &str = "must be \"none\", or patterns of channels that are open to everyone, like { subscribe = \
                                [\"news/**\"], publish = [], delete = [] }";
 
-/// Whether the value of a key may be shown as it was given.
+/// The value of a key as it may be shown. What is not known to be harmless may be a secret in the wrong place: under a name
+/// with a letter too many, or in the place of its digest.
 pub fn hide_secrets(key: &str, value: Value) -> Value {
-    if key != "auth.keys" {
-        return value;
+    match key {
+        "auth.keys" => in_tables(value, |field, value| match field {
+            "kid" | "secret_file" | "public_key_file" => true,
+            "algorithm" => is_algorithm(value),
+            _ => false,
+        }),
+        "auth.api_keys" => in_tables(value, |field, value| match field {
+            "name" | "subscribe" | "publish" | "delete" => true,
+            "sha256" => is_digest(value),
+            _ => false,
+        }),
+        "admin.token_sha256" if !is_digest(&value) && value.as_str() != Some("none") => HIDDEN.into(),
+        // The keys themselves, not the file that has them.
+        "auth.jwks_file" if value.as_str().is_none_or(|path| path.contains('{')) => HIDDEN.into(),
+        _ => value,
     }
-    // A value of another shape may hold a secret anywhere.
-    let Value::Array(keys) = value else { return HIDDEN.into() };
-    let hide = |key: Value| match key {
-        Value::Table(mut key) => {
-            if let Some(secret) = key.get_mut("secret") {
-                *secret = HIDDEN.into();
-            }
-            Value::Table(key)
+}
+
+/// Shows those fields of a list of tables that are harmless. A value of another shape may hold a secret anywhere.
+fn in_tables(value: Value, is_harmless: impl Fn(&str, &Value) -> bool) -> Value {
+    let Value::Array(tables) = value else { return HIDDEN.into() };
+    let hide = |table: Value| match table {
+        Value::Table(table) => {
+            let fields = table.into_iter().map(|(field, value)| {
+                let value = if is_harmless(&field, &value) { value } else { HIDDEN.into() };
+                (field, value)
+            });
+            Value::Table(fields.collect())
         }
         _ => HIDDEN.into(),
     };
-    Value::Array(keys.into_iter().map(hide).collect())
+    Value::Array(tables.into_iter().map(hide).collect())
+}
+
+fn is_algorithm(value: &Value) -> bool {
+    value.as_str().is_some_and(|name| name.len() <= ALGORITHM_BYTES_MAX)
+}
+
+fn is_digest(value: &Value) -> bool {
+    value.as_str().and_then(digest).is_some()
 }
 
 pub fn keys(value: &Value, _: Range) -> Read<Vec<TokenKey>> {
@@ -64,8 +92,8 @@ fn key(table: &Table) -> Read<TokenKey> {
     }
     let algorithm =
         table.get("algorithm").ok_or_else(|| format!("a key lacks its algorithm; {KEY_RIGHT}"))?;
-    let algorithm = choice(algorithm, ALGORITHMS)
-        .map_err(|right| format!("algorithm = {algorithm} {right}; {KEY_RIGHT}"))?;
+    let algorithm =
+        choice(algorithm, ALGORITHMS).map_err(|right| format!("algorithm {right}; {KEY_RIGHT}"))?;
     let secret = text(table, "secret", KEY_RIGHT)?;
     let secret_file = text(table, "secret_file", KEY_RIGHT)?;
     let public_key_file = text(table, "public_key_file", KEY_RIGHT)?;
@@ -282,7 +310,32 @@ mod tests {
             let shown = hide_secrets("auth.keys", value(text)).to_string();
             assert!(!shown.contains("s3cr3t") && shown.contains(HIDDEN), "{shown}");
         }
-        assert_eq!(hide_secrets("log.level", value("'info'")), value("'info'"));
+        let hash = "0".repeat(64);
+        for (key, text) in [
+            (
+                "auth.keys",
+                "[{ kid = 'a', algorithm = 'HS256', secrett = 's3cr3t-of-many-letters' }]".to_owned(),
+            ),
+            ("auth.keys", "[{ algorithm = 's3cr3t-of-many-letters', secret = 'HS256' }]".into()),
+            ("auth.api_keys", "[{ name = 'a', sha256 = 'pushline_s3cr3t', publish = ['a'] }]".into()),
+            ("auth.api_keys", format!("[{{ name = 'a', sha256 = '{hash}', key = 'pushline_s3cr3t' }}]")),
+            ("auth.api_keys", "'pushline_s3cr3t'".into()),
+            ("admin.token_sha256", "'s3cr3t'".into()),
+            ("auth.jwks_file", r#"'{"keys":[{"kty":"oct","k":"s3cr3t"}]}'"#.into()),
+        ] {
+            let shown = hide_secrets(key, value(&text)).to_string();
+            assert!(!shown.contains("s3cr3t") && shown.contains(HIDDEN), "{text}: {shown}");
+        }
+        for (key, text) in [
+            ("log.level", "'info'".to_owned()),
+            ("auth.keys", "[{ kid = 'a', algorithm = 'HS256', secret_file = '/s' }]".into()),
+            ("auth.api_keys", format!("[{{ name = 'a', sha256 = '{hash}', publish = ['a'] }}]")),
+            ("auth.jwks_file", "'/etc/pushline/jwks.json'".into()),
+            ("admin.token_sha256", format!("'{hash}'")),
+            ("admin.token_sha256", "'none'".into()),
+        ] {
+            assert_eq!(hide_secrets(key, value(&text)), value(&text));
+        }
     }
 
     #[test]
