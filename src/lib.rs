@@ -109,6 +109,7 @@ pub mod runtime {
     pub mod quotas;
     pub mod report;
     pub mod requests;
+    pub mod running;
     pub mod sendring;
     pub mod server;
     pub mod settings;

@@ -45,6 +45,19 @@ pub(super) enum Next {
     Gone,
 }
 
+impl Next {
+    /// Sends what was answered, if it is much.
+    async fn sent(self) -> Self {
+        match self {
+            Self::Request(mut conn) if conn.out.len() > OUT_BYTES => match conn.flush().await {
+                Ok(()) => Self::Request(conn),
+                Err(Lost) => Self::Gone,
+            },
+            next => next,
+        }
+    }
+}
+
 /// One connection in the hands of its task.
 pub(super) struct Conn {
     pub(super) site: Rc<Site>,
@@ -262,7 +275,7 @@ impl Conn {
             return Ok(());
         }
         let deadline = self.site.settings().timeouts.body;
-        let sent = self.stream.write_all(&self.out, deadline).await;
+        let sent = self.stream.write_all(&mut self.out, deadline).await;
         self.out.clear();
         self.out.shrink_to(OUT_BYTES);
         sent.map_err(|_| Lost)
@@ -287,8 +300,20 @@ impl Conn {
         self.answered_for(answer, manner, Reason::Answered).await
     }
 
+    /// The same of an answer that may be large: there is one of it while it is sent.
+    pub(super) async fn answered_whole(self, answer: Answer, manner: &Manner<'_>) -> Next {
+        let told = self.told(&answer, manner, Reason::Answered);
+        drop(answer);
+        told.sent().await
+    }
+
     /// The same. `reason`: why the connection ends, if it is the answer that ends it.
-    async fn answered_for(mut self, answer: &Answer, asked: &Manner<'_>, reason: Reason) -> Next {
+    async fn answered_for(self, answer: &Answer, asked: &Manner<'_>, reason: Reason) -> Next {
+        self.told(answer, asked, reason).sent().await
+    }
+
+    /// Puts an answer behind those that wait, and finds what comes after it.
+    fn told(mut self, answer: &Answer, asked: &Manner<'_>, reason: Reason) -> Next {
         let draining = self.worker.with(|state| state.draining.is_some());
         let evicted = self.stream.is_evicted();
         let manner = Manner { keep_alive: asked.keep_alive && !draining && !evicted, ..*asked };
@@ -298,9 +323,6 @@ impl Conn {
                 self,
                 why_it_ends(asked, draining, (evicted || answer.close).then_some(reason)),
             );
-        }
-        if self.out.len() > OUT_BYTES && self.flush().await.is_err() {
-            return Next::Gone;
         }
         Next::Request(self)
     }

@@ -45,7 +45,7 @@ struct Unfinished {
 impl Drop for Unfinished {
     fn drop(&mut self) {
         let bytes = self.bytes;
-        self.worker.with(|state| state.weigh_frames(-bytes));
+        self.worker.with(|state| state.weigh_work(-bytes));
         if !self.finished {
             let conn = self.conn;
             self.worker.with(|state| {
@@ -68,7 +68,7 @@ pub async fn act(
     last: Option<Last>,
 ) {
     let bytes = frames.iter().map(|frame| size_of::<Frame>() + frame.len()).sum::<usize>() as isize;
-    worker.with(|state| state.weigh_frames(bytes));
+    worker.with(|state| state.weigh_work(bytes));
     let mut unfinished = Unfinished { worker: Rc::clone(&worker), conn, finished: false, bytes };
     let mut pace = Pace::new(worker.with(|state| state.node.settings.history.messages));
     for frame in frames {

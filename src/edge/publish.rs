@@ -19,6 +19,7 @@ use crate::proto::refusal::{ErrorCode, Refusal};
 use crate::runtime::mail::{Answer as Told, Ask};
 use crate::runtime::peer::Peer;
 use crate::runtime::quotas::Limited;
+use crate::runtime::running::Work;
 use crate::runtime::stats::Refusal as Counted;
 use crate::runtime::turns::Pace;
 use crate::runtime::worker::Worker;
@@ -476,7 +477,9 @@ pub async fn batch(
         return Answer::problem(413, "a batch has at most 65536 lines; split it");
     }
     let mut out = Vec::with_capacity(body.len().min(64 * 1024));
+    let mut room = out.capacity();
     let mut pace = Pace::new(worker.with(|state| state.node.settings.history.messages));
+    let mut work = Work::begin(worker, body.len()).await;
     for line in body.split(|byte| *byte == b'\n') {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         if line.iter().all(u8::is_ascii_whitespace) {
@@ -505,8 +508,13 @@ pub async fn batch(
             }
         }
         out.push(b'\n');
+        if out.capacity() > room {
+            room = out.capacity();
+            work.weighs(room);
+        }
         pace.step(line.len()).await;
     }
+    out.shrink_to_fit();
     Answer::of(200, "application/x-ndjson", out).field("Cache-Control", "no-store")
 }
 

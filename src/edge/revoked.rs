@@ -115,7 +115,8 @@ enum Key<'k> {
     TokenId(&'k str),
     Subject(&'k str),
     Channel(&'k str),
-    Patterns,
+    /// The segments of a pattern before its first wildcard.
+    Prefix(&'k str),
 }
 
 impl Revocations {
@@ -263,10 +264,10 @@ impl Revocations {
             bearer.token_id.as_deref().map(Key::TokenId),
             bearer.subject.as_deref().map(Key::Subject),
             name.map(|name| Key::Channel(name.as_str())),
-            name.map(|_| Key::Patterns),
         ];
-        keys.iter().flatten().any(|key| {
-            let found = table.index.get(&table.hasher.hash_one(key));
+        let prefixes = name.into_iter().flat_map(|name| prefixes(name.as_str())).map(Key::Prefix);
+        keys.into_iter().flatten().chain(prefixes).any(|key| {
+            let found = table.index.get(&table.hasher.hash_one(&key));
             found
                 .into_iter()
                 .flatten()
@@ -288,6 +289,22 @@ fn check(target: &Target) -> Result<Option<Pattern>, NotRevoked> {
     channel.as_deref().map(Pattern::parse).transpose().map_err(NotRevoked::Channel)
 }
 
+/// The segments of a pattern before its first wildcard.
+fn literal_prefix(pattern: &str) -> &str {
+    let mut begins = std::iter::once(0).chain(pattern.match_indices('/').map(|(at, _)| at + 1));
+    let is_wildcard = |at: &usize| {
+        let segment = pattern.get(*at..).and_then(|rest| rest.split('/').next());
+        matches!(segment, Some("*" | "**"))
+    };
+    let end = begins.find(is_wildcard).map_or(pattern.len(), |at| at.saturating_sub(1));
+    pattern.get(..end).unwrap_or_default()
+}
+
+/// All that may stand before the first wildcard of a pattern that a name matches.
+fn prefixes(name: &str) -> impl Iterator<Item = &str> {
+    std::iter::once("").chain(name.match_indices('/').filter_map(|(at, _)| name.get(..at)))
+}
+
 impl Table {
     fn key_of(&self, revocation: &Revocation) -> u64 {
         self.key_of_target(&revocation.target)
@@ -300,7 +317,7 @@ impl Table {
             Target { token_id: Some(token_id), .. } => Key::TokenId(token_id),
             Target { subject: Some(subject), .. } => Key::Subject(subject),
             Target { channel: Some(channel), .. } if Name::parse(channel).is_ok() => Key::Channel(channel),
-            Target { .. } => Key::Patterns,
+            Target { channel, .. } => Key::Prefix(literal_prefix(channel.as_deref().unwrap_or_default())),
         };
         self.hasher.hash_one(key)
     }

@@ -211,7 +211,8 @@ impl Conn {
         let publisher = self.publisher(&bearer);
         let over_quota = |bytes| self.over_quota(1, bytes);
         let answer = publish::batch(&self.worker, &content, message_bytes, publisher, over_quota).await;
-        self.answered(&answer, &call.manner).await
+        drop(content);
+        self.answered_whole(answer, &call.manner).await
     }
 
     async fn on_channels(mut self, call: Call<'_>, path: Option<&str>) -> Next {

@@ -10,6 +10,7 @@ use crate::runtime::admission::Turned;
 use crate::runtime::entry::{ConnId, HeldPoll};
 use crate::runtime::holder::Last;
 use crate::runtime::node::Node;
+use crate::runtime::running::request_bytes;
 use crate::runtime::settings::Settings;
 use crate::runtime::state::{Frame, Socket};
 use crate::runtime::stream::Stream;
@@ -73,7 +74,8 @@ impl Edge for Site {
 
     fn serve(self: Rc<Self>, worker: Rc<Worker>, socket: Socket, input: Vec<u8>) -> LocalTask {
         Box::pin(async move {
-            let stream = Stream::new(Rc::clone(&worker), socket);
+            let mut stream = Stream::new(Rc::clone(&worker), socket);
+            stream.begin_work(request_bytes(input.len()));
             Conn::new(self, worker, stream, input).run().await;
         })
     }
@@ -87,7 +89,8 @@ impl Edge for Site {
         held: Box<HeldPoll>,
     ) -> LocalTask {
         Box::pin(async move {
-            let stream = Stream::new(Rc::clone(&worker), socket);
+            let mut stream = Stream::new(Rc::clone(&worker), socket);
+            stream.begin_work(request_bytes(names.iter().map(|name| name.as_str().len()).sum()));
             Conn::new(self, worker, stream, Vec::new()).repoll(names, cursors, held).await;
         })
     }

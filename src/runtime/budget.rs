@@ -61,9 +61,17 @@ pub struct Ledger {
 struct Waiting {
     fd: i32,
     bytes: usize,
+    waits: Waits,
     /// Until the client does something; not while what came is acted on, which is over in a moment.
     for_client: bool,
     evicted: bool,
+}
+
+/// What a task waits for its client to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waits {
+    ToSend,
+    ToRead,
 }
 
 impl Default for Ledger {
@@ -140,15 +148,16 @@ impl State {
     }
 
     /// Counts what a task that waits for its client holds; `place` is where it is remembered.
-    pub fn weigh_task(&mut self, place: &mut Option<u32>, fd: i32, bytes: usize) -> Held {
+    pub fn weigh_task(&mut self, place: &mut Option<u32>, fd: i32, bytes: usize, waits: Waits) -> Held {
         let at = *place.get_or_insert_with(|| {
-            self.ledger.waiting.insert(Waiting { fd, bytes: 0, for_client: false, evicted: false }) as u32
+            let waiting = Waiting { fd, bytes: 0, waits, for_client: false, evicted: false };
+            self.ledger.waiting.insert(waiting) as u32
         });
         let Some(waiting) = self.ledger.waiting.get_mut(at as usize) else { return Held::Full };
         if waiting.evicted {
             return Held::Full;
         }
-        waiting.for_client = true;
+        (waiting.waits, waiting.for_client) = (waits, true);
         let before = std::mem::replace(&mut waiting.bytes, bytes);
         self.ledger.tasks = self.ledger.tasks + bytes - before;
         let fits = bytes <= TASK_BYTES + SMALL_BYTES || bytes <= before || self.fits();
@@ -170,8 +179,11 @@ impl State {
     }
 
     /// Counts what a task holds that does not wait for its client, or, negative, no longer does.
-    pub fn weigh_frames(&mut self, bytes: isize) {
+    pub fn weigh_work(&mut self, bytes: isize) {
         self.ledger.tasks = self.ledger.tasks.saturating_add_signed(bytes);
+        if self.ledger.is_over() {
+            self.balance_memory();
+        }
     }
 
     /// Whether what is counted is within what the node grants; it is asked again before it is exceeded.
@@ -222,6 +234,7 @@ impl State {
             others: self.home.tables_bytes()
                 + slots * (size_of::<Entry>() + SLOT_BYTES)
                 + self.ledger.held()
+                + self.running_bytes()
                 + letters,
             oldest_ms: self.home.oldest_ms().unwrap_or(u64::MAX),
         }
@@ -439,11 +452,17 @@ impl State {
         }
     }
 
-    /// Ends a task's wait for its client, which it is told of by the end of its input.
+    /// Ends a task's wait for its client: one that sends is told so, by the answer to what it had begun; one that does not
+    /// read is cut, and what the kernel holds for it goes too.
     fn evict_task(&mut self, at: usize) {
-        if let Some(waiting) = self.ledger.waiting.get_mut(at) {
-            waiting.evicted = true;
-            io::shutdown_read(waiting.fd);
+        let Some(waiting) = self.ledger.waiting.get_mut(at) else { return };
+        waiting.evicted = true;
+        match waiting.waits {
+            Waits::ToSend => io::shutdown_read(waiting.fd),
+            Waits::ToRead => {
+                io::reset_when_closed(waiting.fd);
+                io::shutdown_both(waiting.fd);
+            }
         }
     }
 

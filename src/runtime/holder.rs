@@ -65,6 +65,10 @@ impl State {
     }
 
     fn read(&mut self, conn: ConnId, buffer: &mut [u8]) {
+        if self.is_busy() && self.conn(conn).is_some_and(|entry| matches!(entry.kind, Kind::Idle)) {
+            self.defer(conn);
+            return;
+        }
         for _ in 0..READS_MAX {
             let Some(entry) = self.conn_mut(conn) else { return };
             if entry.flags.busy || entry.flags.input_off {

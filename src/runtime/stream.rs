@@ -7,11 +7,11 @@ use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use monoio::buf::IoBufMut;
+use monoio::buf::{IoBuf, IoBufMut};
 use monoio::io::{CancelableAsyncReadRent, CancelableAsyncWriteRent, Canceller};
 use monoio::net::TcpStream;
 
-use super::budget::{Held, TASK_BYTES};
+use super::budget::{Held, TASK_BYTES, Waits};
 use super::close::{Reason, Transport};
 use super::io::{RecvOutcome, recv_nonblocking};
 use super::noted::Noted;
@@ -63,6 +63,9 @@ pub struct Stream {
     pub beside_bytes: usize,
     /// Where the worker remembers what the task holds.
     place: Option<u32>,
+    /// What acting on its request takes, and whether that is under way: not while its client is waited for.
+    work_bytes: usize,
+    is_running: bool,
     worker: Rc<Worker>,
 }
 
@@ -79,7 +82,28 @@ impl Stream {
             torn: false,
             beside_bytes: 0,
             place: None,
+            work_bytes: 0,
+            is_running: false,
             worker,
+        }
+    }
+
+    /// A request is acted on, which takes so much until it is answered.
+    pub fn begin_work(&mut self, bytes: usize) {
+        self.pause_work();
+        self.work_bytes = bytes;
+        self.go_on_working();
+    }
+
+    fn pause_work(&mut self) {
+        if std::mem::take(&mut self.is_running) {
+            self.worker.with(|state| state.end_running(self.work_bytes));
+        }
+    }
+
+    fn go_on_working(&mut self) {
+        if !std::mem::replace(&mut self.is_running, true) {
+            self.worker.with(|state| state.begin_running(self.work_bytes));
         }
     }
 
@@ -119,13 +143,13 @@ impl Stream {
     /// [`StreamError`]; nothing that came is lost but for a broken connection.
     pub async fn read(&mut self, buffer: &mut Vec<u8>, deadline: Duration) -> Result<(), StreamError> {
         let bytes = TASK_BYTES + self.beside_bytes + buffer.capacity().max(buffer.len() + growth(buffer));
-        self.weigh(bytes)?;
+        self.weigh(bytes, Waits::ToSend)?;
         let read = if self.socket.tls.is_some() {
             Box::pin(self.read_sealed(buffer, deadline)).await
         } else {
             self.read_wire(buffer, deadline).await
         };
-        self.worker.with(|state| state.resume_task(self.place));
+        self.resume();
         read
     }
 
@@ -171,7 +195,7 @@ impl Stream {
             let received = tls.receive(&mut wire, buffer, &mut out);
             if !out.is_empty() {
                 let left = until.saturating_duration_since(Instant::now());
-                self.write_wire(&out, left).await?;
+                self.write_wire(out, left).await?;
             }
             match received {
                 Ok(_) if buffer.len() > before => return Ok(()),
@@ -187,12 +211,19 @@ impl Stream {
     }
 
     /// Counts what the task holds, where it waits.
-    fn weigh(&mut self, bytes: usize) -> Result<(), StreamError> {
+    fn weigh(&mut self, bytes: usize, waits: Waits) -> Result<(), StreamError> {
+        self.pause_work();
         let (place, fd) = (&mut self.place, self.socket.fd);
-        match self.worker.with(|state| state.weigh_task(place, fd, bytes)) {
+        match self.worker.with(|state| state.weigh_task(place, fd, bytes, waits)) {
             Held::Fits => Ok(()),
             Held::Full => Err(StreamError::Full),
         }
+    }
+
+    /// The client has done what was waited for.
+    fn resume(&mut self) {
+        self.worker.with(|state| state.resume_task(self.place));
+        self.go_on_working();
     }
 
     /// Reads what is there of a client that sends much at once, without a turn of the driver for each piece.
@@ -258,56 +289,99 @@ impl Stream {
         StreamError::Broken
     }
 
-    /// Sends all of `bytes`; what the socket does not take at once is waited for.
+    /// Sends all of `bytes`, which it empties; what the socket does not take at once is waited for.
     ///
     /// # Errors
     /// [`StreamError`]
-    pub async fn write_all(&mut self, bytes: &[u8], deadline: Duration) -> Result<(), StreamError> {
+    pub async fn write_all(&mut self, bytes: &mut Vec<u8>, deadline: Duration) -> Result<(), StreamError> {
         self.socket.sent_bytes += bytes.len() as u64;
         self.worker.stats().sent_bytes.add(self.transport as usize, bytes.len() as u64);
-        if self.socket.tls.is_none() {
-            return self.write_wire(bytes, deadline).await;
+        if self.socket.tls.is_some() {
+            return Box::pin(self.write_sealed(std::mem::take(bytes), deadline)).await;
         }
-        let until = Instant::now() + deadline;
-        for part in bytes.chunks(SEALED_BYTES) {
-            let mut sealed = Vec::new();
-            let done = self.socket.tls.as_mut().map(|tls| tls.seal(part, &mut sealed));
-            if !matches!(done, Some(Ok(()))) {
-                return Err(StreamError::Broken);
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            self.write_wire(&sealed, left).await?;
+        let sent = self.send_at_once(bytes)?;
+        if sent < bytes.len() {
+            let rest = std::mem::take(bytes);
+            return Box::pin(self.write_rest(rest, sent, deadline)).await;
         }
+        bytes.clear();
         Ok(())
     }
 
+    async fn write_sealed(&mut self, bytes: Vec<u8>, deadline: Duration) -> Result<(), StreamError> {
+        let until = Instant::now() + deadline;
+        // It stays until the last of it is encrypted.
+        self.beside_bytes += bytes.capacity();
+        let mut done = Ok(());
+        for part in bytes.chunks(SEALED_BYTES) {
+            let mut sealed = Vec::new();
+            let sealing = self.socket.tls.as_mut().map(|tls| tls.seal(part, &mut sealed));
+            if !matches!(sealing, Some(Ok(()))) {
+                done = Err(StreamError::Broken);
+                break;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            done = self.write_wire(sealed, left).await;
+            if done.is_err() {
+                break;
+            }
+        }
+        self.beside_bytes -= bytes.capacity();
+        done
+    }
+
     /// Sends bytes as they stand on the wire.
-    async fn write_wire(&mut self, bytes: &[u8], deadline: Duration) -> Result<(), StreamError> {
+    async fn write_wire(&mut self, bytes: Vec<u8>, deadline: Duration) -> Result<(), StreamError> {
+        let sent = self.send_at_once(&bytes)?;
+        if sent < bytes.len() { self.write_rest(bytes, sent, deadline).await } else { Ok(()) }
+    }
+
+    /// Sends what the socket takes. Returns how much.
+    fn send_at_once(&mut self, bytes: &[u8]) -> Result<usize, StreamError> {
         // Behind half of a record, or of an answer, nothing that follows could be read.
         if self.torn || matches!(self.hold, Hold::GivenAway) {
             return Err(StreamError::Broken);
         }
-        let sent = match send_now(self.socket.fd, bytes) {
-            Outcome::Whole => return Ok(()),
-            Outcome::Short(sent) => sent,
-            Outcome::Full => 0,
-            Outcome::Failed(errno) => return Err(self.broken(&io::Error::from_raw_os_error(errno))),
-        };
-        let rest = Box::pin(self.write_rest(bytes[sent..].to_vec(), deadline)).await;
-        self.torn = rest.is_err();
-        rest
+        match send_now(self.socket.fd, bytes) {
+            Outcome::Whole => Ok(bytes.len()),
+            Outcome::Short(sent) => Ok(sent),
+            Outcome::Full => Ok(0),
+            Outcome::Failed(errno) => Err(self.broken(&io::Error::from_raw_os_error(errno))),
+        }
     }
 
-    async fn write_rest(&mut self, mut rest: Vec<u8>, deadline: Duration) -> Result<(), StreamError> {
-        // The caller has them too.
-        self.weigh(TASK_BYTES + self.beside_bytes + 2 * rest.len())?;
+    /// Sends what follows the first `sent` bytes.
+    async fn write_rest(
+        &mut self,
+        bytes: Vec<u8>,
+        sent: usize,
+        deadline: Duration,
+    ) -> Result<(), StreamError> {
+        let written = self.write_waiting(bytes, sent, deadline).await;
+        self.torn = written.is_err();
+        match written {
+            Err(StreamError::Full) => self.reason = Reason::Full,
+            Err(_) if self.is_evicted() => self.reason = Reason::Slow,
+            _ => {}
+        }
+        self.resume();
+        written
+    }
+
+    async fn write_waiting(
+        &mut self,
+        mut bytes: Vec<u8>,
+        mut sent: usize,
+        deadline: Duration,
+    ) -> Result<(), StreamError> {
+        self.weigh(TASK_BYTES + self.beside_bytes + bytes.capacity(), Waits::ToRead)?;
         let until = Instant::now() + deadline;
-        while !rest.is_empty() {
+        while sent < bytes.len() {
             let left = until.saturating_duration_since(Instant::now());
             let canceller = Canceller::new();
             let tcp = self.tcp()?;
-            let (result, buffer) = {
-                let mut write = std::pin::pin!(tcp.cancelable_write(rest, canceller.handle()));
+            let (result, slice) = {
+                let mut write = std::pin::pin!(tcp.cancelable_write(bytes.slice(sent..), canceller.handle()));
                 monoio::select! {
                     done = &mut write => done,
                     () = monoio::time::sleep(left) => {
@@ -316,10 +390,10 @@ impl Stream {
                     }
                 }
             };
-            rest = buffer;
+            bytes = slice.into_inner();
             match result {
                 Ok(0) => return Err(StreamError::Broken),
-                Ok(sent) => drop(rest.drain(..sent)),
+                Ok(more) => sent += more,
                 Err(error) if error.raw_os_error() == Some(libc::ECANCELED) => {
                     self.reason = Reason::Stalled;
                     return Err(StreamError::Late);
@@ -327,7 +401,6 @@ impl Stream {
                 Err(error) => return Err(self.broken(&error)),
             }
         }
-        self.worker.with(|state| state.resume_task(self.place));
         Ok(())
     }
 
@@ -335,6 +408,7 @@ impl Stream {
     pub fn into_socket(mut self) -> Option<Socket> {
         let fd = self.take_fd()?;
         debug_assert_eq!(fd, self.socket.fd);
+        self.pause_work();
         if let Some(place) = self.place.take() {
             self.worker.with(|state| state.forget_task(place));
         }
@@ -353,6 +427,7 @@ fn growth(buffer: &Vec<u8>) -> usize {
 
 impl Drop for Stream {
     fn drop(&mut self) {
+        self.pause_work();
         if let Some(place) = self.place.take() {
             self.worker.with(|state| state.forget_task(place));
         }

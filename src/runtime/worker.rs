@@ -425,6 +425,7 @@ impl Worker {
             }
             loop {
                 let ready = self.with(|state| {
+                    state.resume_deferred();
                     let ready = state.epoll.wait(&mut events, Some(Duration::ZERO)).unwrap_or(0);
                     for (token, ready) in events.iter() {
                         state.on_ready(token, ready, &mut buffer);

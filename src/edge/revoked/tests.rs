@@ -62,6 +62,32 @@ fn whom_a_revocation_concerns() {
     }
 }
 
+/// Patterns are found by what stands before their first wildcard.
+#[test]
+fn patterns_are_found_among_many() {
+    for (pattern, prefix, fit, others) in [
+        ("**", "", vec!["a", "a/b"], vec![]),
+        ("*", "", vec!["a"], vec!["a/b"]),
+        ("*/b", "", vec!["a/b"], vec!["a", "a/c"]),
+        ("a/**", "a", vec!["a/b", "a/b/c"], vec!["a", "ab/c"]),
+        ("a/*/c", "a", vec!["a/b/c"], vec!["a/b", "a/b/d"]),
+        ("a/b/*", "a/b", vec!["a/b/c"], vec!["a/b", "a/c/d"]),
+        ("a/b*", "a/b*", vec!["a/b*"], vec!["a/bc"]),
+    ] {
+        assert_eq!(literal_prefix(pattern), prefix, "{pattern}");
+        let revocations = revoked(target(None, None, Some(pattern)));
+        for at in 0..9 {
+            let asked = Asked { target: target(None, None, Some(&format!("x/{at}/**"))), ..Asked::default() };
+            revocations.add(asked, NOW_S).expect("room");
+        }
+        let anna = bearer("anna", "t1", None);
+        let has = |name: &str| revocations.has_channel_at(&anna, &Name::parse(name).expect("a name"), NOW_S);
+        assert!(fit.iter().all(|name| has(name)), "{pattern}");
+        assert!(!others.iter().any(|name| has(name)), "{pattern}");
+        assert_eq!((has("x/8/y"), has("x/9/y")), (true, pattern == "**"), "{pattern}");
+    }
+}
+
 #[test]
 fn tokens_that_were_issued_later_are_good() {
     for (issued_s, by_subject) in
