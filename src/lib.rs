@@ -4,7 +4,7 @@
 //! and time, `domain` what a channel server is, `proto` bytes to values and back; the last two know no I/O, clocks, each other.
 //!
 //! A message: `edge::conn` (reads the POST) -> `edge::route` -> `edge::publish` -> `runtime::worker` (-> `mailbox`) ->
-//! `domain::home`, `domain::history` (its place) -> `domain::feed` (framed once, by `runtime::framing`) ->
+//! `domain::home`, `domain::history` (its place) -> `domain::feed`, `domain::lane` (framed once, by `runtime::framing`) ->
 //! `runtime::fanout` -> `runtime::sendring`. A connection: `runtime::server` -> `runtime::accept` -> `edge::site` ->
 //! `edge::conn` (a task reads requests with `proto::http`) -> `edge::route` (which handler) -> `edge::stream` or
 //! `edge::read` -> `runtime::conns` (held: an entry without a task) -> `runtime::holder` (its input), `runtime::sweep`
@@ -58,6 +58,7 @@ pub mod domain {
     pub mod history;
     pub mod home;
     pub mod idempotency;
+    pub mod lane;
     pub mod message;
     pub mod rests;
 }

@@ -5,8 +5,8 @@ use std::rc::Rc;
 
 use crate::domain::channel::Name;
 use crate::domain::cursor::Cursor;
-use crate::domain::feed::Encoding;
 use crate::domain::history::From;
+use crate::domain::lane::Encoding;
 use crate::proto::http::date::format_imf_date;
 use crate::proto::http::request::{Request, Upgrade};
 use crate::proto::http::response::ResponseWriter;

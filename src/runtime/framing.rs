@@ -2,7 +2,7 @@
 
 use crate::domain::channel::Name;
 use crate::domain::cursor::CursorText;
-use crate::domain::feed::Encoding;
+use crate::domain::lane::Encoding;
 use crate::domain::message::{Body, Message};
 use crate::proto::payload::{MessageView, Payload};
 use crate::proto::ws::frame::{self, Opcode};

@@ -16,8 +16,8 @@ use ipnet::IpNet;
 use crate::domain::auth::Proof;
 use crate::domain::channel::Name;
 use crate::domain::cursor::Cursor;
-use crate::domain::feed::Standing;
 use crate::domain::home::WorkerIndex;
+use crate::domain::lane::Standing;
 
 use super::close::{Reason, Transport};
 use super::entry::{ConnId, Entry};
