@@ -69,6 +69,7 @@ pub mod runtime {
     pub mod access_file;
     pub mod access_line;
     pub mod activation;
+    mod addresses;
     pub mod admission;
     pub mod answers;
     pub mod bell;
@@ -111,6 +112,7 @@ pub mod runtime {
     pub mod report;
     pub mod requests;
     pub mod sendring;
+    pub mod serve_error;
     pub mod server;
     pub mod settings;
     pub mod share;
@@ -120,9 +122,11 @@ pub mod runtime {
     pub mod stats;
     pub mod stream;
     mod subs;
+    mod succession;
     pub mod sweep;
     pub mod takeover;
     pub mod tcp;
+    mod threads;
     pub mod tls;
     pub mod tls_keys;
     pub mod tokens;

@@ -29,7 +29,7 @@ use axum::{Router, middleware};
 use crate::edge::revoked::Revocations;
 use crate::runtime::node::Node;
 use crate::runtime::report::Report;
-use crate::runtime::server::ServeError;
+use crate::runtime::serve_error::ServeError;
 use crate::runtime::settings::Settings;
 
 use self::desk::Desk;

@@ -44,6 +44,8 @@ pub struct Node {
     pub quotas: Option<Arc<Quotas>>,
     /// Workers that have told all their clients to leave.
     pub drained: AtomicUsize,
+    /// Workers that have ended.
+    pub ended: AtomicUsize,
     /// Wakes the main thread.
     pub main: EventFd,
     /// To the operator's thread.

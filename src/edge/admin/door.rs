@@ -24,7 +24,7 @@ use tokio::time::Sleep;
 
 use crate::runtime::io::SocketOptions;
 use crate::runtime::listen;
-use crate::runtime::server::ServeError;
+use crate::runtime::serve_error::ServeError;
 use crate::runtime::settings::AdminAddress;
 
 /// Connections at once: dashboards, probes, a few people. More wait in the kernel's queue.
