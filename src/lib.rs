@@ -6,10 +6,10 @@
 //! A message: `edge::conn` (reads the POST) -> `edge::route` -> `edge::publish` -> `runtime::worker` (-> `mailbox`) ->
 //! `domain::home`, `domain::history` (its place) -> `domain::feed`, `domain::lane` (framed once, by `runtime::framing`) ->
 //! `runtime::fanout` -> `runtime::sendring`. A connection: `runtime::server` -> `runtime::accept` -> `edge::site` ->
-//! `edge::conn` (a task reads requests with `proto::http`) -> `edge::route` (which handler) -> `edge::stream` or
-//! `edge::read` -> `runtime::conns` (held: an entry without a task) -> `runtime::holder` (its input), `runtime::sweep`
-//! (its time) -> `runtime::close` (why it ended). By TLS it begins with `runtime::handshakes`, and its bytes go through
-//! `runtime::tls` on their way in and out.
+//! `edge::conn` (a task reads requests with `proto::http`) -> `edge::route` (which handler) -> `edge::stream`,
+//! `edge::websocket` or `edge::read` -> `runtime::conns` (held: an entry without a task) -> `runtime::holder` (its input),
+//! `runtime::sweep` (its time) -> `runtime::close` (why it ended). By TLS it begins with `runtime::handshakes`, and its
+//! bytes go through `runtime::tls` on their way in and out.
 //!
 //! Absent by design: a task, timer or buffer for a connection that waits; state of channels or connections that workers
 //! share; a queue for each reader; persistence.
@@ -161,6 +161,7 @@ pub mod edge {
     pub mod machine;
     pub mod opening;
     pub mod origin;
+    mod permit;
     pub mod publish;
     pub mod read;
     pub mod renewal;
@@ -172,4 +173,5 @@ pub mod edge {
     pub mod tickets;
     pub mod turnstile;
     pub mod watch;
+    pub mod websocket;
 }

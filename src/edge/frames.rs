@@ -31,7 +31,8 @@ use super::doorman::{self, bearer_of};
 use super::publish::{self, Publisher, Refused, publish_one, publish_parsed};
 use super::renewal;
 use super::site::Site;
-use super::stream::{end_unless, has_channel, subscribed_frame};
+use super::stream::{end_unless, has_channel};
+use super::websocket::subscribed_frame;
 
 /// Ends a connection whose frames were not acted on to the end: that was a fault of ours.
 struct Unfinished {

@@ -27,7 +27,8 @@ use super::auth::{Declined, Denied};
 use super::doorman::{self, Doorman};
 use super::identity::{connection_id, find_connection};
 use super::site::Site;
-use super::stream::{Handshake, begin_reading, end_unless, on_opened, places, subscribed_frame};
+use super::stream::{begin_reading, end_unless, on_opened, places};
+use super::websocket::{Handshake, subscribed_frame};
 
 /// How long a `pushline.v1` connection may take to bring its first token: 10 s.
 const FIRST_TOKEN_TICKS: u32 = 100;
