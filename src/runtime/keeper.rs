@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use crate::domain::home::WorkerIndex;
+
 use super::host::{Signal, SignalFd};
 use super::io::{Epoll, Events, Interest};
 use super::mail::Mail;
@@ -203,7 +205,7 @@ impl<'n, R: FnMut(&Arc<Node>)> Keeper<'n, R> {
             self.node.reports.send(Report::HandOver);
         }
         for worker in 0..self.node.mailboxes.len() {
-            self.node.post(worker, Mail::Drain { successor });
+            self.node.post(worker as WorkerIndex, Mail::Drain { successor });
         }
     }
 }
