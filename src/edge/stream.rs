@@ -160,8 +160,7 @@ pub fn on_opened(state: &mut State, noted: Option<Noted>, status: u16, bytes: us
     let Some(entry) = state.conn(conn) else { return };
     noted.becomes(entry.kind.transport());
     let bearer = entry.bearer.clone();
-    let subject = bearer.as_ref().and_then(|bearer| bearer.subject.as_deref());
-    state.on_answered(noted, status, bytes, subject, Some(conn));
+    state.on_answered(noted, status, bytes, bearer.as_deref(), Some(conn));
 }
 
 /// The cursor that a reader came with; nowhere, if it had none.
