@@ -69,7 +69,7 @@ pub mod runtime {
     pub mod access_file;
     pub mod access_line;
     pub mod activation;
-    mod addresses;
+    pub mod addresses;
     pub mod admission;
     pub mod answers;
     pub mod bell;

@@ -3,6 +3,7 @@
 //! `listen`'s and `unix`'s.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
@@ -27,15 +28,7 @@ pub fn unix_listeners(settings: &Settings) -> Result<Vec<UnixListener>, ServeErr
     for Endpoint { at, .. } in listen {
         let At::Unix(path) = at else { continue };
         let make = if settings.takeover { UnixListener::staged } else { UnixListener::new };
-        let until = Instant::now() + PORT_PATIENCE;
-        let made = loop {
-            match make(path, settings.unix_mode) {
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < until => {
-                    std::thread::sleep(PAUSE);
-                }
-                made => break made,
-            }
-        };
+        let made = patiently(|| make(path, settings.unix_mode));
         sockets.push(made.map_err(|error| match error.kind() {
             io::ErrorKind::AddrInUse => ServeError::PortTaken(at.clone()),
             io::ErrorKind::AlreadyExists => ServeError::NoSocket(at.clone()),
@@ -77,19 +70,40 @@ pub fn reserve(
         };
         let failed = |error| ServeError::Listen { at: endpoint.at.clone(), error };
         if addr.port() != 0 && !settings.takeover {
-            let until = Instant::now() + PORT_PATIENCE;
-            while listen::port_is_taken(addr).map_err(failed)? {
-                if Instant::now() >= until {
-                    return Err(ServeError::PortTaken(endpoint.at.clone()));
-                }
-                std::thread::sleep(PAUSE);
-            }
+            becomes_free(addr).map_err(|error| match error.kind() {
+                io::ErrorKind::AddrInUse => ServeError::PortTaken(endpoint.at.clone()),
+                _ => failed(error),
+            })?;
         }
         let (holder, addr) = listen::reserve_port(addr).map_err(failed)?;
         reserved.push(holder);
         endpoints.push((Endpoint { at: At::Tcp(addr), tls: endpoint.tls }, None));
     }
     Ok((reserved, endpoints))
+}
+
+/// Waits a moment for a port that a process may still have which just ended.
+///
+/// # Errors
+/// `AddrInUse`: it is taken.
+pub fn becomes_free(addr: SocketAddr) -> io::Result<()> {
+    patiently(|| match listen::port_is_taken(addr)? {
+        true => Err(io::ErrorKind::AddrInUse.into()),
+        false => Ok(()),
+    })
+}
+
+/// Tries again for a moment what fails because an address is in use.
+fn patiently<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let until = Instant::now() + PORT_PATIENCE;
+    loop {
+        match attempt() {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < until => {
+                std::thread::sleep(PAUSE);
+            }
+            done => return done,
+        }
+    }
 }
 
 /// One worker's sockets to listen with: so many, one after the other, to each address; or those that were passed.
