@@ -564,6 +564,14 @@ impl Poll {
     }
 }
 
+/// The newest message of a channel.
+#[track_caller]
+pub fn newest(addr: SocketAddr, channel: &str) -> Value {
+    let poll = poll(addr, &format!("/channels/{channel}"));
+    assert_eq!(poll.messages.len(), 1, "{poll:?}");
+    poll.messages[0].clone()
+}
+
 /// A short poll's answer.
 #[track_caller]
 pub fn poll(addr: SocketAddr, target: &str) -> Poll {
