@@ -1,4 +1,4 @@
-//! Who may do what (contract, "Who may do what"): every refusal on every transport, carriers, API keys, strangers, keys
+//! Who may do what (docs/authentication.md): every refusal on every transport, carriers, API keys, strangers, keys
 //! that change. What is wrong with a token in itself stands beside its code, in `edge/auth/token`.
 
 use crate::common;

@@ -1,4 +1,4 @@
-//! Reading by Server-Sent Events: the contract's section, row by row.
+//! Reading by Server-Sent Events: what is sent, when, and how it ends.
 
 use crate::common;
 

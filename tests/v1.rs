@@ -1,4 +1,4 @@
-//! `pushline.v1` (the contract's subprotocol over WebSocket), row by row; and one cursor over all transports.
+//! `pushline.v1`, the subprotocol over WebSocket, frame by frame; and one cursor over all transports.
 
 use crate::common;
 

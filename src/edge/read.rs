@@ -1,4 +1,4 @@
-//! Reading by polling: short polls, answered from memory, and long polls, which are held (contract, "Reading by polling").
+//! Reading by polling: short polls, answered from memory, and long polls, which are held.
 
 use std::borrow::Cow;
 use std::cell::RefCell;

@@ -1,5 +1,5 @@
-//! New tokens for connections that live: `auth` of `pushline.v1` and `POST /connections/{id}/auth` (contract, "Who may do
-//! what"); and the first token of a v1 connection that came without one, whose channels wait for it.
+//! New tokens for connections that live: `auth` of `pushline.v1` and `POST /connections/{id}/auth`; and the first token of
+//! a v1 connection that came without one, whose channels wait for it.
 //! Owns what a new token changes. Whether it is good is the doorman's to say.
 
 use std::rc::Rc;

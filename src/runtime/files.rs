@@ -2,7 +2,7 @@
 //!
 //! A table of its own spares a worker the lock of the shared one, and makes the limit on open
 //! files hold for each worker alone. The price: a descriptor's number means another file in
-//! another thread, but for those made before (`design.md`, "Open files"). Owns the division and
+//! another thread, but for those that main made before. Owns the division and
 //! counting. Never opens or closes a particular file.
 #![allow(unsafe_code)]
 
