@@ -7,9 +7,10 @@ use std::rc::Rc;
 use crate::domain::auth::{Act, Bearer, Proof};
 use crate::domain::channel::Name;
 use crate::runtime::close::Transport;
+use crate::runtime::stats::Refusal;
 use crate::runtime::trace::{What, Who};
 
-use super::answer::VARY_READ;
+use super::answer::{Answer, VARY_READ};
 use super::auth::Denied;
 use super::conn::{Call, Conn, Next};
 use super::doorman::{self, Admitted};
@@ -61,7 +62,7 @@ impl Conn {
     }
 
     /// The same of a request that came from another site's page, or by another name. It was not asked who sent it.
-    pub(super) fn tell_barred(&mut self, barred: Barred) {
+    fn tell_barred(&mut self, barred: Barred) {
         self.stream.socket.bearer = None;
         let socket = &self.stream.socket;
         doorman::note_barred(barred, socket.peer);
@@ -97,6 +98,15 @@ impl Conn {
         } else {
             Publisher::of(&self.site.doorman, bearer, self.stream.socket.peer)
         }
+    }
+
+    /// The request came from another site's page, or by another name: nothing that it asks for is done.
+    pub(super) async fn barred(mut self, call: Call<'_>, barred: Barred) -> Next {
+        self.worker.stats().refuse(Refusal::Origin);
+        self.tell_barred(barred);
+        let answer = Answer::problem(403, barred.detail());
+        let answer = if is_read(&call.request) { answer.vary(VARY_READ) } else { answer };
+        self.without_body(call, answer).await
     }
 
     pub(super) async fn denied(self, call: Call<'_>, denied: Denied) -> Next {

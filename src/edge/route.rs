@@ -43,12 +43,8 @@ impl Conn {
         let passed = match self.site.gate.pass(&request) {
             Ok(passed) => passed,
             Err(barred) => {
-                self.worker.stats().refuse(Refusal::Origin);
-                self.tell_barred(barred);
                 let call = Call { request, manner, query: Query::default() };
-                let answer = Answer::problem(403, barred.detail());
-                let answer = if is_read(&request) { answer.vary(VARY_READ) } else { answer };
-                return self.without_body(call, answer).await;
+                return self.barred(call, barred).await;
             }
         };
         let manner = Manner { passed, ..manner };
@@ -83,20 +79,9 @@ impl Conn {
                 self.on_renewal(call, renewed_by(path).unwrap_or_default()).await
             }
             #[cfg(debug_assertions)]
-            "/$debug/panic" => panic!("a panic that a test asked for"),
-            // Holds its worker up, as a loop without end would.
-            #[cfg(debug_assertions)]
-            "/$debug/hang" => {
-                std::thread::sleep(std::time::Duration::from_secs(2));
-                self.fixed(call, Answer::new(204)).await
-            }
-            // What allocators keep of what was freed is no leak: a test that looks for those asks for it.
-            #[cfg(debug_assertions)]
-            "/$debug/give-back" => {
-                let give_back =
-                    |_: &mut crate::runtime::state::State| crate::runtime::host::give_back_freed_memory();
-                self.site.node.on_each_worker(|_| give_back);
-                self.fixed(call, Answer::new(204)).await
+            path if path.starts_with("/$debug/") => {
+                let answer = self.debug(path);
+                self.fixed(call, answer).await
             }
             path => match path.strip_prefix("/channels") {
                 Some("") => self.on_channels(call, None).await,
@@ -104,6 +89,23 @@ impl Conn {
                 _ => self.without_body(call, nothing_here()).await,
             },
         }
+    }
+
+    /// What tests ask a debug build to do.
+    #[cfg(debug_assertions)]
+    fn debug(&self, path: &str) -> Answer {
+        use crate::runtime::{host, state::State};
+        match path {
+            "/$debug/panic" => panic!("a panic that a test asked for"),
+            // Holds its worker up, as a loop without end would.
+            "/$debug/hang" => std::thread::sleep(std::time::Duration::from_secs(2)),
+            // What allocators keep of what was freed is no leak: a test that looks for those asks for it.
+            "/$debug/give-back" => {
+                self.site.node.on_each_worker(|_| |_: &mut State| host::give_back_freed_memory());
+            }
+            _ => return nothing_here(),
+        }
+        Answer::new(204)
     }
 
     /// Why this connection's first request is not served, when it comes where there is no room or time for it.
