@@ -6,6 +6,7 @@ pub mod admin;
 pub mod cost;
 pub mod crowd;
 pub mod http;
+pub mod response;
 pub mod rng;
 pub mod server;
 pub mod sock_diag;
