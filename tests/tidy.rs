@@ -5,8 +5,6 @@ use std::path::{Path, PathBuf};
 
 /// The hard stop; about 300 reads well.
 const LINES_MAX: usize = 600;
-/// Of tests, whose cases stand one below the other.
-const TEST_LINES_MAX: usize = 760;
 const LAYERS: [&str; 4] = ["proto", "domain", "runtime", "edge"];
 
 struct File {
@@ -175,8 +173,7 @@ fn every_file_says_what_it_is() {
 fn no_file_is_a_heap() {
     for file in sources(&["src", "tests", "bench"]) {
         let lines = file.text.lines().count();
-        let lines_max = if file.path.starts_with("tests/") { TEST_LINES_MAX } else { LINES_MAX };
-        assert!(lines <= lines_max, "{} has {lines} lines: which two nouns is it?", file.path);
+        assert!(lines <= LINES_MAX, "{} has {lines} lines: which two nouns is it?", file.path);
     }
 }
 
