@@ -73,14 +73,7 @@ pub async fn open_events(
 ) -> Option<ConnId> {
     let mut head = Vec::with_capacity(512);
     event_stream_head(&mut head, manner);
-    let places = if worker.with(|state| state.is_full()) {
-        Err((Reason::Full, Refusal::Memory))
-    } else if begin_reading(worker, &mut stream, names).is_err() {
-        Err((Reason::RateLimited, Refusal::Quota))
-    } else {
-        let places = places(worker, names, from).await;
-        places.map_err(|Overloaded| (Reason::Full, Refusal::Overloaded))
-    };
+    let places = admitted_places(worker, &mut stream, names, from).await;
     let noted = stream.noted.take();
     let client = Client { socket: stream.into_socket()?, noted };
     worker.with(|state| match unless_draining(state, places) {
@@ -93,6 +86,22 @@ pub async fn open_events(
             None
         }
     })
+}
+
+/// Where a client's stream begins, which counts from now on; or why it is refused.
+pub async fn admitted_places(
+    worker: &Rc<Worker>,
+    stream: &mut Stream,
+    names: &[Name],
+    from: &[From],
+) -> Result<Vec<Place>, (Reason, Refusal)> {
+    if worker.with(|state| state.is_full()) {
+        return Err((Reason::Full, Refusal::Memory));
+    }
+    if begin_reading(worker, stream, names).is_err() {
+        return Err((Reason::RateLimited, Refusal::Quota));
+    }
+    places(worker, names, from).await.map_err(|Overloaded| (Reason::Full, Refusal::Overloaded))
 }
 
 /// What was found for a client, or why it is refused: also by a drain that has begun meanwhile.

@@ -16,7 +16,6 @@ use crate::runtime::close::Reason;
 use crate::runtime::entry::{ConnId, Kind};
 use crate::runtime::feeds::Place;
 use crate::runtime::framing::text_frame;
-use crate::runtime::post::Overloaded;
 use crate::runtime::state::State;
 use crate::runtime::stats::Refusal;
 use crate::runtime::stream::Stream;
@@ -29,7 +28,7 @@ use super::conn::{Call, Conn, Next};
 use super::doorman::{self, Admitted, Doorman};
 use super::identity::connection_id;
 use super::renewal;
-use super::stream::{Client, begin_reading, end_unless, on_opened, places, unless_draining};
+use super::stream::{Client, admitted_places, end_unless, on_opened, unless_draining};
 use super::tickets;
 
 impl Conn {
@@ -149,14 +148,7 @@ pub async fn open_websocket(
     from: &[From],
     leftover: Vec<u8>,
 ) -> Option<ConnId> {
-    let places = if worker.with(|state| state.is_full()) {
-        Err((Reason::Full, Refusal::Memory))
-    } else if begin_reading(worker, &mut stream, names).is_err() {
-        Err((Reason::RateLimited, Refusal::Quota))
-    } else {
-        let places = places(worker, names, from).await;
-        places.map_err(|Overloaded| (Reason::Full, Refusal::Overloaded))
-    };
+    let places = admitted_places(worker, &mut stream, names, from).await;
     let noted = stream.noted.take();
     let client = Client { socket: stream.into_socket()?, noted };
     Some(worker.with(|state| match unless_draining(state, places) {
