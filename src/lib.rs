@@ -4,12 +4,12 @@
 //! and time, `domain` what a channel server is, `proto` bytes to values and back; the last two know no I/O, clocks, each other.
 //!
 //! A message: `edge::conn` (reads the POST) -> `edge::route` -> `edge::publish` -> `runtime::worker` (-> `mailbox`) ->
-//! `domain::home`, `domain::history` (its place) -> `domain::feed` (framed once, by `runtime::framing`) ->
+//! `domain::home`, `domain::history` (its place) -> `domain::feed`, `domain::lane` (framed once, by `runtime::framing`) ->
 //! `runtime::fanout` -> `runtime::sendring`. A connection: `runtime::server` -> `runtime::accept` -> `edge::site` ->
-//! `edge::conn` (a task reads requests with `proto::http`) -> `edge::route` (which handler) -> `edge::stream` or
-//! `edge::read` -> `runtime::conns` (held: an entry without a task) -> `runtime::holder` (its input), `runtime::sweep`
-//! (its time) -> `runtime::close` (why it ended). By TLS it begins with `runtime::handshakes`, and its bytes go through
-//! `runtime::tls` on their way in and out.
+//! `edge::conn` (a task reads requests with `proto::http`) -> `edge::route` (which handler) -> `edge::stream`,
+//! `edge::websocket` or `edge::read` -> `runtime::conns` (held: an entry without a task) -> `runtime::holder` (its input),
+//! `runtime::sweep` (its time) -> `runtime::close` (why it ended). By TLS it begins with `runtime::handshakes`, and its
+//! bytes go through `runtime::tls` on their way in and out.
 //!
 //! Absent by design: a task, timer or buffer for a connection that waits; state of channels or connections that workers
 //! share; a queue for each reader; persistence.
@@ -58,6 +58,7 @@ pub mod domain {
     pub mod history;
     pub mod home;
     pub mod idempotency;
+    pub mod lane;
     pub mod message;
     pub mod rests;
 }
@@ -68,6 +69,7 @@ pub mod runtime {
     pub mod access_file;
     pub mod access_line;
     pub mod activation;
+    pub mod addresses;
     pub mod admission;
     pub mod answers;
     pub mod bell;
@@ -111,6 +113,7 @@ pub mod runtime {
     pub mod requests;
     pub mod running;
     pub mod sendring;
+    pub mod serve_error;
     pub mod server;
     pub mod settings;
     pub mod share;
@@ -120,9 +123,11 @@ pub mod runtime {
     pub mod stats;
     pub mod stream;
     mod subs;
+    mod succession;
     pub mod sweep;
     pub mod takeover;
     pub mod tcp;
+    mod threads;
     pub mod tls;
     pub mod tls_keys;
     pub mod tokens;
@@ -157,6 +162,7 @@ pub mod edge {
     pub mod machine;
     pub mod opening;
     pub mod origin;
+    mod permit;
     pub mod publish;
     pub mod read;
     pub mod renewal;
@@ -168,4 +174,5 @@ pub mod edge {
     pub mod tickets;
     pub mod turnstile;
     pub mod watch;
+    pub mod websocket;
 }

@@ -1,20 +1,12 @@
-//! Publishing in batches (contract, "Publishing", `POST /publish`).
+//! Publishing in batches (`POST /publish`).
 
 use crate::common;
 
-use common::http::{Conn, Poll, batch, get, head_cursor, line_id, poll, post};
+use common::http::{Conn, Poll, batch, get, head_cursor, line_id, newest, poll, post};
 use common::server::Server;
-use serde_json::{Value, json};
+use serde_json::json;
 
 const TEXT: (&str, &str) = ("Content-Type", "text/plain");
-
-/// The newest message of a channel.
-#[track_caller]
-fn newest(server: &Server, channel: &str) -> Value {
-    let poll = poll(server.addr(), &format!("/channels/{channel}"));
-    assert_eq!(poll.messages.len(), 1, "{poll:?}");
-    poll.messages[0].clone()
-}
 
 #[test]
 fn a_batch_is_answered_line_by_line() {
@@ -68,7 +60,7 @@ fn a_batch_is_answered_line_by_line() {
     assert_eq!(b1.data(), [json!("text"), json!({"a": 1, "b": 1.0}), json!(null), json!(""), json!("last")]);
     assert_eq!(b1.messages[0]["event"], "tick");
     assert!(answer.text().contains(r#"{"b":1.0,  "a":1}"#), "as it came: {answer}");
-    assert_eq!(newest(&server, "b2")["base64"], "AP/+");
+    assert_eq!(newest(server.addr(), "b2")["base64"], "AP/+");
 }
 
 #[test]

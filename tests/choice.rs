@@ -1,4 +1,4 @@
-//! Which transport a GET gets (contract, "One channel, one URL, four transports"): the first row that fits decides.
+//! Which transport a GET gets: the first row that fits decides.
 
 use crate::common;
 

@@ -24,11 +24,25 @@ fn under(profile: &str, without: &[&str]) -> Vec<String> {
 }
 
 fn start(profile: &str, without: &[&str], driver: &str) -> Server {
+    start_by(&[], profile, without, driver)
+}
+
+/// The same, by a program that has its words before.
+fn start_by(first: &[&str], profile: &str, without: &[&str], driver: &str) -> Server {
     let words = under(profile, without);
-    let before: Vec<&str> = words.iter().map(String::as_str).collect();
+    let before: Vec<&str> = first.iter().copied().chain(words.iter().map(String::as_str)).collect();
     Server::start_under(
         &before,
-        &["--listen", "127.0.0.1:0", "--driver", driver, "--set", "drain.window_seconds=0.1"],
+        &[
+            "--listen",
+            "127.0.0.1:0",
+            "--driver",
+            driver,
+            "--workers",
+            "2",
+            "--set",
+            "drain.window_seconds=0.1",
+        ],
     )
 }
 
@@ -77,7 +91,12 @@ fn without_io_uring_auto_says_so_and_serves() {
 
 #[test]
 fn without_close_range_workers_share_a_table() {
-    let server = start("tuning/seccomp.json", &["close_range"], "epoll");
+    // So few files that each worker wants a table of its own.
+    let few = ["prlimit", "--nofile=500:500"];
+    let server = start_by(&few, "tuning/seccomp.json", &["close_range"], "epoll");
+    let shares = "workers share one table of open files";
+    let line = server.wait_log(|line| message_of(line).as_deref() == Some(shares));
+    assert!(line.contains("WARN") && field(&line, "error").is_some(), "{line}");
     serves(server);
 }
 

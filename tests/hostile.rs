@@ -1,4 +1,4 @@
-//! Malformed and hostile requests (contract, "Answers that are errors"): each is answered, and harms nobody.
+//! Malformed and hostile requests: each is answered, and harms nobody.
 
 use crate::common;
 

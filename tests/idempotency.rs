@@ -1,4 +1,4 @@
-//! Idempotent publishing (contract, "Publishing", `Idempotency-Key`).
+//! Idempotent publishing (`Idempotency-Key`).
 
 use crate::common;
 

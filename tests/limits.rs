@@ -1,4 +1,4 @@
-//! Deadlines and limits of connections (contract, "Answers that are errors"): those who are slow, idle or too many.
+//! Deadlines and limits of connections: those who are slow, idle or too many.
 
 use crate::common;
 

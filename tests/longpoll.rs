@@ -1,4 +1,4 @@
-//! Long polling (contract, "Reading by polling"): the request that is held.
+//! Long polling: the request that is held.
 
 use crate::common;
 

@@ -1,4 +1,4 @@
-//! Channel names and the URLs that carry them (contract, "Names").
+//! Channel names and the URLs that carry them.
 
 use crate::common;
 

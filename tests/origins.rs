@@ -1,4 +1,4 @@
-//! Origins, hosts and CORS (contract, "Who may do what"; Fetch).
+//! Origins, hosts and CORS (Fetch standard).
 
 use crate::common;
 

@@ -1,5 +1,4 @@
-//! A panic in one connection's code closes that connection, is counted, and harms no other (issue of the connection
-//! server, "Workers"). Debug builds panic when asked to.
+//! A panic in one connection's code closes that connection, is counted, and harms no other. Debug builds panic when asked to.
 
 use crate::common;
 

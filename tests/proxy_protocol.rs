@@ -260,8 +260,7 @@ impl Drop for Proxy {
 #[test]
 fn haproxy_speaks_it() {
     if Command::new("haproxy").arg("-v").stdout(Stdio::null()).status().is_err() {
-        eprintln!("haproxy is not installed: nothing is tested with it");
-        return;
+        return eprintln!("skipped: no haproxy here");
     }
     for send in ["send-proxy", "send-proxy-v2", "send-proxy-v2-ssl"] {
         let server = started(&[]);

@@ -1,25 +1,19 @@
-//! Publishing (contract, "Publishing: `POST /channels/{name}`"), seen by a poll.
+//! Publishing (`POST /channels/{name}`), seen by a poll.
 
 use crate::common;
 
 use std::collections::HashSet;
 use std::thread;
 
-use common::http::{Conn, Poll, ask, batch, get, head_cursor, line_id, poll, post, publish, published};
+use common::http::{
+    Conn, Poll, ask, batch, get, head_cursor, line_id, newest, poll, post, publish, published,
+};
 use common::server::Server;
 use common::until;
 use serde_json::{Value, json};
 
 const TEXT: (&str, &str) = ("Content-Type", "text/plain");
 const JSON: (&str, &str) = ("Content-Type", "application/json");
-
-/// The newest message of a channel.
-#[track_caller]
-fn newest(server: &Server, channel: &str) -> Value {
-    let poll = poll(server.addr(), &format!("/channels/{channel}"));
-    assert_eq!(poll.messages.len(), 1, "{poll:?}");
-    poll.messages[0].clone()
-}
 
 // --- The body -------------------------------------------------------------------------------------------------------
 
@@ -45,7 +39,7 @@ fn content_types_decide_what_a_message_is() {
     for (name, kind, body, field, want) in cases {
         let headers: Vec<_> = kind.iter().map(|kind| ("Content-Type", *kind)).collect();
         let id = published(&post(server.addr(), "/channels/types", &headers, body));
-        let message = newest(&server, "types");
+        let message = newest(server.addr(), "types");
         assert_eq!(message["id"], id, "{name}");
         assert_eq!(message.get(field), Some(&want), "{name}: {message}");
         let other = if field == "data" { "base64" } else { "data" };
@@ -62,7 +56,7 @@ fn an_empty_body_is_an_empty_message() {
         (&[][..], "base64"),
     ] {
         let id = published(&post(server.addr(), "/channels/empty", headers, ""));
-        let message = newest(&server, "empty");
+        let message = newest(server.addr(), "empty");
         assert_eq!((&message["id"], &message[field]), (&json!(id), &json!("")), "{headers:?}");
     }
     let head = head_cursor(server.addr(), "empty");
@@ -136,7 +130,7 @@ fn a_message_is_at_most_64_kib() {
     let server = Server::start(&[]);
     let most = "x".repeat(64 * 1024);
     publish(server.addr(), "big", &most);
-    assert_eq!(newest(&server, "big")["data"], most);
+    assert_eq!(newest(server.addr(), "big")["data"], most);
     let over = most + "x";
     post(server.addr(), "/channels/big", &[TEXT], &over).problem(413);
     // In chunks, so that its size shows only while it comes.
@@ -222,7 +216,7 @@ fn event_names() {
         }
     }
     publish(server.addr(), "events", "unnamed");
-    assert!(newest(&server, "events").get("event").is_none_or(Value::is_null));
+    assert!(newest(server.addr(), "events").get("event").is_none_or(Value::is_null));
 }
 
 #[test]
@@ -336,7 +330,7 @@ fn publishing_to_several_channels() {
         list.as_array().expect("a list").iter().map(|one| one["channel"].clone()).collect();
     assert_eq!(channels, ["m/b", "m/a"], "in the URL's order");
     for one in list.as_array().expect("a list") {
-        let message = newest(&server, one["channel"].as_str().expect("a name"));
+        let message = newest(server.addr(), one["channel"].as_str().expect("a name"));
         assert_eq!((&message["id"], &message["data"]), (&one["id"], &json!("both")));
         assert_eq!(message["channel"], one["channel"]);
     }

@@ -153,6 +153,22 @@ fn messages_without_a_pause_are_no_slow_message() {
     assert_eq!(socket.message(), Message::Close(1001));
 }
 
+/// What opens a stream of a channel: of events, of raw frames, of `pushline.v1`.
+fn streams(addr: SocketAddr) -> [Vec<u8>; 3] {
+    [
+        wire(addr, "GET", "/channels/a", &[("Accept", "text/event-stream")], b""),
+        request(addr, "/channels/a", &[]),
+        request(addr, "/channels/a", &[("Sec-WebSocket-Protocol", V1_NAME)]),
+    ]
+}
+
+/// A connection whose kernel takes little that is not read.
+fn narrow(addr: SocketAddr) -> TcpStream {
+    let socket = TcpStream::connect(addr).expect("room");
+    receive_buffer(&socket, 4_096);
+    socket
+}
+
 /// Reads a byte now and then, while others get all.
 #[test]
 fn a_reader_a_byte_at_a_time() {
@@ -169,13 +185,9 @@ fn a_reader_a_byte_at_a_time() {
     let addr = server.addr();
     let mut slow = Vec::new();
     for n in 0..READERS {
-        let socket = TcpStream::connect(addr).expect("room");
-        receive_buffer(&socket, 4_096);
-        let head = match n % 2 {
-            0 => wire(addr, "GET", "/channels/a", &[("Accept", "text/event-stream")], b""),
-            _ => request(addr, "/channels/a", &[("Sec-WebSocket-Protocol", V1_NAME)]),
-        };
-        (&socket).write_all(&head).expect("sent");
+        let [sse, _, v1] = streams(addr);
+        let socket = narrow(addr);
+        (&socket).write_all(if n % 2 == 0 { &sse } else { &v1 }).expect("sent");
         socket.set_nonblocking(true).expect("open");
         slow.push(socket);
     }
@@ -219,23 +231,14 @@ fn a_window_that_stays_shut() {
     let addr = server.addr();
     let files = baseline(&server);
     let text = "x".repeat(60 * KIB);
-    let stalled: Vec<TcpStream> = [
-        wire(addr, "GET", "/channels/a", &[("Accept", "text/event-stream")], b""),
-        request(addr, "/channels/a", &[]),
-        request(addr, "/channels/a", &[("Sec-WebSocket-Protocol", V1_NAME)]),
-    ]
-    .iter()
-    .map(|head| {
-        let socket = TcpStream::connect(addr).expect("room");
-        receive_buffer(&socket, 4_096);
-        (&socket).write_all(head).expect("sent");
+    let stalled = streams(addr).map(|head| {
+        let socket = narrow(addr);
+        (&socket).write_all(&head).expect("sent");
         socket
-    })
-    .collect();
+    });
     let mut reader = Stream::open(addr, "/channels/a");
     // A poll whose answer is not read.
-    let unread = TcpStream::connect(addr).expect("room");
-    receive_buffer(&unread, 4_096);
+    let unread = narrow(addr);
     for n in 0..40 {
         publish(addr, "a", &format!("{n}:{text}"));
         assert!(reader.message().data.starts_with(&format!("{n}:")));
@@ -264,8 +267,7 @@ fn a_window_that_stays_shut() {
 #[test]
 fn half_open_peers_are_given_up() {
     if !own_network() {
-        eprintln!("skipped: this user may not make a network of its own (unshare)");
-        return;
+        return eprintln!("skipped: this user may not make a network of its own (unshare)");
     }
     let server = Server::start(&[
         "--set",
@@ -280,15 +282,13 @@ fn half_open_peers_are_given_up() {
     let addr = server.addr();
     let files = baseline(&server);
     let mut peers = Vec::new();
-    for head in [
-        wire(addr, "GET", "/channels/a", &[("Accept", "text/event-stream")], b""),
-        request(addr, "/channels/a", &[]),
-        request(addr, "/channels/a", &[("Sec-WebSocket-Protocol", V1_NAME)]),
+    let others = [
         wire(addr, "GET", "/channels/a?limit=0", &[], b""),
         b"POST /channels/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nx".to_vec(),
         b"GET /chan".to_vec(),
         Vec::new(),
-    ] {
+    ];
+    for head in streams(addr).into_iter().chain(others) {
         let mut conn = Conn::open(addr);
         conn.send_raw(&head);
         peers.push(conn);

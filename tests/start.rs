@@ -1,4 +1,4 @@
-//! Starting and stopping (contract, "Starting it"), and what is left behind by those who come and go.
+//! Starting and stopping, and what is left behind by those who come and go.
 
 use crate::common;
 

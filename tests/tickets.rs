@@ -1,4 +1,4 @@
-//! Tickets (contract, "Tickets"): for an EventSource, which cannot send headers. How long one waits for its first use, and
+//! Tickets: for an EventSource, which cannot send headers. How long one waits for its first use, and
 //! how many there are, stands beside the code, in `edge/auth/ticket`.
 
 use crate::common;

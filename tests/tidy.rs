@@ -1,10 +1,10 @@
-//! The form of the source (style): what a reader may rely on without looking.
+//! The form of the source: what a reader may rely on without looking.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The hard stop; about 300 reads well.
-const LINES_MAX: usize = 900;
+const LINES_MAX: usize = 600;
 const LAYERS: [&str; 4] = ["proto", "domain", "runtime", "edge"];
 
 struct File {

@@ -1,5 +1,5 @@
 //! Channel names and patterns over them.
-//! Owns the rules for names (contract, "Names"): 1 to 200 bytes of UTF-8, no control characters, segments split by
+//! Owns the rules for names: 1 to 200 bytes of UTF-8, no control characters, segments split by
 //! `/`, none empty, `.`, `..`, `*` or `**`, no comma. Never percent-decodes: names come here decoded.
 
 use std::fmt;

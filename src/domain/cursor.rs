@@ -1,4 +1,4 @@
-//! Cursors: positions in a channel's order, and their text (contract, "Cursors").
+//! Cursors: positions in a channel's order, and their text.
 //! A cursor names an incarnation (unique for each life of a channel, across restarts) and the last sequence number
 //! seen. Text: 11 digits of incarnation, then the sequence number without leading zeros, base 64 (RFC 4648 §5's
 //! alphabet, most significant digit first): 12 to 22 bytes. One position has exactly one text.

@@ -1,7 +1,7 @@
-//! A channel's recent past on one worker: its messages, already framed once for each encoding in use, and the readers'
-//! positions in it. A reader is a position, not a queue.
-//! Owns the lanes (framed bytes, readers) and the recent messages from which resumes and polls are answered without
-//! asking the channel's home. Never frames by itself and never sends: framing is passed in, sending is the fan-out's.
+//! A channel's recent past on one worker: a lane of framed bytes for each encoding in use, and the recent messages from
+//! which resumes and polls are answered without asking the channel's home.
+//! Owns its link to the home and the order in which messages come in. Never frames by itself and never sends: framing is
+//! passed in, sending is the fan-out's.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -9,219 +9,8 @@ use std::sync::Arc;
 use super::channel::Name;
 use super::cursor::Cursor;
 use super::history::{Bounds, From, Page, PageMax, take_page};
+use super::lane::{Encoding, Lane, Reader, Standing};
 use super::message::{Body, Message};
-
-/// How many encodings there are.
-pub const ENCODINGS: usize = Encoding::Poll as usize + 1;
-
-/// In which form a reader takes messages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Encoding {
-    Sse,
-    SseEnvelope,
-    Raw,
-    V1,
-    /// Held long polls: they are answered from the messages; nothing is framed.
-    Poll,
-}
-
-/// What a reader waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
-    /// For messages.
-    Live,
-    /// For its socket to take more; passes leave it alone.
-    Blocked,
-    /// For a page of history; passes leave it alone.
-    CatchUp,
-}
-
-/// One connection's place in one channel.
-#[derive(Debug, Clone, Copy)]
-pub struct Reader {
-    pub slot: u32,
-    pub fd: i32,
-    /// The last sequence number that it has, or that is in what it is owed.
-    pub seq: u64,
-    pub bytes: u64,
-    pub messages: u32,
-    /// The tick in which something was last sent to it.
-    pub sent_tick: u32,
-    pub standing: Standing,
-    /// Its connection encrypts what it sends: the lane's bytes are not what goes out.
-    pub sealed: bool,
-    /// Its connection reads other channels too: two sends to it must not be in one batch.
-    pub shared: bool,
-    /// Reads several channels by SSE: each event ends with an id line of its own.
-    pub joined: bool,
-}
-
-/// One framed message of a lane, as bytes of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Framed<'l> {
-    pub seq: u64,
-    pub bytes: &'l [u8],
-    /// How many of the last bytes are the id line that ends an event; `None`: not a message but a deletion.
-    pub tail: Option<u16>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct End {
-    at: u64,
-    tail: Option<u16>,
-}
-
-/// The framed bytes of one encoding, and who reads them.
-#[derive(Debug)]
-pub struct Lane {
-    pub encoding: Encoding,
-    pub readers: Vec<Reader>,
-    /// The lane holds the messages after this one.
-    after: u64,
-    buf: Vec<u8>,
-    /// Where the first message held begins in `buf`; bytes before it are dead.
-    live_from: usize,
-    /// Absolute offset of `buf[0]`.
-    base: u64,
-    ends: VecDeque<End>,
-}
-
-/// A lane that a few read gives its memory back when all have read it; one that many read keeps this much.
-const KEPT_BYTES: usize = 64 * 1024;
-const FEW_READERS: usize = 64;
-
-impl Lane {
-    fn new(encoding: Encoding, after: u64) -> Self {
-        Self {
-            encoding,
-            readers: Vec::new(),
-            after,
-            buf: Vec::new(),
-            live_from: 0,
-            base: 0,
-            ends: VecDeque::new(),
-        }
-    }
-
-    pub fn holds(&self, seq: u64) -> bool {
-        seq >= self.after
-    }
-
-    fn head(&self) -> u64 {
-        self.after + self.ends.len() as u64
-    }
-
-    fn offset(&self, seq: u64) -> usize {
-        match seq.checked_sub(self.after + 1) {
-            None => self.live_from,
-            Some(index) => (self.ends[index as usize].at - self.base) as usize,
-        }
-    }
-
-    /// All bytes after position `seq`, which the lane holds.
-    pub fn bytes_after(&self, seq: u64) -> &[u8] {
-        &self.buf[self.offset(seq)..]
-    }
-
-    /// Of the bytes after position `seq`, which the lane holds, those of whole messages that are no more than `bytes_max`,
-    /// or of the first message alone; and the last of these messages.
-    pub fn some_after(&self, seq: u64, bytes_max: usize) -> (u64, &[u8]) {
-        let all = self.bytes_after(seq);
-        if all.len() <= bytes_max {
-            return (self.head(), all);
-        }
-        let from = self.offset(seq);
-        let until = self.base + (from + bytes_max) as u64;
-        let first = (seq - self.after) as usize;
-        let whole = self.ends.range(first..).take_while(|end| end.at <= until).count().max(1) as u64;
-        (seq + whole, &self.buf[from..self.offset(seq + whole)])
-    }
-
-    /// The messages after position `seq`, which the lane holds, one by one.
-    pub fn framed_after(&self, seq: u64) -> impl Iterator<Item = Framed<'_>> {
-        let mut from = self.offset(seq);
-        (seq + 1..=self.head()).map(move |seq| {
-            let end = self.ends[(seq - self.after - 1) as usize];
-            let to = (end.at - self.base) as usize;
-            let bytes = &self.buf[from..to];
-            from = to;
-            Framed { seq, bytes, tail: end.tail }
-        })
-    }
-
-    /// Of a send of all after `seq` that took `sent` bytes: the last message that went out at least in part, and what
-    /// is still missing of it.
-    pub fn split(&self, seq: u64, sent: usize) -> (u64, &[u8]) {
-        let reached = self.offset(seq) + sent;
-        let at = self.base + reached as u64;
-        let first = (seq - self.after) as usize;
-        let whole = self.ends.range(first..).take_while(|end| end.at <= at).count() as u64;
-        let boundary = self.offset(seq + whole);
-        if boundary == reached {
-            return (seq + whole, &[]);
-        }
-        let end = self.offset(seq + whole + 1);
-        (seq + whole + 1, &self.buf[reached..end])
-    }
-
-    fn append(&mut self, tail: Option<u16>) {
-        self.ends.push_back(End { at: self.base + self.buf.len() as u64, tail });
-    }
-
-    /// Drops the oldest messages until the rest fits; the newest always stays.
-    fn shorten(&mut self, bytes_max: usize) {
-        while self.buf.len() - self.live_from > bytes_max && self.ends.len() > 1 {
-            if let Some(end) = self.ends.pop_front() {
-                self.live_from = (end.at - self.base) as usize;
-                self.after += 1;
-            }
-        }
-        if self.live_from > self.buf.len() / 2 && self.live_from > KEPT_BYTES {
-            self.buf.drain(..self.live_from);
-            self.base += self.live_from as u64;
-            self.live_from = 0;
-        }
-    }
-
-    /// Everybody has read everything up to `head`.
-    pub fn clear(&mut self, head: u64) {
-        self.after = head;
-        self.base += self.buf.len() as u64;
-        self.live_from = 0;
-        if self.readers.len() <= FEW_READERS || self.buf.capacity() > KEPT_BYTES {
-            self.buf = Vec::new();
-            self.ends = VecDeque::new();
-        } else {
-            self.buf.clear();
-            self.ends.clear();
-        }
-    }
-
-    pub fn held_bytes(&self) -> usize {
-        self.buf.len() - self.live_from
-    }
-
-    /// Memory that the lane takes, its readers' places included.
-    pub fn kept_bytes(&self) -> usize {
-        self.buf.capacity()
-            + self.ends.capacity() * size_of::<End>()
-            + self.readers.capacity() * size_of::<Reader>()
-    }
-
-    /// As [`shorten`](Self::shorten), and gives back what is not in use then.
-    fn shrink(&mut self, bytes_max: usize) {
-        self.shorten(bytes_max);
-        if self.live_from > 0 {
-            self.buf.drain(..self.live_from);
-            self.base += self.live_from as u64;
-            self.live_from = 0;
-        }
-        if self.buf.capacity() > 2 * self.buf.len() {
-            self.buf.shrink_to_fit();
-            self.ends.shrink_to_fit();
-        }
-    }
-}
 
 /// How a feed stands to its channel's home.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -366,15 +155,12 @@ impl Feed {
         self.head = message.cursor.seq;
         let deletion = message.body == Body::Deletion;
         for lane in &mut self.lanes {
-            let unframed = lane.readers.is_empty() || lane.encoding == Encoding::Poll;
-            if unframed || (deletion && lane.encoding == Encoding::Raw) {
-                // Raw cannot tell a gap: its readers find their position gone and are closed.
+            // Raw cannot tell a gap: its readers find their position gone and are closed.
+            if !lane.is_framed() || (deletion && lane.encoding == Encoding::Raw) {
                 lane.clear(self.head);
-                continue;
+            } else {
+                lane.push(&message, bounds.bytes, frame);
             }
-            let tail = frame(lane.encoding, &message, &mut lane.buf);
-            lane.append((!deletion).then_some(tail));
-            lane.shorten(bounds.bytes);
         }
         if deletion {
             self.recent.clear();
@@ -393,10 +179,10 @@ impl Feed {
         while self.head < seq {
             self.head += 1;
             for lane in &mut self.lanes {
-                if lane.readers.is_empty() || lane.encoding == Encoding::Poll {
-                    lane.clear(self.head);
+                if lane.is_framed() {
+                    lane.push_nothing();
                 } else {
-                    lane.append(Some(0));
+                    lane.clear(self.head);
                 }
             }
         }
@@ -579,48 +365,6 @@ mod tests {
         let page = history.read(From::Newest(100), ALL, BOUNDS.history, 0);
         feed.on_joined(page, BOUNDS, &mut frame);
         feed
-    }
-
-    #[test]
-    fn a_short_send_is_split_at_the_message() {
-        let mut history = History::new(1);
-        let mut feed = joined(&mut history);
-        feed.add_reader(Encoding::Sse, reader(0));
-        for text in ["one", "two", "three"] {
-            feed.on_message(message(&mut history, text, None), BOUNDS, &mut frame);
-        }
-        let lane = &feed.lanes[0];
-        assert_eq!(lane.bytes_after(0), b"one\ntwo\nthree\n");
-        assert_eq!(lane.bytes_after(2), b"three\n");
-        for (sent, want) in [
-            (0, (0, &b""[..])),
-            (1, (1, b"ne\n")),
-            (4, (1, b"")),
-            (5, (2, b"wo\n")),
-            (13, (3, b"\n")),
-            (14, (3, b"")),
-        ] {
-            assert_eq!(lane.split(0, sent), want, "sent {sent}");
-        }
-        assert_eq!(lane.split(1, 4), (2, &b""[..]));
-        assert_eq!(lane.split(1, 6), (3, &b"ree\n"[..]));
-    }
-
-    #[test]
-    fn the_tail_falls_off_and_offsets_stay_right() {
-        let mut history = History::new(1);
-        let mut feed = joined(&mut history);
-        feed.add_reader(Encoding::Raw, reader(0));
-        let long = "x".repeat(399);
-        for seq in 1..=500 {
-            feed.on_message(message(&mut history, &long, None), BOUNDS, &mut frame);
-            let lane = &feed.lanes[0];
-            assert!(lane.held_bytes() <= 1_000);
-            assert_eq!(lane.bytes_after(seq - 1).len(), 400);
-            assert_eq!(lane.framed_after(seq.saturating_sub(2)).count() as u64, seq.min(2));
-        }
-        assert!(!feed.lanes[0].holds(497) && feed.lanes[0].holds(498));
-        assert!(feed.lanes[0].buf.capacity() < 400_000);
     }
 
     #[test]

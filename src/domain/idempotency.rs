@@ -1,4 +1,4 @@
-//! Idempotency keys: which publishes were done already (contract, `Idempotency-Key`).
+//! Idempotency keys: which publishes were done already (`Idempotency-Key`).
 //! Remembers a key for two minutes after its success, per channel and publisher. Bounded: when full, new keys are
 //! refused; none is forgotten early. Never reads a clock.
 

@@ -1,6 +1,6 @@
 //! The operator's side of a node: a listener, a token and a thread of its own, where waiting costs clients nothing.
 //! Owns that thread, from the taking of its address to its end with the node, and the list of what is told there. It looks
-//! at workers only by errands (`desk`): nothing is shared with them, and no descriptor either (design, "Open files").
+//! at workers only by errands (`desk`): nothing is shared with them, and no descriptor either (`runtime::files`).
 //! Its clients are few; axum and tokio serve them, on one thread.
 //!
 //! Another topic: a file with a `routes() -> Router<Desk>`, merged in [`router`]. What it answers is an `IntoResponse`,
@@ -29,7 +29,7 @@ use axum::{Router, middleware};
 use crate::edge::revoked::Revocations;
 use crate::runtime::node::Node;
 use crate::runtime::report::Report;
-use crate::runtime::server::ServeError;
+use crate::runtime::serve_error::ServeError;
 use crate::runtime::settings::Settings;
 
 use self::desk::Desk;
@@ -82,6 +82,11 @@ impl Drop for Admin {
         }
     }
 }
+
+/// How many of a list are told at once, unless it is asked for more or fewer: of channels and of connections, each of which
+/// takes a look at a worker.
+const LIMIT: usize = 100;
+const LIMIT_MAX: usize = 1_000;
 
 /// How many of a list are asked for.
 fn limit_of(asked: Option<usize>, usual: usize, max: usize) -> Result<usize, Refused> {

@@ -180,13 +180,7 @@ impl Batch<'_> {
         let Some(noted) = self.note(request) else { return };
         self.worker.with(|state| {
             let bearer = state.conn(self.conn).and_then(|entry| entry.bearer.clone());
-            state.on_answered(
-                noted,
-                status,
-                bytes,
-                bearer.as_ref().and_then(|is| is.subject.as_deref()),
-                None,
-            );
+            state.on_answered(noted, status, bytes, bearer.as_deref(), None);
         });
     }
 
@@ -226,7 +220,7 @@ impl Batch<'_> {
         }
         let Target::Path { query, .. } = request.target else { return None };
         let (peer, _) = self.client(request)?;
-        let bearer = doorman.identify(request, query, peer, now_s).ok()?;
+        let bearer = doorman.admit(request, query, peer, now_s).ok()?.bearer;
         if !names.iter().all(|name| doorman.may(&bearer, act, name)) {
             return None;
         }

@@ -149,9 +149,8 @@ impl Conn {
     /// The request that is noted has its answer, of so many bytes.
     pub(super) fn note_answer(&mut self, status: u16, bytes: usize) {
         if let Some(noted) = self.stream.noted.take() {
-            let bearer = self.stream.socket.bearer.as_ref();
-            let subject = bearer.and_then(|bearer| bearer.subject.as_deref());
-            self.worker.with(|state| state.on_answered(noted, status, bytes, subject, None));
+            let bearer = self.stream.socket.bearer.as_deref();
+            self.worker.with(|state| state.on_answered(noted, status, bytes, bearer, None));
         }
     }
 

@@ -1,17 +1,18 @@
 //! What would stop a number of connections on a machine, and what to do about it (`pushline doctor`).
-//! Owns the checks, their words and remedies: readings and settings in, verdicts out. Never reads the machine
+//! Owns the checks, their words and remedies: readings and settings in, a `report` out. Never reads the machine
 //! (`machine`), prints or exits (`cli`, `start`).
 
-use std::fmt::{self, Display};
-
-use serde::Serialize;
+mod report;
 
 use super::machine::{Cgroup, Machine, Usage};
 use crate::runtime::capacity::{self, FILES_RESERVE};
 use crate::runtime::probe::{By, Refused};
 use crate::runtime::settings::{DriverChoice, Endpoint, FilesChoice, Settings};
 
-/// Measured (design, "Memory"): a socket in the kernel, and a waiting reader in this process.
+use report::{Bytes, Count};
+pub use report::{Finding, Level, Report};
+
+/// Measured at 100,000 connections: a socket in the kernel, and a waiting reader in this process.
 const KERNEL_BYTES: usize = 4_096;
 const USER_BYTES: usize = 300;
 const CONNECTION_BYTES: usize = KERNEL_BYTES + USER_BYTES;
@@ -57,77 +58,6 @@ impl Wanted {
             history_bytes: settings.history.node_bytes,
             local_listeners: local.then_some(addresses.len()),
         }
-    }
-}
-
-/// How bad a finding is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Level {
-    Ok,
-    /// Costs something, or could not be read; it stops nobody by itself.
-    Note,
-    /// Fewer connections than wanted.
-    Stop,
-}
-
-/// One thing that was looked at.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    pub name: &'static str,
-    pub level: Level,
-    /// Connections that this alone allows; none when it is no matter of numbers, or unknown.
-    pub holds: Option<usize>,
-    pub says: String,
-    /// What to do, exactly; none when all is well.
-    pub remedy: Option<String>,
-}
-
-impl Finding {
-    /// A limit that allows `holds` connections (`usize::MAX`: any number); the remedy counts when that is fewer than wanted.
-    fn limit(wanted: usize, name: &'static str, holds: usize, says: String, remedy: String) -> Self {
-        let enough = holds >= wanted;
-        let level = if enough { Level::Ok } else { Level::Stop };
-        let holds = (holds != usize::MAX).then_some(holds);
-        Self { name, level, holds, says, remedy: (!enough).then_some(remedy) }
-    }
-
-    fn ok(name: &'static str, says: impl Into<String>) -> Self {
-        Self { name, level: Level::Ok, holds: None, says: says.into(), remedy: None }
-    }
-
-    fn unread(name: &'static str, remedy: &str) -> Self {
-        let says = "cannot be read here".into();
-        Self { name, level: Level::Note, holds: None, says, remedy: Some(remedy.into()) }
-    }
-
-    /// Something that is worth knowing, whatever the numbers say.
-    fn noted(mut self) -> Self {
-        match self.level {
-            Level::Stop => self.level = Level::Note,
-            // What stops nobody bounds nothing.
-            Level::Ok | Level::Note => self.holds = None,
-        }
-        self
-    }
-}
-
-/// Everything that was found.
-#[derive(Debug, Clone, Serialize)]
-pub struct Report {
-    pub connections: usize,
-    /// Connections that this machine holds as it is, by what was read.
-    pub holds: usize,
-    pub workers: usize,
-    pub files: &'static str,
-    /// How many findings would stop it.
-    pub stops: usize,
-    pub findings: Vec<Finding>,
-}
-
-impl Report {
-    pub fn stopping(&self) -> impl Iterator<Item = &Finding> {
-        self.findings.iter().filter(|finding| finding.level == Level::Stop)
     }
 }
 
@@ -440,77 +370,6 @@ fn io_uring(refused: Option<&Refused>, driver: DriverChoice) -> Finding {
     };
     let holds = (level == Level::Stop).then_some(0);
     Finding { name: NAME, level, holds, says: refused.to_string(), remedy: Some(format!("{remedy}{epoll}")) }
-}
-
-/// For people: a line for each finding, its remedy below.
-impl Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { connections, workers, files, stops, .. } = self;
-        let plural = |count: usize| if count == 1 { "" } else { "s" };
-        writeln!(
-            f,
-            "{} connections, {workers} worker{}, file tables {files}",
-            Count(*connections),
-            plural(*workers)
-        )?;
-        for finding in &self.findings {
-            let level = match finding.level {
-                Level::Ok => "ok",
-                Level::Note => "note",
-                Level::Stop => "STOP",
-            };
-            writeln!(f, "{level:<5} {finding}")?;
-        }
-        match stops {
-            0 => writeln!(f, "nothing found that would stop {} connections", Count(*connections)),
-            _ => writeln!(
-                f,
-                "{stops} thing{} would stop {} connections: as it is, it is good for {}. `tuning/apply.sh --connections \
-                 {connections}` shows what sysctl and limits can do",
-                plural(*stops),
-                Count(*connections),
-                Count(self.holds)
-            ),
-        }
-    }
-}
-
-impl Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.name, self.says)?;
-        if let (Some(holds), Level::Note | Level::Stop) = (self.holds, self.level) {
-            write!(f, "; enough for {}", Count(holds))?;
-        }
-        match &self.remedy {
-            Some(remedy) => write!(f, "\n      -> {remedy}"),
-            None => Ok(()),
-        }
-    }
-}
-
-/// A number with its thousands set apart.
-struct Count(usize);
-
-impl Display for Count {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let digits = self.0.to_string();
-        for (at, digit) in digits.chars().enumerate() {
-            if at > 0 && (digits.len() - at).is_multiple_of(3) {
-                f.write_str(",")?;
-            }
-            write!(f, "{digit}")?;
-        }
-        Ok(())
-    }
-}
-
-/// A size, in MiB: finer is of no use here.
-struct Bytes(usize);
-
-impl Display for Bytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} MiB", Count(self.0.div_ceil(1 << 20)))
-    }
 }
 
 #[cfg(test)]

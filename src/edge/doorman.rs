@@ -1,4 +1,4 @@
-//! Who a request is of, for one worker: finds the token among its carriers, in the contract's order, has it verified, and
+//! Who a request is of, for one worker: finds the token among its carriers, of which the first counts, has it verified, and
 //! says what its bearer may do.
 //! Owns the carriers, and the memory of bearers that were verified before. Which token is good is `auth`'s to say. A token
 //! goes from here to nowhere: what is logged is who came, and why they were refused.
@@ -92,22 +92,8 @@ impl Doorman {
         &self.auth
     }
 
-    /// Who a request is of: the first carrier that is there decides. Where none is, the stranger of `auth.anonymous`; where
-    /// no authentication is configured, one who may do everything.
-    ///
-    /// # Errors
-    /// [`Denied`]
-    pub fn identify(
-        &self,
-        request: &Request<'_>,
-        query: Query<'_>,
-        peer: Peer,
-        now_s: u64,
-    ) -> Result<Rc<Bearer>, Denied> {
-        self.admit(request, query, peer, now_s).map(|admitted| admitted.bearer)
-    }
-
-    /// The same, with the ticket that was used.
+    /// Who a request is of, and the ticket that was used: the first carrier that is there decides. Where none is, the
+    /// stranger of `auth.anonymous`; where no authentication is configured, one who may do everything.
     ///
     /// # Errors
     /// [`Denied`]
@@ -242,7 +228,7 @@ impl Doorman {
         self.auth.revocations.recheck(state, conn);
     }
 
-    /// What a request carries, by the contract's order: the first that is there decides, good or bad.
+    /// What a request carries: the first that is there decides, good or bad.
     fn carried<'r>(&self, request: &Request<'r>, query: Query<'r>) -> Result<Carried<'r>, Denied> {
         let mut values = request.fields.all("authorization");
         if let Some(value) = values.next() {

@@ -5,9 +5,9 @@ use std::rc::Rc;
 use crate::domain::auth::Act;
 use crate::domain::channel::Name;
 use crate::domain::cursor::Cursor;
-use crate::domain::feed::Encoding;
 use crate::domain::history::From;
 use crate::domain::home::Published;
+use crate::domain::lane::Encoding;
 use crate::domain::message::{Body, Draft};
 use crate::proto::client_frame::{Operation, Start, parse_v1};
 use crate::proto::envelope::{self, Seq};
@@ -31,7 +31,8 @@ use super::doorman::{self, bearer_of};
 use super::publish::{self, Publisher, Refused, publish_one, publish_parsed};
 use super::renewal;
 use super::site::Site;
-use super::stream::{end_unless, has_channel, subscribed_frame};
+use super::stream::{end_unless, has_channel};
+use super::websocket::subscribed_frame;
 
 /// Ends a connection whose frames were not acted on to the end: that was a fault of ours.
 struct Unfinished {

@@ -28,11 +28,9 @@ use super::auth::TicketUse;
 use super::channels::{parse_names, stream_start, switch};
 use super::forwarding;
 use super::site::Site;
-use super::stream::{
-    Client, Events, Handshake, begin_events, begin_websocket, event_stream_head, places, refuse_events,
-    refuse_switched,
-};
+use super::stream::{Client, Events, begin_events, event_stream_head, places, refuse_events};
 use super::tickets;
+use super::websocket::{Handshake, begin_websocket, refuse_switched};
 
 /// What a request wants opened.
 enum Wanted {

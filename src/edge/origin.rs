@@ -1,4 +1,4 @@
-//! Who may call from a browser: hosts, origins, CORS (Fetch standard; contract, "Who may do what").
+//! Who may call from a browser: hosts, origins, CORS (Fetch standard).
 //! Owns the decision, made before anything a request asks for is done, and the fields that tell a browser of it.
 
 use std::net::IpAddr;

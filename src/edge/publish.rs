@@ -1,4 +1,4 @@
-//! Publishing: one message to the channels of a URL, batches, deletion (contract, "Publishing").
+//! Publishing: one message to the channels of a URL, batches, deletion.
 
 use std::collections::HashMap;
 use std::rc::Rc;

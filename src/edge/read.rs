@@ -1,4 +1,4 @@
-//! Reading by polling: short polls, answered from memory, and long polls, which are held (contract, "Reading by polling").
+//! Reading by polling: short polls, answered from memory, and long polls, which are held.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -12,8 +12,8 @@ use sha1::{Digest, Sha1};
 
 use crate::domain::channel::Name;
 use crate::domain::cursor::Cursor;
-use crate::domain::feed::Encoding;
 use crate::domain::history::{From, Page, PageMax};
+use crate::domain::lane::Encoding;
 use crate::proto::http::fields::{if_none_match, prefer_wait};
 use crate::proto::http::request::{Method, Request, Version};
 use crate::proto::http::response::ResponseWriter;

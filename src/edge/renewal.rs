@@ -1,5 +1,5 @@
-//! New tokens for connections that live: `auth` of `pushline.v1` and `POST /connections/{id}/auth` (contract, "Who may do
-//! what"); and the first token of a v1 connection that came without one, whose channels wait for it.
+//! New tokens for connections that live: `auth` of `pushline.v1` and `POST /connections/{id}/auth`; and the first token of
+//! a v1 connection that came without one, whose channels wait for it.
 //! Owns what a new token changes. Whether it is good is the doorman's to say.
 
 use std::rc::Rc;
@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use crate::domain::auth::{Act, Bearer, Proof};
 use crate::domain::channel::Name;
-use crate::domain::feed::Encoding;
 use crate::domain::history::From;
+use crate::domain::lane::Encoding;
 use crate::proto::envelope::{self, Seq};
 use crate::proto::json;
 use crate::proto::refusal::{ErrorCode, Refusal};
@@ -27,7 +27,8 @@ use super::auth::{Declined, Denied};
 use super::doorman::{self, Doorman};
 use super::identity::{connection_id, find_connection};
 use super::site::Site;
-use super::stream::{Handshake, begin_reading, end_unless, on_opened, places, subscribed_frame};
+use super::stream::{begin_reading, end_unless, on_opened, places};
+use super::websocket::{Handshake, subscribed_frame};
 
 /// How long a `pushline.v1` connection may take to bring its first token: 10 s.
 const FIRST_TOKEN_TICKS: u32 = 100;

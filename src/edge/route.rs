@@ -1,29 +1,26 @@
 //! Which handler a request goes to, by path and method, and what each asks for: one `match` a step.
 //! Owns the URLs. Never reads from the connection itself, nor writes to it.
 
-use std::rc::Rc;
-
-use crate::domain::auth::{Act, Bearer, Proof};
+use crate::domain::auth::{Act, Bearer};
 use crate::domain::channel::Name;
 use crate::proto::http::date::format_imf_date;
 use crate::proto::http::fields::Accept;
 use crate::proto::http::request::{Method, Request, Upgrade};
 use crate::proto::http::target::{Query, Target, decode_path};
-use crate::runtime::close::{Reason, Transport};
+use crate::runtime::close::Reason;
 use crate::runtime::stats::Refusal;
-use crate::runtime::trace::{What, Who};
 
 use super::answer::{Answer, Manner, VARY_READ};
-use super::auth::{Denied, TicketUse};
+use super::auth::TicketUse;
 use super::channels::{parse_names, refused, stream_start, switch};
 use super::conn::{Call, Conn, Next, why_it_ends};
 use super::doorman::{self, Admitted};
 use super::lab;
-use super::origin::{Barred, Passed};
-use super::publish::{self, Labels, Publisher};
+use super::origin::Passed;
+use super::publish::{self, Labels};
 use super::read::{self, Polled};
 use super::renewal;
-use super::stream::{Handshake, open_events, open_websocket, refuse_websocket};
+use super::stream::open_events;
 use super::tickets;
 use super::turnstile;
 
@@ -46,12 +43,8 @@ impl Conn {
         let passed = match self.site.gate.pass(&request) {
             Ok(passed) => passed,
             Err(barred) => {
-                self.worker.stats().refuse(Refusal::Origin);
-                self.tell_barred(barred);
                 let call = Call { request, manner, query: Query::default() };
-                let answer = Answer::problem(403, barred.detail());
-                let answer = if is_read(&request) { answer.vary(VARY_READ) } else { answer };
-                return self.without_body(call, answer).await;
+                return self.barred(call, barred).await;
             }
         };
         let manner = Manner { passed, ..manner };
@@ -86,20 +79,9 @@ impl Conn {
                 self.on_renewal(call, renewed_by(path).unwrap_or_default()).await
             }
             #[cfg(debug_assertions)]
-            "/$debug/panic" => panic!("a panic that a test asked for"),
-            // Holds its worker up, as a loop without end would.
-            #[cfg(debug_assertions)]
-            "/$debug/hang" => {
-                std::thread::sleep(std::time::Duration::from_secs(2));
-                self.fixed(call, Answer::new(204)).await
-            }
-            // What allocators keep of what was freed is no leak: a test that looks for those asks for it.
-            #[cfg(debug_assertions)]
-            "/$debug/give-back" => {
-                let give_back =
-                    |_: &mut crate::runtime::state::State| crate::runtime::host::give_back_freed_memory();
-                self.site.node.on_each_worker(|_| give_back);
-                self.fixed(call, Answer::new(204)).await
+            path if path.starts_with("/$debug/") => {
+                let answer = self.debug(path);
+                self.fixed(call, answer).await
             }
             path => match path.strip_prefix("/channels") {
                 Some("") => self.on_channels(call, None).await,
@@ -107,6 +89,23 @@ impl Conn {
                 _ => self.without_body(call, nothing_here()).await,
             },
         }
+    }
+
+    /// What tests ask a debug build to do.
+    #[cfg(debug_assertions)]
+    fn debug(&self, path: &str) -> Answer {
+        use crate::runtime::{host, state::State};
+        match path {
+            "/$debug/panic" => panic!("a panic that a test asked for"),
+            // Holds its worker up, as a loop without end would.
+            "/$debug/hang" => std::thread::sleep(std::time::Duration::from_secs(2)),
+            // What allocators keep of what was freed is no leak: a test that looks for those asks for it.
+            "/$debug/give-back" => {
+                self.site.node.on_each_worker(|_| |_: &mut State| host::give_back_freed_memory());
+            }
+            _ => return nothing_here(),
+        }
+        Answer::new(204)
     }
 
     /// Why this connection's first request is not served, when it comes where there is no room or time for it.
@@ -262,94 +261,6 @@ impl Conn {
         self.answered(&answer, &call.manner).await
     }
 
-    /// Who a request is of. The connection is theirs from now on.
-    fn admit(&mut self, call: &Call<'_>) -> Result<Admitted, Denied> {
-        let peer = self.stream.socket.peer;
-        let doorman = &self.site.doorman;
-        let admitted = doorman.admit(&call.request, call.query, peer, call.manner.unix_s);
-        if !doorman.is_open() {
-            if let Err(denied) = &admitted {
-                doorman::note(*denied, peer, None, None);
-            }
-            self.stream.socket.bearer = admitted.as_ref().ok().map(|admitted| Rc::clone(&admitted.bearer));
-            self.trace_admitted(
-                admitted.as_ref().map(|admitted| admitted.bearer.proof).map_err(|denied| *denied),
-            );
-        }
-        admitted
-    }
-
-    /// Whether they may do this to all of the channels.
-    fn permit(&self, admitted: Admitted, act: Act, names: &[Name]) -> Result<Admitted, Denied> {
-        if !self.site.doorman.is_open() {
-            let permitted = self.site.doorman.permit(&admitted.bearer, act, names, self.stream.socket.peer);
-            permitted.inspect_err(|denied| self.trace_admitted(Err(*denied)))?;
-        }
-        Ok(admitted)
-    }
-
-    /// Whether someone may publish to any channel: else no line of a batch can be done.
-    fn permit_batch(&self, bearer: Rc<Bearer>) -> Result<Rc<Bearer>, Denied> {
-        if !bearer.grants.publish.is_empty() {
-            return Ok(bearer);
-        }
-        let denied = doorman::refusal(&bearer, Act::Publish);
-        self.tell_denied(denied, Some(&bearer));
-        Err(denied)
-    }
-
-    /// Somebody is refused: exactly why, to the log and to whoever watches.
-    fn tell_denied(&self, denied: Denied, bearer: Option<&Bearer>) {
-        doorman::note(denied, self.stream.socket.peer, bearer, None);
-        self.trace_admitted(Err(denied));
-    }
-
-    /// The same of a request that came from another site's page, or by another name. It was not asked who sent it.
-    fn tell_barred(&mut self, barred: Barred) {
-        self.stream.socket.bearer = None;
-        let socket = &self.stream.socket;
-        doorman::note_barred(barred, socket.peer);
-        self.worker.with(|state| {
-            if state.is_traced() {
-                let who = Who::of_socket(socket, Transport::Http);
-                state.trace(who, || What::Denied { why: barred.detail().into() });
-            }
-        });
-    }
-
-    /// Who it is of, or exactly why not: for whoever watches.
-    fn trace_admitted(&self, admitted: Result<Proof, Denied>) {
-        // Where nobody wants to know of requests, nobody watches.
-        if self.stream.noted.is_none() {
-            return;
-        }
-        self.worker.with(|state| {
-            if state.is_traced() {
-                let who = Who::of_socket(&self.stream.socket, Transport::Http);
-                match admitted {
-                    Ok(Proof::None) => {}
-                    Ok(proof) => state.trace(who, || What::Authenticated { proof }),
-                    Err(denied) => state.trace(who, || What::Denied { why: denied.to_string().into() }),
-                }
-            }
-        });
-    }
-
-    fn publisher<'b>(&'b self, bearer: &'b Bearer) -> Publisher<'b> {
-        if self.site.doorman.is_open() {
-            Publisher::ANYONE
-        } else {
-            Publisher::of(&self.site.doorman, bearer, self.stream.socket.peer)
-        }
-    }
-
-    async fn denied(self, call: Call<'_>, denied: Denied) -> Next {
-        self.worker.stats().refuse(denied.counted());
-        let answer = doorman::answer(denied);
-        let answer = if is_read(&call.request) { answer.vary(VARY_READ) } else { answer };
-        self.without_body(call, answer).await
-    }
-
     async fn on_tickets(mut self, call: Call<'_>) -> Next {
         if call.request.method != Method::Post {
             return self.without_body(call, not_allowed("POST, OPTIONS")).await;
@@ -416,55 +327,6 @@ impl Conn {
             Err(answer) => answer,
         };
         self.answered(&answer, &call.manner).await
-    }
-
-    async fn on_websocket(mut self, call: Call<'_>, names: Vec<Name>) -> Next {
-        match Handshake::of(&call.request, call.query, names.len()) {
-            Ok((handshake, from)) => {
-                let admitted = self.admit(&call);
-                let waits = handshake.is_v1()
-                    && admitted.as_ref().is_ok_and(|admitted| self.brings_token_later(admitted, &names));
-                let admitted = admitted.and_then(|admitted| {
-                    if waits { Ok(admitted) } else { self.permit_websocket(admitted, &names) }
-                });
-                // Answers of pipelined requests go first.
-                if self.flush().await.is_err() {
-                    return Next::Gone;
-                }
-                let Conn { worker, stream, input, site, .. } = self;
-                match admitted {
-                    Ok(_) if waits => renewal::open_waiting(&worker, stream, &handshake, names, from, input),
-                    Ok(Admitted { ticket, .. }) => {
-                        let doorman = &site.doorman;
-                        let opened =
-                            open_websocket(&worker, doorman, stream, &handshake, &names, &from, input).await;
-                        tickets::opened(&site, &worker, ticket, opened);
-                    }
-                    Err(denied) => {
-                        refuse_websocket(&worker, stream, &handshake, denied.reason(), denied.counted());
-                    }
-                }
-                Next::Gone
-            }
-            Err(answer) => self.answered(&answer.vary(VARY_READ), &call.manner).await,
-        }
-    }
-
-    /// Whether somebody who came without a token is to bring one, by `pushline.v1`: strangers may not have what the URL names.
-    fn brings_token_later(&self, admitted: &Admitted, names: &[Name]) -> bool {
-        let (doorman, bearer) = (&self.site.doorman, &admitted.bearer);
-        let has_all = names.iter().all(|name| doorman.may(bearer, Act::Subscribe, name));
-        bearer.proof == Proof::None && (may_nothing(bearer) || !has_all)
-    }
-
-    /// The same for a WebSocket: its channels, and where it names none, that it may do anything at all.
-    fn permit_websocket(&self, admitted: Admitted, names: &[Name]) -> Result<Admitted, Denied> {
-        if names.is_empty() && !self.site.doorman.is_open() && may_nothing(&admitted.bearer) {
-            let denied = doorman::refusal(&admitted.bearer, Act::Subscribe);
-            self.tell_denied(denied, Some(&admitted.bearer));
-            return Err(denied);
-        }
-        self.permit(admitted, Act::Subscribe, names)
     }
 
     async fn on_read(mut self, call: Call<'_>, names: Vec<Name>, admitted: Admitted) -> Next {
@@ -542,11 +404,6 @@ impl Conn {
     }
 }
 
-/// Whether there is nothing that someone may do.
-fn may_nothing(bearer: &Bearer) -> bool {
-    bearer.proof == Proof::None && bearer.grants == Default::default()
-}
-
 /// Fields that speak of one message, and the members of a batch's line that say the same.
 const LINE_LABELS: [(&str, &str); 3] =
     [("Idempotency-Key", "key"), ("Pushline-TTL", "ttl"), ("Pushline-Event", "event")];
@@ -556,7 +413,7 @@ fn nothing_here() -> Answer {
 }
 
 /// Whether a request reads a channel: its answer depends on what it accepts and prefers.
-fn is_read(request: &Request<'_>) -> bool {
+pub(super) fn is_read(request: &Request<'_>) -> bool {
     matches!(request.method, Method::Get | Method::Head)
         && matches!(request.target, Target::Path { path, .. } if path.starts_with("/channels/"))
 }

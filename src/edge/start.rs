@@ -16,7 +16,8 @@ use crate::edge::machine::Machine;
 use crate::edge::site::Site;
 use crate::runtime::activation::{self, Passed};
 use crate::runtime::node::Node;
-use crate::runtime::server::{self, Ended, ServeError};
+use crate::runtime::serve_error::ServeError;
+use crate::runtime::server::{self, Ended};
 use crate::runtime::settings::{Endpoint, Settings};
 
 /// Serves until told to stop.

@@ -1,22 +1,18 @@
-//! Opening streams: Server-Sent Events and WebSockets, from the request to the hands of the holder (contract, "Reading by
-//! Server-Sent Events", "Reading and writing by WebSocket").
+//! Opening a stream of Server-Sent Events, from the request to the hands of the holder, and what every stream begins with:
+//! its places in the channels, and its quota.
 
 use std::rc::Rc;
 
 use crate::domain::channel::Name;
 use crate::domain::cursor::Cursor;
-use crate::domain::feed::Encoding;
 use crate::domain::history::From;
+use crate::domain::lane::Encoding;
 use crate::proto::http::date::format_imf_date;
-use crate::proto::http::request::{Request, Upgrade};
 use crate::proto::http::response::ResponseWriter;
-use crate::proto::http::target::Query;
-use crate::proto::ws::handshake::{self, Accept, Subprotocol, write_switching};
-use crate::proto::{envelope, sse};
+use crate::proto::sse;
 use crate::runtime::close::{Reason, Transport};
 use crate::runtime::entry::{ConnId, Kind};
 use crate::runtime::feeds::Place;
-use crate::runtime::framing::text_frame;
 use crate::runtime::noted::Noted;
 use crate::runtime::post::Overloaded;
 use crate::runtime::quotas::{Begins, Limited};
@@ -26,9 +22,8 @@ use crate::runtime::stream::Stream;
 use crate::runtime::trace::Who;
 use crate::runtime::worker::Worker;
 
-use super::answer::{Answer, Manner, VARY_READ};
+use super::answer::{Manner, VARY_READ};
 use super::ask;
-use super::channels::stream_start;
 use super::doorman::Doorman;
 use super::identity::connection_id;
 
@@ -78,14 +73,7 @@ pub async fn open_events(
 ) -> Option<ConnId> {
     let mut head = Vec::with_capacity(512);
     event_stream_head(&mut head, manner);
-    let places = if worker.with(|state| state.is_full()) {
-        Err((Reason::Full, Refusal::Memory))
-    } else if begin_reading(worker, &mut stream, names).is_err() {
-        Err((Reason::RateLimited, Refusal::Quota))
-    } else {
-        let places = places(worker, names, from).await;
-        places.map_err(|Overloaded| (Reason::Full, Refusal::Overloaded))
-    };
+    let places = admitted_places(worker, &mut stream, names, from).await;
     let noted = stream.noted.take();
     let client = Client { socket: stream.into_socket()?, noted };
     worker.with(|state| match unless_draining(state, places) {
@@ -100,8 +88,24 @@ pub async fn open_events(
     })
 }
 
+/// Where a client's stream begins, which counts from now on; or why it is refused.
+pub async fn admitted_places(
+    worker: &Rc<Worker>,
+    stream: &mut Stream,
+    names: &[Name],
+    from: &[From],
+) -> Result<Vec<Place>, (Reason, Refusal)> {
+    if worker.with(|state| state.is_full()) {
+        return Err((Reason::Full, Refusal::Memory));
+    }
+    if begin_reading(worker, stream, names).is_err() {
+        return Err((Reason::RateLimited, Refusal::Quota));
+    }
+    places(worker, names, from).await.map_err(|Overloaded| (Reason::Full, Refusal::Overloaded))
+}
+
 /// What was found for a client, or why it is refused: also by a drain that has begun meanwhile.
-fn unless_draining(
+pub fn unless_draining(
     state: &State,
     places: Result<Vec<Place>, (Reason, Refusal)>,
 ) -> Result<Vec<Place>, (Reason, Refusal)> {
@@ -165,8 +169,7 @@ pub fn on_opened(state: &mut State, noted: Option<Noted>, status: u16, bytes: us
     let Some(entry) = state.conn(conn) else { return };
     noted.becomes(entry.kind.transport());
     let bearer = entry.bearer.clone();
-    let subject = bearer.as_ref().and_then(|bearer| bearer.subject.as_deref());
-    state.on_answered(noted, status, bytes, subject, Some(conn));
+    state.on_answered(noted, status, bytes, bearer.as_deref(), Some(conn));
 }
 
 /// The cursor that a reader came with; nowhere, if it had none.
@@ -195,149 +198,6 @@ pub async fn places(worker: &Rc<Worker>, names: &[Name], from: &[From]) -> Resul
     Ok(places)
 }
 
-/// A handshake that was found good.
-pub struct Handshake {
-    pub accept: Accept,
-    pub subprotocol: Subprotocol,
-}
-
-impl Handshake {
-    /// What a request for a WebSocket of so many channels comes to, and where it begins in each.
-    ///
-    /// # Errors
-    /// The answer to give.
-    pub fn of(request: &Request<'_>, query: Query<'_>, channels: usize) -> Result<(Self, Vec<From>), Answer> {
-        let Upgrade::WebSocket { key } = request.upgrade else {
-            return Err(Answer::problem(400, "this is no WebSocket handshake").closing());
-        };
-        let subprotocol = handshake::choose(request.fields.all("sec-websocket-protocol"));
-        let good = subprotocol.and_then(|subprotocol| {
-            let accept = Accept::of_key(key.as_bytes())?;
-            Ok(Self { accept, subprotocol })
-        });
-        let good = good.map_err(|error| Answer::problem(400, error.detail()).closing())?;
-        if good.subprotocol == Subprotocol::Raw && channels != 1 {
-            return Err(Answer::problem(
-                400,
-                "a raw WebSocket reads exactly one channel; name one, or offer the subprotocol pushline.v1",
-            )
-            .closing());
-        }
-        Ok((good, stream_start(query, None, channels)?))
-    }
-
-    pub fn is_v1(&self) -> bool {
-        self.subprotocol == Subprotocol::V1
-    }
-}
-
-/// Refuses a WebSocket that is in a task's hands.
-pub fn refuse_websocket(
-    worker: &Rc<Worker>,
-    mut stream: Stream,
-    handshake: &Handshake,
-    reason: Reason,
-    counted: Refusal,
-) {
-    let noted = stream.noted.take();
-    let Some(socket) = stream.into_socket() else { return };
-    worker.with(|state| {
-        refuse_switched(state, Client { socket, noted }, handshake, reason, counted);
-    });
-}
-
-/// Opens a WebSocket. `leftover` are the client's first frames, if they came already. `None`: the client is gone.
-pub async fn open_websocket(
-    worker: &Rc<Worker>,
-    doorman: &Doorman,
-    mut stream: Stream,
-    handshake: &Handshake,
-    names: &[Name],
-    from: &[From],
-    leftover: Vec<u8>,
-) -> Option<ConnId> {
-    let places = if worker.with(|state| state.is_full()) {
-        Err((Reason::Full, Refusal::Memory))
-    } else if begin_reading(worker, &mut stream, names).is_err() {
-        Err((Reason::RateLimited, Refusal::Quota))
-    } else {
-        let places = places(worker, names, from).await;
-        places.map_err(|Overloaded| (Reason::Full, Refusal::Overloaded))
-    };
-    let noted = stream.noted.take();
-    let client = Client { socket: stream.into_socket()?, noted };
-    Some(worker.with(|state| match unless_draining(state, places) {
-        Ok(places) => begin_websocket(state, doorman, client, handshake, names, &places, leftover),
-        Err((reason, counted)) => refuse_switched(state, client, handshake, reason, counted),
-    }))
-}
-
-/// A WebSocket of which the channels are found: told that it is one, and in the holder's hands from now on.
-pub fn begin_websocket(
-    state: &mut State,
-    doorman: &Doorman,
-    client: Client,
-    handshake: &Handshake,
-    names: &[Name],
-    places: &[Place],
-    mut leftover: Vec<u8>,
-) -> ConnId {
-    let v1 = handshake.is_v1();
-    let mut out = Vec::with_capacity(256);
-    write_switching(&mut out, &handshake.accept, handshake.subprotocol);
-    let conn = adopt_websocket(state, client, v1, out.len());
-    if v1 {
-        let id = connection_id(state, conn);
-        text_frame(&mut out, |json| envelope::write_v1_open(json, &id));
-        for (name, place) in names.iter().zip(places) {
-            subscribed_frame(&mut out, name, place, None);
-        }
-    }
-    state.say(conn.slot, &out);
-    if !v1 && places.iter().any(|place| place.gap) {
-        // Raw cannot tell a gap.
-        state.farewell(conn.slot, Reason::Slow, 0);
-        state.bury();
-        return conn;
-    }
-    let encoding = if v1 { Encoding::V1 } else { Encoding::Raw };
-    let read = places.iter().all(|place| state.subscribe(conn.slot, *place, encoding, false));
-    end_unless(state, conn, read);
-    doorman.recheck(state, conn);
-    if !leftover.is_empty() {
-        state.on_frames(conn, &mut leftover);
-    }
-    state.bury();
-    conn
-}
-
-/// Takes in a connection that has become a WebSocket, by a head of so many bytes.
-fn adopt_websocket(state: &mut State, client: Client, v1: bool, head_bytes: usize) -> ConnId {
-    let conn = state.adopt(client.socket, Kind::Ws { v1, reader: Default::default(), begun_tick: 0 });
-    state.stats().answer(101);
-    on_opened(state, client.noted, 101, head_bytes, conn);
-    conn
-}
-
-/// Switches protocols, and says why that ends: a browser cannot see a handshake that is refused.
-pub fn refuse_switched(
-    state: &mut State,
-    client: Client,
-    handshake: &Handshake,
-    reason: Reason,
-    counted: Refusal,
-) -> ConnId {
-    state.stats().refuse(counted);
-    let mut out = Vec::with_capacity(256);
-    write_switching(&mut out, &handshake.accept, handshake.subprotocol);
-    let conn = adopt_websocket(state, client, handshake.is_v1(), out.len());
-    state.say(conn.slot, &out);
-    let reconnect_ms = state.reconnect_ms();
-    state.farewell(conn.slot, reason, reconnect_ms);
-    state.bury();
-    conn
-}
-
 /// A node so slow that a channel was let go of between finding it and reading it is too full: the client comes back.
 pub fn end_unless(state: &mut State, conn: ConnId, reads: bool) {
     if !reads {
@@ -345,14 +205,6 @@ pub fn end_unless(state: &mut State, conn: ConnId, reads: bool) {
         let reconnect_ms = state.reconnect_ms();
         state.farewell(conn.slot, Reason::Full, reconnect_ms);
     }
-}
-
-/// Appends the frame that answers a subscription.
-pub fn subscribed_frame(out: &mut Vec<u8>, name: &Name, place: &Place, seq: Option<envelope::Seq>) {
-    let cursor = place.cursor().text();
-    text_frame(out, |json| {
-        envelope::write_v1_subscribed(json, name.as_str(), &cursor, place.gap, seq);
-    });
 }
 
 /// Whether a connection has the channel already.

@@ -1,5 +1,5 @@
-//! `POST /tickets`: a ticket for one who cannot send headers, and the end of the stream that a ticket opened before
-//! (contract, "Tickets"). How long a ticket counts is `auth`'s.
+//! `POST /tickets`: a ticket for one who cannot send headers, and the end of the stream that a ticket opened before.
+//! How long a ticket counts is `auth`'s.
 
 use std::rc::Rc;
 

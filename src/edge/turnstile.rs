@@ -1,5 +1,5 @@
 //! What a newcomer is told that is not served: the node is full, or too far behind (`runtime::admission`: when).
-//! Each transport has its own words (contract): a stream of events that ends with `$close`, a WebSocket that is accepted
+//! Each transport has its own words: a stream of events that ends with `$close`, a WebSocket that is accepted
 //! and closed with 1013, `503` with `Retry-After` for all else. Of the request only what tells them apart is looked at;
 //! probes of the node's health are served all the same.
 

@@ -1,4 +1,4 @@
-//! What a `pushline.v1` client sends: text frames of JSON, one object each (contract, "`pushline.v1`").
+//! What a `pushline.v1` client sends: text frames of JSON, one object each.
 //! Owns their form. Whether a channel, cursor or token is any good is for others to say.
 
 use super::envelope::Seq;

@@ -1,10 +1,10 @@
-//! The fields of a publish, and a line of `POST /publish` (contract, "Publishing").
+//! The fields of a publish, and a line of `POST /publish`.
 //! Owns the rules for event names, TTLs and idempotency keys, the same for headers, batch lines and `pushline.v1`.
 //! Channel names belong to the domain: here they are only strings.
 
 use super::json;
 use super::members::{self, Members};
-use super::payload::{self, Payload};
+use super::payload;
 use super::refusal::{ErrorCode, Refusal};
 use std::borrow::Cow;
 
@@ -131,15 +131,6 @@ impl PublishData<'_> {
             Self::Json(text) => text.len(),
             Self::Text(text) => text.len(),
             Self::Binary(bytes) => bytes.len(),
-        }
-    }
-
-    /// The same, borrowed.
-    pub fn as_payload(&self) -> Payload<'_> {
-        match self {
-            Self::Json(json) => Payload::Json(json),
-            Self::Text(text) => Payload::Text(text),
-            Self::Binary(bytes) => Payload::Binary(bytes),
         }
     }
 }

@@ -73,11 +73,6 @@ pub fn write_id(out: &mut Vec<u8>, id: &str) {
     out.push(b'\n');
 }
 
-/// How many bytes [`write_id`] appends.
-pub const fn id_tail_bytes(id: &str) -> usize {
-    "id: \n\n".len() + id.len()
-}
-
 /// Appends how long to wait before a reconnect. No blank line: it takes effect with its own line end, and an event
 /// follows it.
 pub fn write_retry(out: &mut Vec<u8>, ms: u64) {
@@ -196,8 +191,11 @@ mod tests {
             let message = view(event, payload);
             let whole = written(|out| write_message(out, &message));
             assert_eq!(whole, want, "{name}");
-            let body = written(|out| write_message_body(out, &message));
-            assert_eq!(whole.len() - body.len(), id_tail_bytes(message.id), "{name}");
+            let parts = written(|out| {
+                write_message_body(out, &message);
+                write_id(out, message.id);
+            });
+            assert_eq!(parts, want, "{name}");
         }
     }
 

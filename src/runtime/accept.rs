@@ -7,6 +7,8 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use crate::domain::home::WorkerIndex;
+
 use super::close::{Reason, Transport};
 use super::entry::Kind;
 use super::introduction;
@@ -109,10 +111,8 @@ impl Worker {
             let _ = listen::steer_to_first_new(*listener, old);
         }
         self.with(|state| {
-            for mailbox in &state.node.mailboxes {
-                let letter = Mail::CloseListeners;
-                let bytes = letter.cost_bytes();
-                mailbox.send_reserved(letter, bytes);
+            for worker in 0..state.node.mailboxes.len() {
+                state.node.post(worker as WorkerIndex, Mail::CloseListeners);
             }
         });
     }

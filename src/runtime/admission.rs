@@ -1,5 +1,5 @@
 //! Who is let in: a node that has no memory left, or more to do than it can do in time, turns newcomers away before
-//! anything is done for them (contract: as their transport is told such things).
+//! anything is done for them (docs/limits.md, "Storms").
 //! Owns the decision. How it is told is the edge's.
 
 use super::close::Transport;

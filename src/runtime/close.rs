@@ -34,7 +34,7 @@ impl Transport {
 }
 
 /// Makes the enum and all that is said of its members out of one table: name, word, code of a WebSocket's close frame
-/// (RFC 6455 §7.4, contract), meaning.
+/// (RFC 6455 §7.4, docs/close-reasons.md), meaning.
 macro_rules! reasons {
     ($($name:ident = $word:literal, $code:literal, $meaning:literal;)+) => {
         /// Why a connection ended.
@@ -54,7 +54,7 @@ macro_rules! reasons {
                 }
             }
 
-            /// The code of a WebSocket's close frame (RFC 6455 §7.4, contract).
+            /// The code of a WebSocket's close frame (RFC 6455 §7.4, docs/close-reasons.md).
             pub const fn close_code(self) -> u16 {
                 match self {
                     $(Self::$name => $code,)+

@@ -3,7 +3,7 @@
 
 use std::os::fd::RawFd;
 
-use crate::domain::feed::Standing;
+use crate::domain::lane::Standing;
 
 use super::close::{Reason, Transport};
 use super::entry::{ConnId, Entry, Flags, Kind, Subs};

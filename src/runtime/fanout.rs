@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::time::Instant;
 
-use crate::domain::feed::{ENCODINGS, Encoding, Standing};
+use crate::domain::lane::{ENCODINGS, Encoding, Standing};
 
 use super::close::{Reason, Transport};
 use super::entry::{ConnId, Sub};

@@ -137,9 +137,7 @@ impl State {
         if home == self.index {
             self.answer(self.index, ask);
         } else {
-            let mail = Mail::Ask { from: self.index, token: u32::MAX, ask };
-            let bytes = mail.cost_bytes();
-            self.node.mailboxes[usize::from(home)].send_reserved(mail, bytes);
+            self.node.post(home, Mail::Ask { from: self.index, token: u32::MAX, ask });
         }
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! A table of its own spares a worker the lock of the shared one, and makes the limit on open
 //! files hold for each worker alone. The price: a descriptor's number means another file in
-//! another thread, but for those made before (`design.md`, "Open files"). Owns the division and
-//! counting. Never opens or closes a particular file.
+//! another thread, but for those that main made before. Owns the division.
+//! Never opens or closes a particular file.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -35,13 +35,6 @@ pub fn can_unshare() -> io::Result<()> {
     thread.join().expect("a system call does not panic")
 }
 
-/// How many descriptors are open in the calling thread's table. For tests and counters: it reads
-/// a directory.
-pub fn open_descriptors_of_thread() -> io::Result<usize> {
-    // One of them is the directory's own.
-    Ok(std::fs::read_dir("/proc/thread-self/fd")?.count() - 1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,6 +43,12 @@ mod tests {
     use std::fs::File;
     use std::os::fd::{AsRawFd, IntoRawFd};
     use std::sync::Barrier;
+
+    /// How many descriptors are open in the calling thread's table.
+    fn open_descriptors_of_thread() -> io::Result<usize> {
+        // One of them is the directory's own.
+        Ok(std::fs::read_dir("/proc/thread-self/fd")?.count() - 1)
+    }
 
     /// Three threads that together open more than the process may: each counts its own.
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::domain::channel::Name;
 use crate::domain::cursor::CursorText;
-use crate::domain::feed::Encoding;
+use crate::domain::lane::Encoding;
 use crate::domain::message::{Body, Message};
 use crate::proto::payload::{MessageView, Payload};
 use crate::proto::ws::frame::{self, Opcode};
@@ -65,7 +65,5 @@ pub fn gap(encoding: Encoding, channel: &Name, cursor: &str, out: &mut Vec<u8>) 
 
 /// Appends a text frame of what `write` writes.
 pub fn text_frame(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
-    let mut text = Vec::with_capacity(128);
-    write(&mut text);
-    frame::write_frame(out, Opcode::Text, &text);
+    frame::write_frame_with(out, Opcode::Text, write);
 }

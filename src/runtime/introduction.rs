@@ -5,7 +5,7 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use crate::proto::proxy::{HEADER_BYTES_MAX, Parsed, Source, parse};
+use crate::proto::proxy::{HEADER_BYTES_MAX, Parsed, ProxyError, Source, parse};
 
 use super::close::Reason;
 use super::io::{RecvOutcome, has_ended, peek_nonblocking, recv_nonblocking, take_error};
@@ -45,20 +45,10 @@ pub(super) async fn introduce(worker: Rc<Worker>, socket: Socket, is_tls: bool) 
         match parse(&input) {
             Ok(Parsed::Done { source, used }) => {
                 input.drain(..used);
-                if let Source::Client(addr) = source {
-                    stream.socket.peer = Peer::from(addr);
-                }
-                if let Some(socket) = stream.into_socket() {
-                    worker.welcome(socket, input, false);
-                }
-                return;
+                return let_in(&worker, stream, source, input, false);
             }
             Ok(Parsed::Partial) => {}
-            Err(error) => {
-                stream.reason = Reason::BadProxy;
-                tracing::debug!(peer = %stream.socket.peer, "a trusted proxy began with {}", error.as_str());
-                return;
-            }
+            Err(error) => return refuse(stream, error),
         }
         let left = until.saturating_duration_since(Instant::now());
         if let Err(error) = stream.read(&mut input, left).await {
@@ -99,24 +89,14 @@ async fn introduce_before_tls(worker: Rc<Worker>, socket: Socket, until: Instant
                         }
                     }
                 }
-                if let Source::Client(addr) = source {
-                    stream.socket.peer = Peer::from(addr);
-                }
-                if let Some(socket) = stream.into_socket() {
-                    worker.welcome(socket, Vec::new(), true);
-                }
-                return;
+                return let_in(&worker, stream, source, Vec::new(), true);
             }
             Ok(Parsed::Partial) if is_all => {
                 stream.reason = Reason::of_errno(take_error(fd));
                 return;
             }
             Ok(Parsed::Partial) => {}
-            Err(error) => {
-                stream.reason = Reason::BadProxy;
-                tracing::debug!(peer = %stream.socket.peer, "a trusted proxy began with {}", error.as_str());
-                return;
-            }
+            Err(error) => return refuse(stream, error),
         }
         let until = worker.drain_ends().map_or(until, |end| until.min(end));
         if Instant::now() >= until {
@@ -125,6 +105,22 @@ async fn introduce_before_tls(worker: Rc<Worker>, socket: Socket, until: Instant
         }
         monoio::time::sleep(PEEK_PAUSE).await;
     }
+}
+
+/// It is known who the client is: the connection is theirs, and `input` is what they sent so far.
+fn let_in(worker: &Rc<Worker>, mut stream: Stream, source: Source, input: Vec<u8>, is_tls: bool) {
+    if let Source::Client(addr) = source {
+        stream.socket.peer = Peer::from(addr);
+    }
+    if let Some(socket) = stream.into_socket() {
+        worker.welcome(socket, input, is_tls);
+    }
+}
+
+/// Closes what does not begin as a proxy's connection does.
+fn refuse(mut stream: Stream, error: ProxyError) {
+    stream.reason = Reason::BadProxy;
+    tracing::debug!(peer = %stream.socket.peer, "a trusted proxy began with {}", error.as_str());
 }
 
 /// Why a connection is over, if it is.

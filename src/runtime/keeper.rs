@@ -4,8 +4,10 @@
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+
+use crate::domain::home::WorkerIndex;
 
 use super::host::{Signal, SignalFd};
 use super::io::{Epoll, Events, Interest};
@@ -14,7 +16,8 @@ use super::node::Node;
 use super::notify::Supervisor;
 use super::phase::Phase;
 use super::report::Report;
-use super::server::{Ended, ServeError};
+use super::serve_error::{ServeError, io_error};
+use super::server::Ended;
 use super::takeover::Controls;
 
 /// What is waited for.
@@ -36,13 +39,30 @@ enum Course {
     Draining,
 }
 
+/// The descriptors by which the keeper sees what happens: made before any worker starts, lest they fail later.
+pub(super) struct Signs {
+    signals: SignalFd,
+    epoll: Epoll,
+}
+
+impl Signs {
+    pub fn new() -> Result<Self, ServeError> {
+        let signals = SignalFd::new().map_err(io_error("cannot make a signal descriptor"))?;
+        let epoll = Epoll::new().map_err(io_error("cannot make an epoll set"))?;
+        Ok(Self { signals, epoll })
+    }
+
+    /// The higher of their numbers.
+    pub fn last_fd(&self) -> RawFd {
+        self.signals.as_raw_fd().max(self.epoll.as_raw_fd())
+    }
+}
+
 pub(super) struct Keeper<'n, R> {
     node: &'n Arc<Node>,
-    signals: &'n SignalFd,
-    epoll: &'n Epoll,
+    signs: &'n Signs,
     controls: Controls,
-    manager: Supervisor,
-    ended_workers: &'n AtomicUsize,
+    supervisor: Supervisor,
     reload: R,
     course: Course,
 }
@@ -50,14 +70,12 @@ pub(super) struct Keeper<'n, R> {
 impl<'n, R: FnMut(&Arc<Node>)> Keeper<'n, R> {
     pub fn new(
         node: &'n Arc<Node>,
-        signals: &'n SignalFd,
-        epoll: &'n Epoll,
+        signs: &'n Signs,
         controls: Controls,
-        manager: Supervisor,
-        ended_workers: &'n AtomicUsize,
+        supervisor: Supervisor,
         reload: R,
     ) -> Self {
-        Self { node, signals, epoll, controls, manager, ended_workers, reload, course: Course::Serving }
+        Self { node, signs, controls, supervisor, reload, course: Course::Serving }
     }
 
     /// Keeps the node until it has ended.
@@ -66,15 +84,15 @@ impl<'n, R: FnMut(&Arc<Node>)> Keeper<'n, R> {
     /// A worker ended by itself, or the kernel refuses to wait.
     pub fn run(mut self) -> Result<Ended, ServeError> {
         let waiting = |error| ServeError::Io { what: "cannot wait for signals", error };
-        let add = |fd: RawFd, token| self.epoll.add(fd, token, Interest::Read);
-        add(self.signals.as_raw_fd(), SIGNALS)
+        let add = |fd: RawFd, token| self.signs.epoll.add(fd, token, Interest::Read);
+        add(self.signs.signals.as_raw_fd(), SIGNALS)
             .and_then(|()| add(self.node.main.as_raw_fd(), MAIN))
             .map_err(waiting)?;
         let mut events = Events::with_capacity(8);
         loop {
-            let has_names = self.controls.take_names(self.epoll, CONTROL);
+            let has_names = self.controls.take_names(&self.signs.epoll, CONTROL);
             let patience = self.patience(has_names);
-            self.epoll.wait(&mut events, patience).map_err(waiting)?;
+            self.signs.epoll.wait(&mut events, patience).map_err(waiting)?;
             let tokens: Vec<u64> = events.iter().map(|(token, _)| token).collect();
             for token in tokens {
                 let ended = match token {
@@ -100,7 +118,7 @@ impl<'n, R: FnMut(&Arc<Node>)> Keeper<'n, R> {
             Course::Serving | Course::Draining => None,
         };
         let now = Instant::now();
-        let due = until.into_iter().chain(self.manager.due()).min();
+        let due = until.into_iter().chain(self.supervisor.due()).min();
         let due = due.map(|due| due.saturating_duration_since(now));
         due.into_iter().chain((!has_names).then_some(NAME_PAUSE)).min()
     }
@@ -109,11 +127,11 @@ impl<'n, R: FnMut(&Arc<Node>)> Keeper<'n, R> {
         if matches!(self.course, Course::Leaving { until } if until <= now) {
             self.drain(None);
         }
-        self.manager.on_time(self.node, now);
+        self.supervisor.on_time(self.node, now);
     }
 
     fn on_signal(&mut self) -> Option<Ended> {
-        match (self.signals.read(), self.course) {
+        match (self.signs.signals.read(), self.course) {
             (Ok(Some(Signal::Terminate | Signal::Interrupt)), Course::Serving) => {
                 self.leave(None);
                 None
@@ -124,7 +142,7 @@ impl<'n, R: FnMut(&Arc<Node>)> Keeper<'n, R> {
             }
             (Ok(Some(Signal::HangUp)), _) => {
                 let (reload, node) = (&mut self.reload, self.node);
-                self.manager.around_reload(|| {
+                self.supervisor.around_reload(|| {
                     if let Some(access) = &node.access {
                         access.reopen();
                     }
@@ -139,7 +157,7 @@ impl<'n, R: FnMut(&Arc<Node>)> Keeper<'n, R> {
     /// A worker has closed its listeners, or has ended.
     fn on_worker(&mut self) -> Result<Option<Ended>, ServeError> {
         self.node.main.drain();
-        let ended = self.ended_workers.load(Ordering::Acquire);
+        let ended = self.node.ended.load(Ordering::Acquire);
         if self.course != Course::Draining {
             return if ended == 0 { Ok(None) } else { Err(ServeError::WorkerEnded) };
         }
@@ -150,7 +168,7 @@ impl<'n, R: FnMut(&Arc<Node>)> Keeper<'n, R> {
     }
 
     fn on_control(&mut self) {
-        if let Some(listeners) = self.controls.hear(self.epoll, CONTROL) {
+        if let Some(listeners) = self.controls.hear(&self.signs.epoll, CONTROL) {
             match self.course {
                 Course::Serving => self.leave(Some(listeners)),
                 Course::Leaving { .. } => self.drain(Some(listeners)),
@@ -171,7 +189,7 @@ impl<'n, R: FnMut(&Arc<Node>)> Keeper<'n, R> {
             takeover = successor.is_some(),
             "draining"
         );
-        self.manager.on_stop(delay + drain.window);
+        self.supervisor.on_stop(delay + drain.window);
         if delay.is_zero() {
             self.drain(successor);
         } else {
@@ -187,7 +205,7 @@ impl<'n, R: FnMut(&Arc<Node>)> Keeper<'n, R> {
             self.node.reports.send(Report::HandOver);
         }
         for worker in 0..self.node.mailboxes.len() {
-            self.node.post(worker, Mail::Drain { successor });
+            self.node.post(worker as WorkerIndex, Mail::Drain { successor });
         }
     }
 }

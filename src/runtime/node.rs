@@ -44,6 +44,8 @@ pub struct Node {
     pub quotas: Option<Arc<Quotas>>,
     /// Workers that have told all their clients to leave.
     pub drained: AtomicUsize,
+    /// Workers that have ended.
+    pub ended: AtomicUsize,
     /// Wakes the main thread.
     pub main: EventFd,
     /// To the operator's thread.
@@ -65,16 +67,23 @@ impl Node {
 
     /// Has one worker do something with its state, soon: see [`on_each_worker`](Self::on_each_worker).
     pub fn on_worker(&self, worker: WorkerIndex, errand: impl FnOnce(&mut State) + Send + 'static) {
-        let Some(mailbox) = self.mailboxes.get(usize::from(worker)) else { return };
-        let mail = Mail::Do(Box::new(errand));
-        let bytes = mail.cost_bytes();
-        mailbox.send_reserved(mail, bytes);
+        if usize::from(worker) < self.mailboxes.len() {
+            self.post(worker, Mail::Do(Box::new(errand)));
+        }
     }
 
     /// Sends a letter that a worker must have.
-    pub fn post(&self, worker: usize, mail: Mail) {
+    #[inline]
+    pub fn post(&self, worker: WorkerIndex, mail: Mail) {
         let bytes = mail.cost_bytes();
-        self.mailboxes[worker].send_reserved(mail, bytes);
+        self.mailboxes[usize::from(worker)].send_reserved(mail, bytes);
+    }
+
+    /// Sends a letter if there is room for it. Returns whether there was.
+    #[inline]
+    pub fn try_post(&self, worker: WorkerIndex, mail: Mail) -> bool {
+        let bytes = mail.cost_bytes();
+        self.mailboxes[usize::from(worker)].try_send(mail, bytes).is_ok()
     }
 
     /// A worker takes no more connections.

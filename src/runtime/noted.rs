@@ -5,6 +5,7 @@
 use std::rc::Rc;
 use std::time::Instant;
 
+use crate::domain::auth::Bearer;
 use crate::proto::http::request::{Fields, Request};
 use crate::proto::http::shown;
 use crate::proto::http::target::Target;
@@ -135,15 +136,16 @@ impl State {
         })))
     }
 
-    /// A request has its answer, of so many bytes. `conn`: the stream that it became.
+    /// A request of `bearer`'s has its answer, of so many bytes. `conn`: the stream that it became.
     pub fn on_answered(
         &mut self,
         mut noted: Noted,
         status: u16,
         bytes: usize,
-        subject: Option<&str>,
+        bearer: Option<&Bearer>,
         conn: Option<ConnId>,
     ) {
+        let subject = bearer.and_then(|bearer| bearer.subject.as_deref());
         let Some(kept) = noted.0.take() else { return };
         let answer = Answered { status, bytes: bytes as u64 };
         if self.is_traced() {

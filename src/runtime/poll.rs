@@ -236,13 +236,7 @@ impl State {
         let Kind::Poll(held) = &mut entry.kind else { return };
         if let Some(noted) = held.noted.take() {
             let bearer = entry.bearer.clone();
-            self.on_answered(
-                noted,
-                status,
-                bytes,
-                bearer.as_ref().and_then(|is| is.subject.as_deref()),
-                None,
-            );
+            self.on_answered(noted, status, bytes, bearer.as_deref(), None);
         }
     }
 

@@ -62,16 +62,11 @@ impl State {
                 arrived.push(Arc::clone(message));
                 return true;
             }
-            let mailbox = &node.mailboxes[usize::from(worker)];
-            let mail = Mail::Live(Arc::clone(message), placed_us);
-            let bytes = mail.cost_bytes();
-            if mailbox.try_send(mail, bytes).is_ok() {
-                return true;
+            let fits = node.try_post(worker, Mail::Live(Arc::clone(message), placed_us));
+            if !fits {
+                node.post(worker, Mail::Lost(message.channel.clone()));
             }
-            let lost = Mail::Lost(message.channel.clone());
-            let bytes = lost.cost_bytes();
-            mailbox.send_reserved(lost, bytes);
-            false
+            fits
         };
         let answer = match ask {
             Ask::Publish { name, draft, key } => {
@@ -131,20 +126,17 @@ impl State {
     /// The request did not fit into its mailbox: this node is overloaded.
     pub fn ask(&mut self, home: WorkerIndex, ask: Ask, pending: Pending) -> Result<(), Overloaded> {
         let token = self.pending.insert(pending) as u32;
-        let mail = Mail::Ask { from: self.index, token, ask };
-        let bytes = mail.cost_bytes();
-        self.node.mailboxes[usize::from(home)].try_send(mail, bytes).map_err(|_| {
-            self.pending.remove(token as usize);
-            Overloaded
-        })
+        if self.node.try_post(home, Mail::Ask { from: self.index, token, ask }) {
+            return Ok(());
+        }
+        self.pending.remove(token as usize);
+        Err(Overloaded)
     }
 
     /// Sends a request that always has room: what makes whole again, or completes what is half done.
     pub fn ask_surely(&mut self, home: WorkerIndex, ask: Ask, pending: Pending) {
         let token = self.pending.insert(pending) as u32;
-        let mail = Mail::Ask { from: self.index, token, ask };
-        let bytes = mail.cost_bytes();
-        self.node.mailboxes[usize::from(home)].send_reserved(mail, bytes);
+        self.node.post(home, Mail::Ask { from: self.index, token, ask });
     }
 
     /// Has another worker do something with its state; what comes of it is for `pending`.
@@ -157,12 +149,9 @@ impl State {
         let (from, token) = (self.index, self.pending.insert(pending) as u32);
         let mail = Mail::Do(Box::new(move |state| {
             let answer = Answer::Errand(Box::new(errand(state)));
-            let mail = Mail::Answer { token, answer };
-            let bytes = mail.cost_bytes();
-            state.node.mailboxes[usize::from(from)].send_reserved(mail, bytes);
+            state.node.post(from, Mail::Answer { token, answer });
         }));
-        let bytes = mail.cost_bytes();
-        self.node.mailboxes[usize::from(to)].send_reserved(mail, bytes);
+        self.node.post(to, mail);
     }
 
     pub fn on_mail(&mut self, mail: Mail) {
@@ -171,9 +160,7 @@ impl State {
                 let is_leave = matches!(ask, Ask::Leave { .. });
                 let answer = self.answer(from, ask);
                 if !is_leave {
-                    let mail = Mail::Answer { token, answer };
-                    let bytes = mail.cost_bytes();
-                    self.node.mailboxes[usize::from(from)].send_reserved(mail, bytes);
+                    self.node.post(from, Mail::Answer { token, answer });
                 }
             }
             Mail::Answer { token, answer } => self.on_answer(token, answer),

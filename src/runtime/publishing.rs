@@ -140,13 +140,7 @@ impl State {
         let Kind::Publishing(publishing) = &mut entry.kind else { return };
         if let Some(noted) = publishing.noted_at(at) {
             let bearer = entry.bearer.clone();
-            self.on_answered(
-                noted,
-                status,
-                bytes,
-                bearer.as_ref().and_then(|is| is.subject.as_deref()),
-                None,
-            );
+            self.on_answered(noted, status, bytes, bearer.as_deref(), None);
         }
     }
 

@@ -87,10 +87,6 @@ impl SendRing {
         Self { by: By::Plain, _of_one_thread: PhantomData }
     }
 
-    pub fn is_uring(&self) -> bool {
-        matches!(self.by, By::Uring(_))
-    }
-
     fn build(entries: u32, single_issuer: bool) -> io::Result<IoUring> {
         let mut builder = IoUring::builder();
         builder.dontfork().setup_submit_all().setup_cqsize(entries * COMPLETIONS_PER_ENTRY);

@@ -1,7 +1,7 @@
 //! What is sent to one reader, outside of a batch of many: what a pass could not send to it with the others, what history has
 //! for it, its gaps and ids.
 
-use crate::domain::feed::{Encoding, Standing};
+use crate::domain::lane::{Encoding, Standing};
 use crate::domain::message::Message;
 use crate::proto::sse;
 

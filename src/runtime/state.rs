@@ -61,7 +61,7 @@ impl Socket {
     }
 }
 
-/// What a frame of a WebSocket client asks for that cannot be done at once.
+/// What a held connection needs once nothing is borrowed any more: that the edge acts on what came, or a task of its own.
 pub enum Spawn {
     /// Bytes came on a held connection between requests.
     Request { conn: ConnId, input: Vec<u8> },

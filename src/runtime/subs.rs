@@ -4,7 +4,7 @@ use super::entry::{Kind, Sub, Subs};
 use super::feeds::Place;
 use super::state::State;
 use super::trace::What;
-use crate::domain::feed::{Encoding, Reader, Standing};
+use crate::domain::lane::{Encoding, Reader, Standing};
 
 impl State {
     /// Makes the connection a reader from `place` on. False when the feed is gone since it was found: nobody read it

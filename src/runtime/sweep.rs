@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::domain::feed::Standing;
+use crate::domain::lane::Standing;
 use crate::proto::sse;
 use crate::proto::ws::frame::{Opcode, write_frame};
 

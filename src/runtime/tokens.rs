@@ -1,5 +1,5 @@
 //! What becomes of a held connection when the token that it was let in with ends, is renewed or is taken back: announced,
-//! told, closed (contract, "Who may do what"). Owns its deadlines, which stand in the wheel with all others: a connection
+//! told, closed (docs/authentication.md). Owns its deadlines, which stand in the wheel with all others: a connection
 //! without a token costs nothing here. Never verifies a token: the edge does.
 
 use std::rc::Rc;

@@ -3,8 +3,8 @@
 //! branch where something happens, and nothing for each reader of a fan-out pass. On is bounded: so many traces, so many
 //! events in each queue; what does not fit is counted and told. Never holds a payload or a token.
 //!
-//! The queue wakes nobody: a wake-up would write to a descriptor of another thread's table (design, "Open files"). Who
-//! shows events looks for them.
+//! The queue wakes nobody: a wake-up would write to a descriptor of another thread's table (`files`). Who shows events
+//! looks for them.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -16,8 +16,8 @@ use ipnet::IpNet;
 use crate::domain::auth::Proof;
 use crate::domain::channel::Name;
 use crate::domain::cursor::Cursor;
-use crate::domain::feed::Standing;
 use crate::domain::home::WorkerIndex;
+use crate::domain::lane::Standing;
 
 use super::close::{Reason, Transport};
 use super::entry::{ConnId, Entry};

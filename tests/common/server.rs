@@ -66,13 +66,7 @@ impl Server {
     /// As [`Server::start_bare`], run by `before`: a program and its arguments, which becomes the server by exec.
     pub fn start_under(before: &[&str], args: &[&str]) -> Self {
         let dir = Dir::new();
-        let mut child = command(&dir.0, before, args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the server's binary runs");
-        let log = Log::follow(child.stderr.take().expect("a piped stderr"));
+        let (mut child, log) = spawn(&dir.0, before, args);
         let serving = log.wait(|line| message_of(line).as_deref() == Some("serving"));
         let Some(serving) = serving else {
             let _ = child.kill();
@@ -96,13 +90,7 @@ impl Server {
     /// Runs `pushline serve` with `args` alone (and the log's form), which is expected to refuse.
     pub fn refused(args: &[&str]) -> Refusal {
         let dir = Dir::new();
-        let mut child = command(&dir.0, &[], args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the server's binary runs");
-        let log = Log::follow(child.stderr.take().expect("a piped stderr"));
+        let (mut child, log) = spawn(&dir.0, &[], args);
         let status = wait_child(&mut child).unwrap_or_else(|| {
             let _ = child.kill();
             let _ = child.wait();
@@ -233,6 +221,18 @@ pub fn field(line: &str, name: &str) -> Option<String> {
 /// The message of a JSON log line.
 pub fn message_of(line: &str) -> Option<String> {
     field(line, "message")
+}
+
+/// Starts `pushline serve`, and hears what it says.
+fn spawn(dir: &Path, before: &[&str], args: &[&str]) -> (Child, Arc<Log>) {
+    let mut child = command(dir, before, args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the server's binary runs");
+    let log = Log::follow(child.stderr.take().expect("a piped stderr"));
+    (child, log)
 }
 
 /// `pushline serve` with the tests' log form, the chosen driver and `args`.

@@ -3,7 +3,8 @@
 
 use std::time::Instant;
 
-use crate::domain::feed::{Feed, Reader, Standing};
+use crate::domain::feed::Feed;
+use crate::domain::lane::{Reader, Standing};
 use crate::runtime::fanout::ENCODING_TRANSPORTS;
 use crate::runtime::state::State;
 use crate::runtime::stats::TRANSPORTS;

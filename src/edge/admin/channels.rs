@@ -24,9 +24,8 @@ use crate::runtime::stats::TRANSPORTS;
 
 use super::desk::{Desk, SLICE, Silent};
 use super::problem::Refused;
+use super::{LIMIT, LIMIT_MAX, limit_of};
 
-const LIMIT: usize = 100;
-const LIMIT_MAX: usize = 1_000;
 /// Channels looked at before the clock is.
 const LOOKS: usize = 128;
 
@@ -109,7 +108,7 @@ async fn list(
     wanted: Result<Query<Wanted>, QueryRejection>,
 ) -> Result<Json<List>, Refused> {
     let Query(wanted) = wanted?;
-    let limit = super::limit_of(wanted.limit, LIMIT, LIMIT_MAX)?;
+    let limit = limit_of(wanted.limit, LIMIT, LIMIT_MAX)?;
     if wanted.after.is_some() && wanted.sort != Sort::Name {
         return Err(Refused::bad(
             "after goes with sort=name: a list by a number has no second page; raise limit",

@@ -26,9 +26,8 @@ use crate::runtime::state::State as Worker;
 use super::desk::{Desk, SLICE};
 use super::portrait::{self, Portrait, Row};
 use super::problem::Refused;
+use super::{LIMIT, LIMIT_MAX, limit_of};
 
-const LIMIT: usize = 100;
-const LIMIT_MAX: usize = 1_000;
 /// Entries looked at before the clock is.
 const LOOKS: u32 = 256;
 /// A search goes on for so long; then it tells what it found, and where to go on.
@@ -88,7 +87,7 @@ async fn list(
     wanted: Result<Query<Wanted>, QueryRejection>,
 ) -> Result<Json<List>, Refused> {
     let Query(wanted) = wanted?;
-    let limit = super::limit_of(wanted.limit, LIMIT, LIMIT_MAX)?;
+    let limit = limit_of(wanted.limit, LIMIT, LIMIT_MAX)?;
     let at = wanted.after.as_deref().map_or(Ok(At { worker: 0, slot: 0 }), At::parse)?;
     let search = Arc::new(Search::of(wanted)?);
     let until = Instant::now() + SEARCH_MAX;

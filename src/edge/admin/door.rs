@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::serve::Listener;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -22,17 +22,17 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Sleep;
 
+use crate::runtime::addresses::becomes_free;
 use crate::runtime::io::SocketOptions;
 use crate::runtime::listen;
-use crate::runtime::server::ServeError;
+use crate::runtime::serve_error::ServeError;
 use crate::runtime::settings::AdminAddress;
 
 /// Connections at once: dashboards, probes, a few people. More wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 128;
 /// A connection on which nothing moves for so long is closed. What streams to operators says something more often.
 const IDLE_MAX: Duration = Duration::from_secs(60);
-/// How long the port of a process that just ended may still seem taken.
-const PORT_PATIENCE: Duration = Duration::from_millis(500);
+/// Before the next is accepted, where one could not be.
 const PAUSE: Duration = Duration::from_millis(50);
 /// For so long a connection may have been on its way to this process when its successor took the address.
 const HANDED_OVER_MAX: Duration = Duration::from_secs(1);
@@ -55,8 +55,11 @@ impl Listening {
         let taken = || ServeError::AdminTaken(address.to_string());
         match address {
             AdminAddress::Tcp(addr) => {
-                if addr.port() != 0 && !takeover && !becomes_free(*addr).map_err(failed)? {
-                    return Err(taken());
+                if addr.port() != 0 && !takeover {
+                    becomes_free(*addr).map_err(|error| match error.kind() {
+                        io::ErrorKind::AddrInUse => taken(),
+                        _ => failed(error),
+                    })?;
                 }
                 let fd = listen::prepare(*addr, OPTIONS).map_err(failed)?;
                 let addr = listen::local_addr(fd.as_raw_fd()).map_err(failed)?;
@@ -104,17 +107,6 @@ impl fmt::Display for Listening {
             Self::Unix(_, file) => write!(f, "unix:{}", file.path.display()),
         }
     }
-}
-
-fn becomes_free(addr: SocketAddr) -> io::Result<bool> {
-    let until = Instant::now() + PORT_PATIENCE;
-    while listen::port_is_taken(addr)? {
-        if Instant::now() >= until {
-            return Ok(false);
-        }
-        std::thread::sleep(PAUSE);
-    }
-    Ok(true)
 }
 
 /// Whether somebody answers there. A socket file that a dead process left does not.

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::domain::feed::Standing;
+use crate::domain::lane::Standing;
 use crate::edge::identity::connection_id;
 use crate::runtime::clock::TICK_MS;
 use crate::runtime::entry::{ConnId, Entry, Kind, Sub};

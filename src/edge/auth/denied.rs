@@ -33,7 +33,7 @@ impl Carrier {
     }
 }
 
-/// A claim that is looked at (RFC 7519 §4.1, contract).
+/// A claim that is looked at (RFC 7519 §4.1, docs/authentication.md).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Claim {
     Subject,

@@ -1,4 +1,4 @@
-//! Tickets: what stands for a token in the URL of an EventSource, which cannot send headers (contract, "Tickets").
+//! Tickets: what stands for a token in the URL of an EventSource, which cannot send headers.
 //! Owns their life: used first within 30 s, from then on by one client address, until the token ends. Kept as digests:
 //! who reads this memory learns no ticket. Shared by all workers under a lock, for a client comes to any of them; only
 //! requests with a ticket take it.

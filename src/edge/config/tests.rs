@@ -47,7 +47,7 @@ fn told(config: Result<Config, Vec<Refusal>>) -> Vec<String> {
 }
 
 #[test]
-fn defaults_are_those_of_the_contract() {
+fn defaults_are_those_that_are_told() {
     let seconds = Duration::from_secs;
     let want = Settings {
         listen: vec![Endpoint::plain(At::Tcp("127.0.0.1:8080".parse().unwrap()))],

@@ -359,13 +359,3 @@ fn the_text_says_what_stops_and_how_much_is_held() {
         assert!(text.contains(part), "{part:?} in\n{text}");
     }
 }
-
-#[test]
-fn numbers_are_readable() {
-    for (number, want) in
-        [(0, "0"), (999, "999"), (1_000, "1,000"), (12_345, "12,345"), (1_234_567, "1,234,567")]
-    {
-        assert_eq!(Count(number).to_string(), want);
-    }
-    assert_eq!(Bytes(1).to_string(), "1 MiB");
-}

@@ -1,35 +1,13 @@
-//! WebSocket close frames (RFC 6455 §5.5.1, §7.4): every code that a peer can see, reading and writing them.
+//! WebSocket close frames (RFC 6455 §5.5.1, §7.4): reading and writing them, and the codes of what a codec refuses.
 
 use super::frame::{CONTROL_BYTES_MAX, FrameError, Opcode, write_frame};
 
-/// As asked.
-pub const NORMAL: u16 = 1000;
-/// The server goes away.
-pub const GOING_AWAY: u16 = 1001;
 /// Frames that RFC 6455 forbids.
 pub const PROTOCOL: u16 = 1002;
-/// A kind of message that is not taken here: binary in `pushline.v1`.
-pub const UNACCEPTABLE: u16 = 1003;
 /// Text that is not UTF-8.
 pub const NOT_UTF8: u16 = 1007;
-/// Raw: not allowed to do that.
-pub const POLICY: u16 = 1008;
 /// A message larger than the limit.
 pub const TOO_BIG: u16 = 1009;
-/// A fault of the server.
-pub const INTERNAL: u16 = 1011;
-/// Drain: reconnect after `reconnect_ms`.
-pub const RESTART: u16 = 1012;
-/// The server is full: try again later.
-pub const TRY_LATER: u16 = 1013;
-/// Not, or no longer, authenticated.
-pub const UNAUTHENTICATED: u16 = 4401;
-/// Not allowed on the URL's channels.
-pub const FORBIDDEN: u16 = 4403;
-/// Too slow: fell out of what the server keeps; resume with the cursor.
-pub const TOO_SLOW: u16 = 4408;
-/// Too many requests.
-pub const TOO_MANY: u16 = 4429;
 
 /// Most bytes of a reason: a control frame less the code.
 pub const REASON_BYTES_MAX: usize = CONTROL_BYTES_MAX - 2;
@@ -123,13 +101,13 @@ mod tests {
             [("short", "bye", "bye"), ("none", "", ""), ("cut between characters", &euros, &"€".repeat(41))]
         {
             let mut out = Vec::new();
-            write_close(&mut out, TOO_SLOW, reason);
+            write_close(&mut out, 4408, reason);
             assert_eq!(out[..2], [0x88, 2 + want.len() as u8], "{name}");
             assert_eq!(parse_close(&out[2..]), Ok(Close { code: Some(4408), reason: want }), "{name}");
         }
         let odd = format!("a{euros}");
         let mut out = Vec::new();
-        write_close(&mut out, TOO_SLOW, &odd);
+        write_close(&mut out, 4408, &odd);
         assert_eq!(out.len(), 4 + 121, "the cut falls inside a character and moves before it");
     }
 }
