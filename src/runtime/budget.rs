@@ -63,6 +63,8 @@ struct Waiting {
     bytes: usize,
     /// Until the client does something; not while what came is acted on, which is over in a moment.
     for_client: bool,
+    /// For the client to read, not to write.
+    writes: bool,
     evicted: bool,
 }
 
@@ -139,16 +141,17 @@ impl State {
         self.ledger.conns -= entry.counted_bytes as usize;
     }
 
-    /// Counts what a task that waits for its client holds; `place` is where it is remembered.
-    pub fn weigh_task(&mut self, place: &mut Option<u32>, fd: i32, bytes: usize) -> Held {
+    /// Counts what a task that waits for its client to write, or `writes` itself, holds; `place` is where it is remembered.
+    pub fn weigh_task(&mut self, place: &mut Option<u32>, fd: i32, bytes: usize, writes: bool) -> Held {
         let at = *place.get_or_insert_with(|| {
-            self.ledger.waiting.insert(Waiting { fd, bytes: 0, for_client: false, evicted: false }) as u32
+            let waiting = Waiting { fd, bytes: 0, for_client: false, writes, evicted: false };
+            self.ledger.waiting.insert(waiting) as u32
         });
         let Some(waiting) = self.ledger.waiting.get_mut(at as usize) else { return Held::Full };
         if waiting.evicted {
             return Held::Full;
         }
-        waiting.for_client = true;
+        (waiting.for_client, waiting.writes) = (true, writes);
         let before = std::mem::replace(&mut waiting.bytes, bytes);
         self.ledger.tasks = self.ledger.tasks + bytes - before;
         let fits = bytes <= TASK_BYTES + SMALL_BYTES || bytes <= before || self.fits();
@@ -439,11 +442,17 @@ impl State {
         }
     }
 
-    /// Ends a task's wait for its client, which it is told of by the end of its input.
+    /// Ends a task's wait for its client, which it is told of by the end of its input; or, where its answer is not read, by
+    /// that of its output.
     fn evict_task(&mut self, at: usize) {
         if let Some(waiting) = self.ledger.waiting.get_mut(at) {
             waiting.evicted = true;
-            io::shutdown_read(waiting.fd);
+            if waiting.writes {
+                io::reset_when_closed(waiting.fd);
+                io::shutdown_both(waiting.fd);
+            } else {
+                io::shutdown_read(waiting.fd);
+            }
         }
     }
 

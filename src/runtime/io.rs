@@ -292,6 +292,12 @@ pub fn shutdown_read(fd: RawFd) {
     let _ = checked(unsafe { libc::shutdown(fd, libc::SHUT_RD) });
 }
 
+/// Whoever waits for input of the peer's, or for it to take more, sees the end.
+pub fn shutdown_both(fd: RawFd) {
+    // SAFETY: no pointers.
+    let _ = checked(unsafe { libc::shutdown(fd, libc::SHUT_RDWR) });
+}
+
 /// When it is closed, what was not sent yet is thrown away, and the kernel keeps nothing of the connection.
 pub fn reset_when_closed(fd: RawFd) {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };

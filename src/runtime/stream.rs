@@ -119,7 +119,7 @@ impl Stream {
     /// [`StreamError`]; nothing that came is lost but for a broken connection.
     pub async fn read(&mut self, buffer: &mut Vec<u8>, deadline: Duration) -> Result<(), StreamError> {
         let bytes = TASK_BYTES + self.beside_bytes + buffer.capacity().max(buffer.len() + growth(buffer));
-        self.weigh(bytes)?;
+        self.weigh(bytes, false)?;
         let read = if self.socket.tls.is_some() {
             Box::pin(self.read_sealed(buffer, deadline)).await
         } else {
@@ -186,10 +186,10 @@ impl Stream {
         }
     }
 
-    /// Counts what the task holds, where it waits.
-    fn weigh(&mut self, bytes: usize) -> Result<(), StreamError> {
+    /// Counts what the task holds, where it waits for its client to write, or `writes` itself.
+    fn weigh(&mut self, bytes: usize, writes: bool) -> Result<(), StreamError> {
         let (place, fd) = (&mut self.place, self.socket.fd);
-        match self.worker.with(|state| state.weigh_task(place, fd, bytes)) {
+        match self.worker.with(|state| state.weigh_task(place, fd, bytes, writes)) {
             Held::Fits => Ok(()),
             Held::Full => Err(StreamError::Full),
         }
@@ -300,7 +300,7 @@ impl Stream {
 
     async fn write_rest(&mut self, mut rest: Vec<u8>, deadline: Duration) -> Result<(), StreamError> {
         // The caller has them too.
-        self.weigh(TASK_BYTES + self.beside_bytes + 2 * rest.len())?;
+        self.weigh(TASK_BYTES + self.beside_bytes + 2 * rest.len(), true)?;
         let until = Instant::now() + deadline;
         while !rest.is_empty() {
             let left = until.saturating_duration_since(Instant::now());
@@ -324,7 +324,13 @@ impl Stream {
                     self.reason = Reason::Stalled;
                     return Err(StreamError::Late);
                 }
-                Err(error) => return Err(self.broken(&error)),
+                Err(error) => {
+                    let broken = self.broken(&error);
+                    if self.is_evicted() {
+                        self.reason = Reason::Slow;
+                    }
+                    return Err(broken);
+                }
             }
         }
         self.worker.with(|state| state.resume_task(self.place));
