@@ -4,6 +4,7 @@
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Mutex;
 
 use crate::common::http::Conn;
 use crate::common::rng::Rng;
@@ -106,17 +107,20 @@ pub fn version_2(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
 
 /// What a server is started with, and started again with.
 pub struct Site {
-    /// The certificate's files, which are written over and over.
-    pub dir: Files,
+    /// The certificate's files, which are written over and over; not while a server starts, which would rightly refuse half
+    /// of one.
+    pub dir: Mutex<Files>,
     pub identities: [Identity; 2],
     /// The API key of honest publishers.
     pub key: String,
+    unix: PathBuf,
     args: Vec<String>,
 }
 
 impl Site {
     pub fn new(workers: &str, settings: &[&[&str]]) -> Self {
         let dir = Files::new();
+        let unix = dir.0.join("door.sock");
         let identities = [Identity::new(&["localhost"]), Identity::new(&["localhost"])];
         let (key, key_line) = api_key(&["honest", "--publish", "**"]);
         let own = [
@@ -131,9 +135,9 @@ impl Site {
         let all =
             settings.iter().flat_map(|some| some.iter().map(|setting| (*setting).to_owned())).chain(own);
         let mut args = vec!["--workers".to_owned(), workers.to_owned()];
-        args.extend(["--listen".to_owned(), format!("unix:{}", dir.0.join("door.sock").display())]);
+        args.extend(["--listen".to_owned(), format!("unix:{}", unix.display())]);
         args.extend(all.flat_map(|setting| ["--set".to_owned(), setting]));
-        Self { dir, identities, key, args }
+        Self { dir: Mutex::new(dir), unix, identities, key, args }
     }
 
     /// Started where nobody serves yet.
@@ -142,7 +146,7 @@ impl Site {
         let (plain, tls) = (server.addr(), server.tls_addrs()[0]);
         let trusted = [&self.identities[0], &self.identities[1]];
         speaks_tls(tls, client(&trusted, rustls::DEFAULT_VERSIONS));
-        (server, Doors { plain, tls, unix: self.dir.0.join("door.sock") })
+        (server, Doors { plain, tls, unix: self.unix.clone() })
     }
 
     /// Started in the place of the one that serves.
@@ -156,7 +160,9 @@ impl Site {
         let mut args = vec!["--listen", plain, "--set", &tls, "--set", &admin];
         args.extend(self.args.iter().map(String::as_str));
         args.extend(more);
+        let whole = self.dir.lock().expect("no panic under the lock");
         let mut server = Server::start_bare(&args);
+        drop(whole);
         server.expect_panics();
         server
     }

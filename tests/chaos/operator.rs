@@ -16,7 +16,7 @@ use crate::common::{DEADLINE, until};
 /// was there before.
 pub fn hang_up(world: &World, site: &Site, mut rng: Rng) {
     while world.goes_on() {
-        rng.pick(&site.identities).write(&site.dir.0, "own");
+        rng.pick(&site.identities).write(&site.dir.lock().expect("no panic under the lock").0, "own");
         let pid = world.pid();
         let done = std::process::Command::new("kill").args(["-HUP", &pid.to_string()]).status();
         if !done.expect("kill runs").success() {
@@ -41,7 +41,7 @@ pub fn take_back(world: &World, mut rng: Rng) {
 
 /// From now on, this certificate is shown.
 pub fn renew(server: &mut Server, tls: SocketAddr, site: &Site, identity: &Identity) {
-    identity.write(&site.dir.0, "own");
+    identity.write(&site.dir.lock().expect("no panic under the lock").0, "own");
     server.signal(libc::SIGHUP);
     let config = Arc::new(client(&[identity], rustls::DEFAULT_VERSIONS));
     until("the certificate that was there last", || {
