@@ -12,7 +12,7 @@ use base64::Engine;
 use common::http::{Conn, Headers, Poll, Response, ask, get, published};
 use common::server::{Server, field, message_of};
 use common::sse::Stream;
-use common::token::{self, KEYS, bearer};
+use common::token::{self, KEYS, api_key, bearer};
 use common::ws::{CLOSE, Message, Socket, V1, V1_NAME};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Value, json};
@@ -440,23 +440,10 @@ fn any_address_and_any_host_once_only_some_may_read() {
     );
 }
 
-/// The key that is printed, and the line for it.
-fn made(args: &[&str]) -> (String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_pushline"))
-        .arg("api-key")
-        .args(args)
-        .output()
-        .expect("the binary runs");
-    assert!(output.status.success(), "{output:?}");
-    let text = String::from_utf8(output.stdout).expect("UTF-8");
-    let mut lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned);
-    (lines.next().expect("a key"), lines.next().expect("a line"))
-}
-
 #[test]
 fn api_keys_publish() {
-    let (shop, shop_line) = made(&["shop", "--publish", "orders/**", "--publish", "news"]);
-    let (root, root_line) = made(&["root", "--publish", "**", "--subscribe", "**", "--delete", "**"]);
+    let (shop, shop_line) = api_key(&["shop", "--publish", "orders/**", "--publish", "news"]);
+    let (root, root_line) = api_key(&["root", "--publish", "**", "--subscribe", "**", "--delete", "**"]);
     let server = Server::start(&["--set", &format!("auth.api_keys=[{shop_line}, {root_line}]")]);
     let by = |key: &str, method: &str, target: &str| {
         ask(server.addr(), method, target, &[("Authorization", &bearer(key)), TEXT], "x")
@@ -487,7 +474,7 @@ fn api_keys_publish() {
 
 #[test]
 fn idempotency_keys_are_per_publisher() {
-    let (key, line) = made(&["anna"]);
+    let (key, line) = api_key(&["anna"]);
     let server = strict(&["--set", &format!("auth.api_keys=[{line}]")]);
     let (anna, bert) = (token::of("anna"), token::of("bert"));
     // Another token of the same subject is the same publisher.

@@ -1,43 +1,66 @@
-//! Chaos: clients that stall, cut, flood and lie, plainly and by TLS, while publishers go at full speed, honest readers leave
-//! and come back, tokens end and are taken back, configuration and certificates are loaded anew and connections' code
-//! panics. Afterwards: each honest reader has had the whole, in order; no descriptor, no place for a connection, no byte of a
-//! feed is lost; memory is back where it was.
+//! Chaos: clients that stall, cut, flood, hoard and lie, by every door (plainly, by TLS, by a unix socket, through proxies
+//! that are broken or lie themselves), while publishers go at full speed, honest readers leave and come back, tokens end and
+//! are taken back, configuration and certificates are loaded anew and connections' code panics. Afterwards: each honest
+//! reader has had the whole, in order; no descriptor, no place for a connection, no share of a quota, no byte of a feed is
+//! lost; memory is back where it was.
+//!
+//! Three worlds: one where nothing may be lost (here), one that is short of memory (`pressed`), and one where processes
+//! take each other's place (`handed_on`); in the last two each honest reader is told what it has lost.
 //!
 //! `PUSHLINE_SEED` runs the choices of a failed run again; how threads meet is the machine's choice.
-//! `PUSHLINE_CHAOS_SECONDS`: how long (default 12; minutes find more).
+//! `PUSHLINE_CHAOS_SECONDS`: how long in each world (default: 8 to 12; minutes find more).
 
 use crate::common;
 #[path = "chaos/breaker.rs"]
 mod breaker;
+#[path = "chaos/door.rs"]
+mod door;
+#[path = "chaos/forger.rs"]
+mod forger;
+#[path = "chaos/framer.rs"]
+mod framer;
+#[path = "chaos/handed_on.rs"]
+mod handed_on;
+#[path = "chaos/hoarder.rs"]
+mod hoarder;
 #[path = "chaos/honest.rs"]
 mod honest;
+#[path = "chaos/impostor.rs"]
+mod impostor;
 #[path = "chaos/liar.rs"]
 mod liar;
+#[path = "chaos/operator.rs"]
+mod operator;
+#[path = "chaos/pressed.rs"]
+mod pressed;
+#[path = "chaos/presser.rs"]
+mod presser;
+#[path = "chaos/reading.rs"]
+mod reading;
+#[path = "chaos/rest.rs"]
+mod rest;
 
-use std::net::{SocketAddr, TcpStream};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use common::admin::{Metrics, addr_of};
-use common::crowd::own_memory;
-use common::http::{ask, get, head_cursor, publish};
+use common::admin::addr_of;
+use common::http::{ask, head_cursor};
 use common::rng::{Rng, seed};
-use common::server::{Server, descriptors, field, message_of, settled};
-use common::sse::Stream;
-use common::tls::{ClientTls, Identity, TlsServer, client, speaks_tls};
-use common::{DEADLINE, token, until};
-use honest::Transport;
+use common::server::Server;
+use door::{Doors, Site};
+use liar::Trick;
+use reading::Transport;
+use rest::Rest;
 
 /// What honest readers read: a publisher each.
 const CHANNELS: usize = 3;
 const LIARS: usize = 8;
-/// Before memory is looked at: what a server takes once, whatever comes.
+/// Before memory is looked at, at least: what a server takes once, whatever comes.
 const WARM_UP: Duration = Duration::from_secs(4);
-/// Beyond what it was before, after as much again: allocators keep some of what was freed.
-const GROWTH_BYTES_MAX: usize = 12 << 20;
 
 /// Liars are soon cut off; history holds whatever honest readers may want.
 const SETTINGS: &[&str] = &[
@@ -48,46 +71,77 @@ const SETTINGS: &[&str] = &[
     "slow.kernel_bytes=68KiB",
     "limits.connections=2000",
     "limits.subscriptions=64",
-    "limits.message_bytes=16KiB",
     "timeouts.head_seconds=1",
     "timeouts.body_seconds=2",
     "timeouts.idle_seconds=3",
     "heartbeat.interval_seconds=1",
     "heartbeat.timeout_seconds=3",
-    "admin.listen=127.0.0.1:0",
-    // Honest clients are nobody in particular; liars show tokens too.
-    token::KEYS,
-    r#"auth.anonymous={ subscribe = ["**"], publish = ["**"], delete = ["**"] }"#,
 ];
 
+/// What may become of honest clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rules {
+    /// They are served at once, and get all.
+    Whole,
+    /// They may be refused and cut off, and lose what they are told is lost.
+    Told,
+}
+
 /// What all threads of a run share.
-pub struct World {
-    pub plain: SocketAddr,
-    pub tls: SocketAddr,
+struct World {
+    doors: Doors,
     /// The operators' listener.
-    pub admin: SocketAddr,
-    pub stop: AtomicBool,
+    admin: SocketAddr,
+    /// The API key of publishers.
+    key: String,
+    rules: Rules,
+    /// Of the process that serves.
+    pid: AtomicU32,
+    stop: AtomicBool,
     /// Cursors of the channels, before their first messages.
-    pub starts: Vec<String>,
+    starts: Vec<String>,
     /// Messages of each channel that were answered; honest readers go on until they have all.
-    pub published: [AtomicU64; CHANNELS],
-    pub publishers: AtomicUsize,
-    pub panics: AtomicU64,
+    published: [AtomicU64; CHANNELS],
+    publishers: AtomicUsize,
+    panics: AtomicU64,
+    /// How connections of honest clients ended otherwise than by their own will, and how often.
+    ends: Mutex<BTreeMap<String, u64>>,
 }
 
 impl World {
-    /// One of both.
-    pub fn addr(&self, which: usize) -> SocketAddr {
-        [self.plain, self.tls][which % 2]
+    fn new(server: &Server, doors: Doors, site: &Site, rules: Rules) -> Self {
+        Self {
+            doors,
+            admin: addr_of(server),
+            key: site.key.clone(),
+            rules,
+            pid: AtomicU32::new(server.pid()),
+            stop: AtomicBool::new(false),
+            starts: Vec::new(),
+            published: Default::default(),
+            publishers: AtomicUsize::new(0),
+            panics: AtomicU64::new(0),
+            ends: Mutex::default(),
+        }
     }
 
-    pub fn goes_on(&self) -> bool {
+    fn pid(&self) -> u32 {
+        self.pid.load(Ordering::SeqCst)
+    }
+
+    fn goes_on(&self) -> bool {
         !self.stop.load(Ordering::SeqCst)
     }
 
     /// The last number of a channel, once nobody publishes any more.
-    pub fn last(&self, channel: usize) -> Option<u64> {
+    fn last(&self, channel: usize) -> Option<u64> {
         (self.publishers.load(Ordering::SeqCst) == 0).then(|| self.published[channel].load(Ordering::SeqCst))
+    }
+
+    /// An honest client was refused, cut off, or told a loss.
+    fn suffers(&self, who: &dyn std::fmt::Display, how: &str) {
+        assert_eq!(self.rules, Rules::Told, "{who}: {how}");
+        *self.ends.lock().expect("no panic under the lock").entry(how.to_owned()).or_default() += 1;
     }
 }
 
@@ -101,60 +155,64 @@ fn nothing_is_lost_whatever_comes_3_workers() {
     run("3");
 }
 
+/// How long a world lasts.
+fn seconds(usual: u64) -> Duration {
+    let name = "PUSHLINE_CHAOS_SECONDS";
+    Duration::from_secs(std::env::var(name).map_or(usual, |text| text.parse().expect(name)))
+}
+
 fn run(workers: &str) {
     let seed = seed();
-    let name = "PUSHLINE_CHAOS_SECONDS";
-    let seconds = std::env::var(name).map_or(12, |text| text.parse().expect(name));
-    let mut args = vec!["--workers", workers];
-    args.extend(SETTINGS.iter().flat_map(|setting| ["--set", setting]));
-    let TlsServer { mut server, identity, tls, dir, .. } = TlsServer::start(&args);
-    server.expect_panics();
-    let identities = [identity, Identity::new(&["localhost"])];
-    speaks_tls(tls, client(&[&identities[0], &identities[1]], rustls::DEFAULT_VERSIONS));
-    let mut panics = chaos(&server, seed, WARM_UP, &identities, &dir.0);
-    forget(&server);
+    let site = Site::new(workers, &[SETTINGS, &["limits.message_bytes=16KiB"], hoarder::QUOTAS]);
+    let (mut server, doors) = site.start();
+    let mut world = World::new(&server, doors, &site, Rules::Whole);
+    let time = seconds(12);
+    chaos(&mut world, &site, &hoarder::TRICKS, seed, for_a_while(WARM_UP.max(time / 4)));
+    rest::forget(&world);
     // Whatever connections leave behind, the longer run leaves more of.
-    let (memory, before) = (until_small(&server, 0, Duration::from_secs(1)), descriptors(server.pid()));
-    panics += chaos(&server, seed + 1, Duration::from_secs(seconds), &identities, &dir.0);
-    forget(&server);
-    settled(&server, before);
-    let grown = until_small(&server, memory + GROWTH_BYTES_MAX, Duration::from_secs(15));
-    eprintln!("memory: {} KiB before, {} KiB after", memory >> 10, grown >> 10);
-    assert!(grown <= memory + GROWTH_BYTES_MAX, "{memory} bytes before, {grown} after");
-    serves(server.addr());
-    serves(tls);
-    for identity in &identities {
-        renew(&mut server, tls, identity, &dir.0);
+    let before = Rest::of(&server);
+    chaos(&mut world, &site, &hoarder::TRICKS, seed + 1, for_a_while(time));
+    rest::forget(&world);
+    hoarder::is_over(&world);
+    before.comes_back(&server);
+    rest::serves(&world);
+    for identity in &site.identities {
+        operator::renew(&mut server, world.doors.tls, &site, identity);
     }
-
     server.signal(libc::SIGTERM);
-    assert_eq!(server.wait_exit(), 0);
-    let stopped = server.wait_log(|line| message_of(line).as_deref() == Some("stopped"));
-    let count = |name: &str| field(&stopped, name).and_then(|count| count.parse::<u64>().ok());
-    assert_eq!(count("accepted"), count("closed"), "a place for a connection was lost: {stopped}");
+    let counted = rest::ends_well(&mut server);
     // Of a request whose client was gone before it was read nothing comes; of others one each.
-    let counted = count("panics").expect("a number");
+    let panics = world.panics.load(Ordering::SeqCst);
     assert!(counted <= panics && counted > 0, "{counted} of {panics} panics were counted");
 }
 
-/// Lets them all loose for so long. Gives how many panics were asked for.
-fn chaos(server: &Server, seed: u64, time: Duration, identities: &[Identity; 2], dir: &Path) -> u64 {
-    let addr = server.addr();
+/// Lets time pass, while all goes well.
+fn for_a_while(time: Duration) -> impl FnOnce(&World, &dyn Fn() -> bool) {
+    move |_, goes_well| {
+        let end = Instant::now() + time;
+        while Instant::now() < end && goes_well() {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+/// Lets them all loose while `conduct` runs, which hears whether all goes well. Some of the liars' tricks are `more`.
+fn chaos(
+    world: &mut World,
+    site: &Site,
+    more: &[Trick],
+    seed: u64,
+    conduct: impl FnOnce(&World, &dyn Fn() -> bool),
+) {
+    let addr = world.doors.plain;
     let starts = (0..CHANNELS).map(|channel| {
         ask(addr, "DELETE", &format!("/channels/{}", honest::name(channel)), &[], "").expect(204);
         head_cursor(addr, &honest::name(channel))
     });
-    let world = World {
-        plain: addr,
-        tls: server.tls_addrs()[0],
-        admin: addr_of(server),
-        stop: AtomicBool::new(false),
-        starts: starts.collect(),
-        published: Default::default(),
-        publishers: AtomicUsize::new(CHANNELS),
-        panics: AtomicU64::new(0),
-    };
-    let world = &world;
+    world.starts = starts.collect();
+    (world.published, world.publishers) = (Default::default(), AtomicUsize::new(CHANNELS));
+    world.stop = AtomicBool::new(false);
+    let world = &*world;
     std::thread::scope(|scope| {
         let mut threads = Vec::new();
         for channel in 0..CHANNELS {
@@ -169,17 +227,13 @@ fn chaos(server: &Server, seed: u64, time: Duration, identities: &[Identity; 2],
             );
         }
         for liar in 0..LIARS {
-            threads.push(scope.spawn(move || liar::lie(world, Rng::new(seed, 100 + liar as u64))));
+            threads.push(scope.spawn(move || liar::lie(world, more, Rng::new(seed, 100 + liar as u64))));
         }
-        let pid = server.pid();
-        threads.push(scope.spawn(move || hang_up(world, pid, identities, dir, Rng::new(seed, 99))));
-        threads.push(scope.spawn(move || take_back(world, Rng::new(seed, 98))));
-        let outcome = catch_unwind(AssertUnwindSafe(|| {
-            let end = Instant::now() + time;
-            while Instant::now() < end && !threads.iter().any(std::thread::ScopedJoinHandle::is_finished) {
-                std::thread::sleep(Duration::from_millis(50));
-            }
-        }));
+        threads.push(scope.spawn(move || operator::hang_up(world, site, Rng::new(seed, 99))));
+        threads.push(scope.spawn(move || operator::take_back(world, Rng::new(seed, 98))));
+        threads.push(scope.spawn(move || hoarder::hoard(world, Rng::new(seed, 97))));
+        let goes_well = || !threads.iter().any(std::thread::ScopedJoinHandle::is_finished);
+        let outcome = catch_unwind(AssertUnwindSafe(|| conduct(world, &goes_well)));
         world.stop.store(true, Ordering::SeqCst);
         let ended: Vec<_> = threads.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
         for thread in ended {
@@ -188,85 +242,7 @@ fn chaos(server: &Server, seed: u64, time: Duration, identities: &[Identity; 2],
         outcome.unwrap_or_else(|panic| resume_unwind(panic));
     });
     let published: Vec<u64> = world.published.iter().map(|count| count.load(Ordering::SeqCst)).collect();
-    eprintln!("{published:?} messages, {} panics", world.panics.load(Ordering::SeqCst));
+    let (panics, ends) = (world.panics.load(Ordering::SeqCst), world.ends.lock().expect("no panic"));
+    eprintln!("{published:?} messages, {panics} panics, {ends:?}");
     assert!(published.iter().all(|count| *count > 10), "{published:?}");
-    world.panics.load(Ordering::SeqCst)
-}
-
-/// Has the configuration loaded anew, now and then, with another certificate; or half of it, when the server still reads what
-/// was there before.
-fn hang_up(world: &World, pid: u32, identities: &[Identity; 2], dir: &Path, mut rng: Rng) {
-    while world.goes_on() {
-        rng.pick(identities).write(dir, "own");
-        let done = std::process::Command::new("kill").args(["-HUP", &pid.to_string()]).status();
-        assert!(done.expect("kill runs").success(), "the server is gone");
-        std::thread::sleep(Duration::from_millis(rng.within(50..=400) as u64));
-    }
-}
-
-/// From now on, this certificate is shown.
-fn renew(server: &mut Server, tls: SocketAddr, identity: &Identity, dir: &Path) {
-    identity.write(dir, "own");
-    server.signal(libc::SIGHUP);
-    let config = Arc::new(client(&[identity], rustls::DEFAULT_VERSIONS));
-    until("the certificate that was there last", || {
-        let mut stream = TcpStream::connect(tls).ok()?;
-        stream.set_read_timeout(Some(DEADLINE)).ok()?;
-        ClientTls::new(Arc::clone(&config), "localhost").conn.complete_io(&mut stream).ok().map(drop)
-    });
-}
-
-/// Takes the tokens of liars back, now and then.
-fn take_back(world: &World, mut rng: Rng) {
-    const JSON: &[(&str, &str)] = &[("Content-Type", "application/json")];
-    while world.goes_on() {
-        let what = format!("{{\"subject\":\"{}\"}}", liar::subject(&mut rng));
-        let answer = ask(world.admin, "POST", "/revocations", JSON, what);
-        assert!(answer.status < 500, "{answer}");
-        // What operators look at while all this goes on.
-        get(world.admin, "/metrics").expect(200);
-        std::thread::sleep(Duration::from_millis(rng.within(100..=600) as u64));
-    }
-}
-
-/// Nobody is there any more, and history is forgotten.
-fn forget(server: &Server) {
-    let addr = server.addr();
-    for channel in 0..CHANNELS {
-        ask(addr, "DELETE", &format!("/channels/{}", honest::name(channel)), &[], "").expect(204);
-    }
-    for channel in 0..liar::CHANNELS {
-        ask(addr, "DELETE", &format!("/channels/{}", liar::name(channel)), &[], "").expect(204);
-    }
-    let admin = addr_of(server);
-    // Feeds are kept for some seconds for readers that come back.
-    until("nothing is left of readers", || {
-        let metrics = Metrics::scrape(admin);
-        let left = LEFT.map(|name| metrics.sum(name, &[]));
-        left.iter().all(|count| *count == 0.0).then_some(())
-    });
-}
-
-/// What there is of readers, and must not be when they are gone.
-const LEFT: [&str; 4] =
-    ["pushline_connections", "pushline_readers", "pushline_feed_bytes", "pushline_owed_bytes"];
-
-/// Waits until memory is small enough, at most so long: feeds are kept for some seconds for readers that come back.
-fn until_small(server: &Server, bytes: usize, patience: Duration) -> usize {
-    let end = Instant::now() + patience;
-    loop {
-        get(server.addr(), "/$debug/give-back").expect(204);
-        let now = own_memory(server.pid());
-        if now <= bytes || Instant::now() > end {
-            return now;
-        }
-        std::thread::sleep(Duration::from_millis(200));
-    }
-}
-
-fn serves(addr: SocketAddr) {
-    get(addr, "/readyz").expect(200);
-    let mut stream = Stream::open(addr, "/channels/after");
-    publish(addr, "after", "all is well");
-    assert_eq!(stream.texts(1), ["all is well"]);
 }

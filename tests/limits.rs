@@ -2,11 +2,19 @@
 
 use crate::common;
 
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
-use common::http::{AT_ONCE, Conn, End, Poll, Response, ask, get, head_cursor, poll, publish, timed};
+use common::access::{ACCESS_LOG, AccessLog};
+use common::admin::{Metrics, addr_of};
+use common::cost::cpu;
+use common::http::{
+    AT_ONCE, Conn, End, Poll, Response, ask, get, head_cursor, poll, publish, published, timed,
+};
 use common::server::Server;
+use common::sse::Stream;
 use common::until;
+use serde_json::Value;
 
 #[test]
 fn a_slow_head_is_408() {
@@ -159,6 +167,102 @@ fn over_the_connection_limit_closed_without_an_answer() {
         conn.try_send_raw("GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").ok()?;
         conn.try_read_response().ok().filter(|answer: &Response| answer.status == 200)
     });
+}
+
+/// Started with few, a worker takes what leaves it enough for itself.
+#[test]
+fn as_many_connections_as_open_files_allow() {
+    let ulimit = ["sh", "-c", "ulimit -n 100 && exec \"$@\"", "sh"];
+    let mut args = vec!["--listen", "127.0.0.1:0", "--workers", "1"];
+    args.extend(["--set", "admin.listen=127.0.0.1:0"]);
+    let server = Server::start_under(&ulimit, &args);
+    let served: Vec<Conn> = (0..60).filter_map(|_| served(server.addr())).collect();
+    assert_eq!(served.len(), 100 - 64);
+    let metrics = Metrics::scrape(addr_of(&server));
+    assert_eq!(metrics.sum("pushline_refusals_total", &[("reason", "connections")]), 24.0);
+    assert_eq!(metrics.sum("pushline_refusals_total", &[]), 24.0);
+}
+
+/// A connection that is served; `None`: it was closed without an answer.
+fn served(addr: SocketAddr) -> Option<Conn> {
+    let mut conn = Conn::try_open(addr).ok()?;
+    conn.try_send("GET", "/healthz", &[], "").ok()?;
+    let answer = conn.try_read_response();
+    assert!(conn.ahead().is_empty(), "{:?}", String::from_utf8_lossy(conn.ahead()));
+    answer.ok().map(|answer| drop(answer.expect(200)))?;
+    Some(conn)
+}
+
+/// The table of open files is full, for something else has taken what was left: whoever comes is closed and told so by
+/// that, whoever is there is served, and when some leave others may come.
+#[test]
+fn when_open_files_run_out_newcomers_are_closed_and_the_others_served() {
+    for (files, workers) in [("shared", "1"), ("shared", "2"), ("per-worker", "2")] {
+        let mut args = vec!["--workers", workers, "--files", files, "--set", "admin.listen=127.0.0.1:0"];
+        args.extend(ACCESS_LOG);
+        let server = Server::start(&args);
+        let addr = server.addr();
+        let mut operator = Conn::open(addr_of(&server));
+        let mut refusals = |reason: Option<&str>| {
+            let labels: Vec<(&str, &str)> = reason.iter().map(|reason| ("reason", *reason)).collect();
+            Metrics::of(&operator.get("/metrics")).sum("pushline_refusals_total", &labels)
+        };
+        let mut stream = Stream::open(addr, "/channels/there");
+        let mut there: Vec<Conn> = (0..20).map(|_| served(addr).expect("there is room")).collect();
+        open_files(server.pid(), leaving_room_for(4, server.pid()));
+        let mut refused = 0;
+        // When some leave there is room for as many, and it runs out again.
+        for turn in 0..3 {
+            let began = (Instant::now(), cpu(server.pid()));
+            let before = refused;
+            until("it runs out", || {
+                match served(addr) {
+                    Some(conn) => there.push(conn),
+                    None => refused += 1,
+                }
+                (refused == before + 5).then_some(())
+            });
+            let (took, used) = (began.0.elapsed(), cpu(server.pid()) - began.1);
+            assert!(used < took / 2 + Duration::from_millis(200), "{used:?} of CPU in {took:?}");
+            until("it is counted", || (refusals(Some("files")) == f64::from(refused)).then_some(()));
+            assert_eq!(refusals(None), f64::from(refused), "and as nothing else");
+            for conn in &mut there {
+                conn.get("/healthz").expect(200);
+            }
+            let text = format!("{files} {turn}");
+            published(&there[0].request("POST", "/channels/there", &[("Content-Type", "text/plain")], &text));
+            assert_eq!(stream.message().data, text);
+            there.truncate(10);
+        }
+        let log = AccessLog::of(&server);
+        until("each has its line", || {
+            let fits = |line: &Value| line["type"] == "refused" && line["reason"] == "full";
+            (log.lines().iter().filter(|line| fits(line)).count() == refused as usize).then_some(())
+        });
+        until("newcomers are served", || served(addr));
+    }
+}
+
+/// From now on the process may have no descriptor of this number, or above.
+#[allow(unsafe_code)]
+fn open_files(pid: u32, max: u64) {
+    let limit = libc::rlimit { rlim_cur: max, rlim_max: max };
+    let pid = i32::try_from(pid).expect("a pid");
+    // SAFETY: `limit` lives through the call, and the old one is not asked for.
+    let done = unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, &raw const limit, std::ptr::null_mut()) };
+    assert_eq!(done, 0, "prlimit: {}", std::io::Error::last_os_error());
+}
+
+/// The limit on open files that leaves room for so many in the fullest of its tables.
+fn leaving_room_for(files: usize, pid: u32) -> u64 {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("a running process").flatten();
+    let tables = tasks.filter_map(|task| std::fs::read_dir(task.path().join("fd")).ok());
+    let limits = tables.map(|table| {
+        let open: Vec<u64> =
+            table.flatten().filter_map(|file| file.file_name().to_string_lossy().parse().ok()).collect();
+        (0..).filter(|number| !open.contains(number)).nth(files).expect("numbers have no end")
+    });
+    limits.max().expect("a thread")
 }
 
 #[test]

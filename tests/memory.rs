@@ -273,6 +273,30 @@ fn begun_messages_of_websockets_are_refused_with_1013() {
     recovers(addr);
 }
 
+/// Answers that nobody reads are given up for others, however long their clients might have had.
+#[test]
+fn answers_that_are_not_read_are_let_go() {
+    let server = server(&["--set", "history.bytes=4MiB", "--set", "slow.kernel_bytes=66KiB"]);
+    let addr = server.addr();
+    let text = "x".repeat(LARGEST - 10);
+    for n in 0..40 {
+        publish(addr, &format!("big/{}", n % 2), &text);
+    }
+    let unread: Vec<TcpStream> = (0..150)
+        .map(|n| {
+            let socket = TcpStream::connect(addr).expect("room");
+            receive_buffer(&socket, 4_096);
+            let target = format!("/channels/big/{}?limit=20", n % 2);
+            (&socket).write_all(&wire(addr, "GET", &target, &[], b"")).expect("sent");
+            socket
+        })
+        .collect();
+    server.wait_log(|line| field(line, "pressure").as_deref() == Some("full"));
+    recovers(addr);
+    server.wait_log(|line| field(line, "reason").as_deref() == Some("slow"));
+    drop(unread);
+}
+
 /// What v1 connections wait for until their token comes is counted.
 #[test]
 fn channels_that_wait_for_a_token_are_counted() {

@@ -154,12 +154,15 @@ impl Worker {
         taken
     }
 
-    /// The table of open files is full. One descriptor was kept for this: whoever waits is told by the close, and does not
-    /// fill the queue for those who might be served.
+    /// The table of open files is full, whether anybody waits or not. One descriptor was kept for this: whoever waits is told
+    /// by the close, and does not fill the queue for those who might be served.
     fn refuse_for_files(self: &Rc<Self>, listener: RawFd, spare: &mut Option<EventFd>) {
         drop(spare.take());
-        if let Ok(Some((client, peer))) = listen::accept_nonblocking(listener, true) {
-            drop(client);
+        let Ok(waiting) = listen::accept_nonblocking(listener, true) else { return };
+        let refused = waiting.map(|(_, peer)| peer);
+        // At once: where workers share the table, another's newcomer would have it.
+        *spare = EventFd::new().ok();
+        if let Some(peer) = refused {
             self.with(|state| {
                 state.stats().refuse(Refusal::Files);
                 state.tell_refused(peer, Reason::Full);

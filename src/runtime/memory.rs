@@ -134,6 +134,8 @@ pub struct Memory {
     pressure: AtomicU8,
     /// Ticks for which the kernel has told of more than may be taken: what was freed a moment ago is about to be given back.
     over_ticks: AtomicU8,
+    /// What history may take at most because the kernel tells of more than may be taken.
+    history_cap: AtomicUsize,
     /// All workers were asked in this tick to give back what they have freed.
     others_asked: AtomicBool,
 }
@@ -150,6 +152,7 @@ impl Memory {
             resident: AtomicUsize::new(0),
             pressure: AtomicU8::new(0),
             over_ticks: AtomicU8::new(0),
+            history_cap: AtomicUsize::new(usize::MAX),
             others_asked: AtomicBool::new(false),
         }
     }
@@ -237,9 +240,13 @@ impl Memory {
         !self.others_asked.swap(true, Ordering::Relaxed)
     }
 
-    /// A tick has passed: all may be asked again, and a figure of the kernel that stays too large counts.
+    /// A tick has passed: all may be asked again, and a figure of the kernel that stays too large counts. History is less by
+    /// a part for each tick of that, before anybody is refused and for as long as somebody would be: what allocators keep
+    /// between what is in use comes back only with that.
     pub fn on_tick(&self) {
         let is_over = self.resident_bytes() >= self.bytes_max / 16 * 17;
+        let history_cap = if is_over { self.sums().history / 8 * 7 } else { usize::MAX };
+        self.history_cap.store(history_cap, Ordering::Relaxed);
         let ticks = self.over_ticks.load(Ordering::Relaxed);
         self.over_ticks.store(if is_over { ticks.saturating_add(1) } else { 0 }, Ordering::Relaxed);
         self.others_asked.store(false, Ordering::Relaxed);
@@ -254,7 +261,8 @@ impl Memory {
     /// What all history may take, beside what others take.
     pub fn history_max(&self, sums: &Sums) -> usize {
         let taken = sums.others.saturating_add(sums.feeds).saturating_add_signed(sums.correction);
-        self.left(taken).min(self.history_bytes_max)
+        let cap = self.history_cap.load(Ordering::Relaxed).max(self.bytes_max / 16);
+        self.left(taken).min(self.history_bytes_max).min(cap)
     }
 
     /// What all feeds may take. Together with history they have what others leave.
@@ -375,6 +383,27 @@ mod tests {
             assert_eq!(memory.judge(&memory.sums()), (before, now), "{resident}");
             before = now;
         }
+    }
+
+    /// Down to what it has in any case, and not for longer than that.
+    #[test]
+    fn history_goes_while_the_machine_says_too_much() {
+        let memory = memory(part(16, 0, 1));
+        memory.correct(34 * MIB);
+        assert_eq!(memory.history_max(&memory.sums()), 15 * MIB);
+        for history in [16, 12, 8, 4] {
+            memory.tell(0, part(history, 0, 1));
+            memory.correct(34 * MIB);
+            memory.on_tick();
+            let want = (history * MIB / 8 * 7).min(15 * MIB);
+            assert_eq!(memory.history_max(&memory.sums()), want, "{history}");
+        }
+        memory.tell(0, part(2, 0, 1));
+        memory.on_tick();
+        assert_eq!(memory.history_max(&memory.sums()), 2 * MIB);
+        memory.correct(33 * MIB);
+        memory.on_tick();
+        assert_eq!(memory.history_max(&memory.sums()), 15 * MIB);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::*;
 /// carrier, good and bad, and tickets: none of them stands in any of it.
 #[test]
 fn no_token_or_ticket_is_ever_told() {
-    let (key, line) = made(&["shop"]);
+    let (key, line) = api_key(&["shop"]);
     let api_keys = format!("auth.api_keys=[{line}]");
     let loud =
         ["--set", "log.level=trace", "--set", "access_log.to=stderr", "--set", "admin.listen=127.0.0.1:0"];

@@ -2,11 +2,9 @@
 //! of a byte each; keys that are renewed without end.
 
 use std::io::Write as _;
-use std::net::TcpStream;
 use std::time::Duration;
 
 use super::liar::{Liar, Trick};
-use crate::common::tls::ClientTls;
 
 pub const TRICKS: [Trick; 9] = [
     |liar| liar.cuts_a_handshake(),
@@ -55,12 +53,11 @@ impl Liar<'_> {
     fn floods_handshakes(&mut self) {
         let mut begun = Vec::new();
         for _ in 0..self.rng.within(1..=30) {
-            let Ok(mut stream) = TcpStream::connect(self.addr) else { break };
-            let Some(mut tls) = ClientTls::of(self.addr) else { break };
+            let mut conn = self.another();
             let mut hello = Vec::new();
-            tls.conn.write_tls(&mut hello).expect("a vector");
-            let _ = stream.write_all(&hello);
-            begun.push(stream);
+            conn.tls().conn.write_tls(&mut hello).expect("a vector");
+            let _ = conn.stream().write_all(&hello);
+            begun.push(conn);
         }
         self.wait(100);
     }

@@ -5,13 +5,11 @@ use std::io::Write as _;
 use std::net::{Shutdown, SocketAddr};
 use std::time::{Duration, Instant};
 
-use serde_json::json;
-
-use super::{World, breaker};
+use super::door::Door;
+use super::{World, breaker, forger, framer, impostor};
 use crate::common::http::{Conn, wire};
 use crate::common::receive_buffer;
 use crate::common::rng::Rng;
-use crate::common::token;
 use crate::common::ws::{self, masked};
 
 /// Channels that liars publish to, and read.
@@ -26,18 +24,27 @@ pub fn subject(rng: &mut Rng) -> String {
     format!("liar-{}", rng.below(5))
 }
 
+/// Liars' addresses begin with this one, and are so many.
+const LIARS: usize = 100;
+const ADDRESSES: usize = 3;
+/// How long a socket may take what is written to it.
+const MOMENT: Duration = Duration::from_millis(100);
+
 /// One connection of a liar's.
 pub struct Liar<'r> {
     pub conn: Conn,
-    /// Where it came to.
+    /// What it calls its host.
     pub addr: SocketAddr,
+    pub door: Door,
+    /// Its address.
+    pub who: u8,
     pub rng: &'r mut Rng,
     pub world: &'r World,
 }
 
 pub type Trick = fn(&mut Liar<'_>);
 
-const TRICKS: [Trick; 20] = [
+const TRICKS: [Trick; 12] = [
     |liar| liar.says_nothing(),
     |liar| liar.cuts_a_request(),
     |liar| liar.drips(),
@@ -48,40 +55,57 @@ const TRICKS: [Trick; 20] = [
     |liar| liar.floods_requests(),
     |liar| liar.publishes_and_hangs_up(),
     |liar| liar.stops_reading_a_stream(),
-    |liar| liar.stops_reading_a_socket(),
     |liar| liar.reads_by_the_byte(),
-    |liar| liar.breaks_frames(),
-    |liar| liar.floods_pings(),
-    |liar| liar.floods_fragments(),
-    |liar| liar.floods_subscriptions(),
     |liar| liar.asks_for_a_panic(),
-    |liar| liar.outstays_its_token(),
-    |liar| liar.shows_a_bad_token(),
-    |liar| liar.hoards_tickets(),
 ];
 
-pub fn lie(world: &World, mut rng: Rng) {
+/// Lies until it is over, in all ways that there are and in some `more`.
+pub fn lie(world: &World, more: &[Trick], mut rng: Rng) {
+    let usual = [&TRICKS[..], &framer::TRICKS, &forger::TRICKS].concat();
     while world.goes_on() {
-        let by_tls = rng.once_in(2);
-        let addr = if by_tls { world.tls } else { world.plain };
-        // By TLS the same, inside of it; or TLS itself is lied to.
-        let breaks_tls = by_tls && rng.once_in(3);
-        let trick = *rng.pick(if breaks_tls { &breaker::TRICKS[..] } else { &TRICKS[..] });
-        let Ok(conn) = Conn::try_open(addr) else {
-            panic!("the server does not take connections any more");
+        let door = *rng.pick(&Door::ALL);
+        let who = u8::try_from(LIARS + rng.below(ADDRESSES)).expect("few");
+        // A proxy that lies does so before anything else.
+        let is_impostor = door.is_behind_proxy() && rng.once_in(4);
+        let tricks = if is_impostor {
+            &impostor::TRICKS[..]
+        } else if rng.once_in(4) {
+            more
+        } else if door.is_tls() && rng.once_in(3) {
+            &breaker::TRICKS[..]
+        } else {
+            &usual
         };
-        let mut liar = Liar { conn, addr, rng: &mut rng, world };
+        let trick = *rng.pick(tricks);
+        let conn =
+            if is_impostor { world.doors.knock(door, who) } else { world.doors.enter(door, who, &mut rng) };
+        let mut liar = Liar::new(world, conn.expect("the server takes connections"), door, who, &mut rng);
         trick(&mut liar);
         liar.leave();
     }
 }
 
+impl<'r> Liar<'r> {
+    pub fn new(world: &'r World, conn: Conn, door: Door, who: u8, rng: &'r mut Rng) -> Self {
+        Self { addr: conn.addr(), conn, door, who, rng, world }
+    }
+}
+
 impl Liar<'_> {
+    /// One more connection, by the same door.
+    pub fn another(&mut self) -> Conn {
+        let conn = self.world.doors.enter(self.door, self.who, self.rng);
+        let mut conn = conn.expect("the server takes connections");
+        conn.set_timeout(MOMENT);
+        let _ = conn.stream().set_write_timeout(Some(MOMENT));
+        conn
+    }
+
     /// In one of the ways that a connection may end.
-    fn leave(mut self) {
+    pub fn leave(mut self) {
         match self.rng.below(4) {
             0 => self.conn.abort(),
-            1 if self.addr == self.world.tls && self.rng.once_in(2) => self.conn.close_notify(),
+            1 if self.door.is_tls() && self.rng.once_in(2) => self.conn.close_notify(),
             1 => {
                 let _ = self.conn.stream().shutdown(Shutdown::Write);
                 self.listen(Duration::from_millis(20));
@@ -106,7 +130,7 @@ impl Liar<'_> {
     }
 
     fn hurry(&self) {
-        let _ = self.conn.stream().set_write_timeout(Some(Duration::from_millis(100)));
+        let _ = self.conn.stream().set_write_timeout(Some(MOMENT));
     }
 
     /// Reads, and forgets, for so long or to the end. False: it ended.
@@ -131,7 +155,7 @@ impl Liar<'_> {
         std::thread::sleep(Duration::from_millis(self.rng.within(0..=ms_max) as u64));
     }
 
-    fn target(&mut self) -> String {
+    pub fn target(&mut self) -> String {
         format!("/channels/{}", name(self.rng.below(CHANNELS)))
     }
 
@@ -155,7 +179,7 @@ impl Liar<'_> {
     }
 
     /// Becomes a WebSocket. False: it was not let.
-    fn upgrade(&mut self, v1: bool) -> bool {
+    pub fn upgrade(&mut self, v1: bool) -> bool {
         let headers: &[(&str, &str)] = if v1 { &[("Sec-WebSocket-Protocol", ws::V1_NAME)] } else { &[] };
         let request = ws::request(self.addr, &self.target(), headers);
         self.say(&request) && self.listen(Duration::from_millis(30))
@@ -248,26 +272,6 @@ impl Liar<'_> {
         }
     }
 
-    fn stops_reading_a_socket(&mut self) {
-        receive_buffer(self.conn.stream(), 4 * 1024);
-        let is_v1 = self.rng.once_in(2);
-        if self.upgrade(is_v1) {
-            // What comes back to it piles up.
-            for _ in 0..self.rng.within(1..=200) {
-                let frame = if is_v1 {
-                    let body = "v".repeat(self.rng.by_scale(12));
-                    json!({"type": "publish", "channel": "liar/2", "data": body, "seq": 1}).to_string()
-                } else {
-                    "u".repeat(self.rng.by_scale(12))
-                };
-                if !self.say(&masked(true, ws::TEXT, frame.as_bytes())) {
-                    break;
-                }
-            }
-            self.wait(1_500);
-        }
-    }
-
     fn reads_by_the_byte(&mut self) {
         receive_buffer(self.conn.stream(), 4 * 1024);
         let target = format!("{}?history=1000", self.target());
@@ -280,113 +284,6 @@ impl Liar<'_> {
             let _ = self.conn.stream().read(&mut byte);
             std::thread::sleep(Duration::from_millis(3));
         }
-    }
-
-    fn breaks_frames(&mut self) {
-        let v1 = self.rng.once_in(2);
-        if !self.upgrade(v1) {
-            return;
-        }
-        let broken: [&[u8]; 8] = [
-            // Unmasked; a reserved bit; an opcode that is none; a ping of 126 bytes; a length the long way; a
-            // continuation of nothing; a length of 2^63; text that is not UTF-8.
-            &[0x81, 0x01, b'a'],
-            &[0xc1, 0x80, 0, 0, 0, 0],
-            &[0x83, 0x80, 0, 0, 0, 0],
-            &[0x89, 0xfe, 0, 126, 0, 0, 0, 0],
-            &[0x81, 0xfe, 0, 1, 0, 0, 0, 0, b'a'],
-            &[0x80, 0x80, 0, 0, 0, 0],
-            &[0x82, 0xff, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
-            &[0x81, 0x82, 0, 0, 0, 0, 0xff, 0xfe],
-        ];
-        let frame = *self.rng.pick(&broken);
-        self.say(frame);
-        self.listen(Duration::from_millis(100));
-    }
-
-    fn floods_pings(&mut self) {
-        if self.upgrade(false) {
-            let pings: Vec<u8> = (0..2_000).flat_map(|_| masked(true, ws::PING, b"are you there")).collect();
-            self.say(&pings);
-            self.wait(300);
-        }
-    }
-
-    fn floods_fragments(&mut self) {
-        if self.upgrade(false) {
-            let mut fragments = masked(false, ws::TEXT, b"a");
-            for _ in 0..2_000 {
-                fragments.extend(masked(false, 0, b"b"));
-            }
-            self.say(&fragments);
-            self.wait(300);
-        }
-    }
-
-    fn floods_subscriptions(&mut self) {
-        if !self.upgrade(true) {
-            return;
-        }
-        for _ in 0..300 {
-            let channel = format!("liar/{}", self.rng.below(200));
-            let kind = if self.rng.once_in(2) { "subscribe" } else { "unsubscribe" };
-            let frame = json!({"type": kind, "channel": channel}).to_string();
-            if !self.say(&masked(true, ws::TEXT, frame.as_bytes())) {
-                return;
-            }
-        }
-        self.listen(Duration::from_millis(200));
-    }
-
-    /// A token that ends, or is taken back, while it is used.
-    fn outstays_its_token(&mut self) {
-        let subject = subject(self.rng);
-        let until = token::now_s() + self.rng.within(1..=3) as u64;
-        let token = token::of(&subject).until(until).sign();
-        let target = self.target();
-        if self.rng.once_in(2) {
-            let headers = [("Accept", "text/event-stream"), ("Authorization", &*token::bearer(&token))];
-            let request = wire(self.addr, "GET", &target, &headers, b"");
-            self.say(&request);
-        } else {
-            let request = ws::request(self.addr, &format!("{target}?token={token}"), &[]);
-            self.say(&request);
-        }
-        for _ in 0..self.rng.within(1..=30) {
-            if !self.listen(Duration::from_millis(100)) || !self.world.goes_on() {
-                return;
-            }
-        }
-    }
-
-    fn shows_a_bad_token(&mut self) {
-        let good = token::of("liar-0").sign();
-        let ended = token::of("liar-0").until(token::now_s() - 10).sign();
-        let (head, signature) = good.rsplit_once('.').unwrap_or_default();
-        let forged = format!("{head}.{}", signature.chars().rev().collect::<String>());
-        let none = format!("eyJhbGciOiJub25lIn0.{}.", head.split('.').nth(1).unwrap_or_default());
-        let long = "x".repeat(self.rng.by_scale(15));
-        let tokens = [ended, forged, none, long, String::new(), ".".into(), "..".into(), "\u{1}".into()];
-        let token = self.rng.pick(&tokens).clone();
-        let request = if self.rng.once_in(2) {
-            let bearer = token::bearer(&token);
-            wire(self.addr, "GET", &self.target(), &[("Authorization", &bearer)], b"")
-        } else {
-            ws::request(self.addr, &format!("{}?token={token}", self.target()), &[])
-        };
-        self.say(&request);
-        self.listen(Duration::from_millis(50));
-    }
-
-    fn hoards_tickets(&mut self) {
-        let bearer = token::bearer(&token::of(&subject(self.rng)).sign());
-        let request = wire(self.addr, "POST", "/tickets", &[("Authorization", &bearer)], b"");
-        for _ in 0..self.rng.within(1..=100) {
-            if !self.say(&request) {
-                return;
-            }
-        }
-        self.listen(Duration::from_millis(100));
     }
 
     fn asks_for_a_panic(&mut self) {

@@ -81,8 +81,14 @@ impl Conn {
     ///
     /// # Panics
     /// When the server does not accept.
-    #[allow(unsafe_code)]
     pub fn open_as(last: u8, addr: SocketAddr) -> Self {
+        Self::try_open_as(last, addr).expect("the server accepts")
+    }
+
+    /// # Errors
+    /// Those of bind and connect.
+    #[allow(unsafe_code)]
+    pub fn try_open_as(last: u8, addr: SocketAddr) -> io::Result<Self> {
         use std::os::fd::FromRawFd;
         let SocketAddr::V4(to) = addr else { panic!("{addr} is no IPv4 address") };
         let place = |octets: [u8; 4], port: u16| libc::sockaddr_in {
@@ -102,13 +108,19 @@ impl Conn {
         let fd = std::os::fd::AsRawFd::as_raw_fd(&stream);
         // SAFETY: `own` has the size given and lives through the call.
         let bound = unsafe { libc::bind(fd, (&raw const own).cast(), bytes) };
-        assert_eq!(bound, 0, "bind: {}", io::Error::last_os_error());
+        if bound != 0 {
+            return Err(io::Error::last_os_error());
+        }
         // SAFETY: the same of `to`.
         let connected = unsafe { libc::connect(fd, (&raw const to).cast(), bytes) };
-        assert_eq!(connected, 0, "connect: {}", io::Error::last_os_error());
-        stream.set_read_timeout(Some(DEADLINE)).expect("a timeout above zero");
-        stream.set_nodelay(true).expect("a TCP socket");
-        Self { stream, tls: None, addr, ahead: Vec::new(), asked: VecDeque::new() }
+        if connected != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        stream.set_read_timeout(Some(DEADLINE))?;
+        stream.set_write_timeout(Some(DEADLINE))?;
+        stream.set_nodelay(true)?;
+        let tls = ClientTls::of(addr).map(Box::new);
+        Ok(Self { stream, tls, addr, ahead: Vec::new(), asked: VecDeque::new() })
     }
 
     /// A connection by a unix socket. What is called its address is only what it says as its host.
@@ -125,6 +137,11 @@ impl Conn {
         stream.set_write_timeout(Some(DEADLINE))?;
         let addr = SocketAddr::from(([127, 0, 0, 1], 80));
         Ok(Self { stream, tls: None, addr, ahead: Vec::new(), asked: VecDeque::new() })
+    }
+
+    /// What it calls its host.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
     }
 
     pub fn stream(&self) -> &TcpStream {
@@ -154,9 +171,23 @@ impl Conn {
     /// Sends a request; its answer is read by [`Conn::read_response`]. Adds `Host`, and `Content-Length` to a body or
     /// a POST, unless given.
     pub fn send(&mut self, method: &str, target: &str, headers: Headers, body: impl AsRef<[u8]>) {
+        self.try_send(method, target, headers, body).expect("the server reads");
+    }
+
+    /// As [`Conn::send`], to a server that may have hung up.
+    ///
+    /// # Errors
+    /// Those of write.
+    pub fn try_send(
+        &mut self,
+        method: &str,
+        target: &str,
+        headers: Headers,
+        body: impl AsRef<[u8]>,
+    ) -> io::Result<()> {
         let wire = wire(self.addr, method, target, headers, body.as_ref());
         self.asked.push_back(method.to_owned());
-        self.send_raw(wire);
+        self.try_send_raw(wire)
     }
 
     /// Sends a request and reads its answer.
@@ -194,14 +225,13 @@ impl Conn {
     /// Those of read; `UnexpectedEof` when the connection was closed before the answer's end.
     pub fn try_read_response(&mut self) -> io::Result<Response> {
         let method = self.asked.pop_front().unwrap_or_default();
-        let mut response = self.try_read_head()?;
+        let mut response = self.next_head()?;
         response.body = self.read_body(&method, &response)?;
         Ok(response)
     }
 
     /// The head of the next final answer; its body is left to the caller (a stream, say).
     pub fn read_head(&mut self) -> Response {
-        self.asked.pop_front();
         self.try_read_head().unwrap_or_else(|error| {
             panic!("no head: {error}; read so far: {:?}", String::from_utf8_lossy(&self.ahead))
         })
@@ -331,7 +361,16 @@ impl Conn {
         assert_eq!(done, 0, "SO_LINGER: {}", io::Error::last_os_error());
     }
 
-    fn try_read_head(&mut self) -> io::Result<Response> {
+    /// As [`Conn::read_head`], from a server that may have hung up.
+    ///
+    /// # Errors
+    /// Those of read; `UnexpectedEof` when the connection was closed before the head's end.
+    pub fn try_read_head(&mut self) -> io::Result<Response> {
+        self.asked.pop_front();
+        self.next_head()
+    }
+
+    fn next_head(&mut self) -> io::Result<Response> {
         let mut interim = Vec::new();
         loop {
             let head = self.take_through(b"\r\n\r\n")?;

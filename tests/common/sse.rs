@@ -2,7 +2,7 @@
 //! Owns the parse as browsers do it, and the lines as they came. Never reconnects.
 
 use std::collections::VecDeque;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -222,20 +222,27 @@ impl Stream {
     #[track_caller]
     #[allow(clippy::option_option)]
     pub fn item_within(&mut self, patience: Duration) -> Option<Option<Item>> {
+        self.try_item_within(patience).unwrap_or_else(|error| panic!("the stream broke: {error}"))
+    }
+
+    /// # Errors
+    /// Those of read.
+    #[allow(clippy::option_option)]
+    pub fn try_item_within(&mut self, patience: Duration) -> io::Result<Option<Option<Item>>> {
         self.conn.set_timeout(patience);
         loop {
             let ahead = self.conn.take(self.conn.ahead().len()).expect("bytes already read");
             self.parser.push(&ahead, &mut self.items);
             if let Some(item) = self.items.pop_front() {
-                return Some(Some(item));
+                return Ok(Some(Some(item)));
             }
             match self.conn.fill() {
-                Ok(0) => return Some(None),
+                Ok(0) => return Ok(Some(None)),
                 Ok(_) => {}
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                    return None;
+                    return Ok(None);
                 }
-                Err(error) => panic!("the stream broke: {error}"),
+                Err(error) => return Err(error),
             }
         }
     }

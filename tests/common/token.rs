@@ -1,6 +1,7 @@
 //! Tokens as an application's back end makes them, and what a server needs to take them.
-//! Owns one key. Never checks what a server makes of a token.
+//! Owns one key, and has the server's own command make API keys. Never checks what a server makes of a token.
 
+use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
@@ -65,4 +66,17 @@ impl Token {
 /// The value of `Authorization` for a token.
 pub fn bearer(token: &str) -> String {
     format!("Bearer {token}")
+}
+
+/// An API key as `pushline api-key` prints it, and the element of `auth.api_keys` for it.
+pub fn api_key(args: &[&str]) -> (String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_pushline"))
+        .arg("api-key")
+        .args(args)
+        .output()
+        .expect("the binary runs");
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    let mut lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned);
+    (lines.next().expect("a key"), lines.next().expect("a line"))
 }

@@ -161,7 +161,15 @@ impl Socket {
     /// # Errors
     /// The answer, when it is not `101`.
     pub fn of(mut conn: Conn) -> Result<Self, Box<Response>> {
-        let mut head = conn.read_head();
+        let head = conn.read_head();
+        Self::of_head(conn, head)
+    }
+
+    /// The same, the answer's head having been read.
+    ///
+    /// # Errors
+    /// The answer, when it is not `101`.
+    pub fn of_head(mut conn: Conn, mut head: Response) -> Result<Self, Box<Response>> {
         if head.status != 101 {
             let length = head.get("content-length").and_then(|length| length.parse().ok());
             head.body = conn.take(length.unwrap_or(0)).unwrap_or_default();
