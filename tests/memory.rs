@@ -297,6 +297,65 @@ fn answers_that_are_not_read_are_let_go() {
     drop(unread);
 }
 
+/// Requests under way are few at a time, however many come at once: the others wait unread, and all are answered.
+#[test]
+fn polls_of_many_channels_at_once_take_turns() {
+    const CLIENTS: usize = 2_000;
+    let server = server(&[]);
+    let addr = server.addr();
+    let names: Vec<String> = (0..64).map(|number| format!("{number:0182}")).collect();
+    let ask = wire(addr, "GET", &format!("/channels/{}", names.join(",")), &[], b"");
+    let mut crowd = Crowd::new();
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        let client = TcpStream::connect(addr).expect("room");
+        crowd.add(client.try_clone().expect("a descriptor"));
+        clients.push(client);
+    }
+    let peak = Peak::watch(server.pid());
+    let mut answered = 0;
+    let ((), waited) = bystander(addr, || {
+        clients.iter().for_each(|client| {
+            let _ = (&*client).write_all(&ask);
+        });
+        until("all are answered", || {
+            crowd.listen(Duration::from_millis(200), |_: usize, heard: Heard<'_>| {
+                if let Heard::Bytes(bytes) = heard {
+                    answered += memchr::memmem::find_iter(bytes, b"HTTP/1.1 200 ").count();
+                }
+            });
+            (answered == CLIENTS).then_some(())
+        });
+    });
+    assert!(waited < AT_ONCE, "{waited:?}");
+    within(peak);
+    assert_eq!(pressures(&server), Vec::<String>::new(), "far from the budget");
+}
+
+/// A small batch may have a large answer: it is counted, and given up for others when nobody reads it.
+#[test]
+fn batches_whose_answers_are_not_read_are_let_go() {
+    let server = server(&["--set", "slow.kernel_bytes=66KiB"]);
+    let addr = server.addr();
+    let peak = Peak::watch(server.pid());
+    // Refused, each with its reason: ten times what was asked.
+    let body = "{\"no\":1}\n".repeat(60_000);
+    let batch = wire(addr, "POST", "/publish", &[("Content-Type", "application/x-ndjson")], body.as_bytes());
+    let unread: Vec<TcpStream> = (0..40)
+        .map(|_| {
+            let socket = TcpStream::connect(addr).expect("room");
+            receive_buffer(&socket, 4_096);
+            socket.set_write_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+            let _ = (&socket).write_all(&batch);
+            socket
+        })
+        .collect();
+    server.wait_log(|line| field(line, "reason").as_deref() == Some("slow"));
+    recovers(addr);
+    within(peak);
+    drop(unread);
+}
+
 /// What v1 connections wait for until their token comes is counted.
 #[test]
 fn channels_that_wait_for_a_token_are_counted() {

@@ -353,7 +353,7 @@ impl Conn {
         }
         let remembered = &self.site.remembered;
         match read::poll(&self.worker, remembered, &call.request, call.query, names).await {
-            Polled::Answer(answer) => self.answered(&answer, &call.manner).await,
+            Polled::Answer(answer) => self.answered_whole(answer, &call.manner).await,
             Polled::Hold { places, limit, wait_s } => {
                 if let Some(limited) = self.begin_waiting(places.len()) {
                     return self.answered(&limited, &call.manner).await;
