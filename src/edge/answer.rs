@@ -30,6 +30,9 @@ pub enum Content {
     Problem(String),
 }
 
+/// Room for the head of an answer.
+pub const HEAD_BYTES: usize = 512;
+
 /// One answer.
 #[derive(Debug, Clone)]
 pub struct Answer {
@@ -106,6 +109,30 @@ impl Answer {
             }
         }
         keep_alive
+    }
+
+    /// The same as bytes of their own: a large body is not copied. And whether the connection goes on.
+    pub fn into_bytes(self, manner: &Manner<'_>) -> (Vec<u8>, bool) {
+        let mut head = Vec::with_capacity(HEAD_BYTES);
+        if manner.method == Method::Head || !matches!(self.content, Content::Of(..)) {
+            let keep_alive = self.write(&mut head, manner);
+            return (head, keep_alive);
+        }
+        let keep_alive = self.write(&mut head, &Manner { method: Method::Head, ..*manner });
+        match self.content {
+            Content::Of(_, body) => match Rc::try_unwrap(body) {
+                Ok(mut body) => {
+                    body.splice(0..0, head);
+                    (body, keep_alive)
+                }
+                // Others are answered with it too.
+                Err(body) => {
+                    head.extend_from_slice(&body);
+                    (head, keep_alive)
+                }
+            },
+            Content::None | Content::Problem(_) => (head, keep_alive),
+        }
     }
 }
 

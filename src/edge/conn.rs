@@ -260,12 +260,16 @@ impl Conn {
 
     /// Puts an answer behind those that wait. Returns whether the connection goes on.
     fn tell(&mut self, answer: &Answer, manner: &Manner<'_>) -> bool {
+        self.tell_with(answer.status, |out| answer.write(out, manner))
+    }
+
+    fn tell_with(&mut self, status: u16, write: impl FnOnce(&mut Vec<u8>) -> bool) -> bool {
         self.stream.socket.sent_messages += 1;
-        self.worker.stats().answer(answer.status);
+        self.worker.stats().answer(status);
         let before = self.out.len();
-        let goes_on = answer.write(&mut self.out, manner);
+        let goes_on = write(&mut self.out);
         let bytes = self.out.len() - before;
-        self.note_answer(answer.status, bytes);
+        self.note_answer(status, bytes);
         goes_on
     }
 
@@ -301,27 +305,38 @@ impl Conn {
 
     /// The same of an answer that may be large: there is one of it while it is sent.
     pub(super) async fn answered_whole(self, answer: Answer, manner: &Manner<'_>) -> Next {
-        let told = self.told(&answer, manner, Reason::Answered);
-        drop(answer);
-        told.sent().await
+        self.told(manner, (answer.close, Reason::Answered), |conn, manner| {
+            conn.tell_with(answer.status, |out| {
+                if !out.is_empty() {
+                    return answer.write(out, manner);
+                }
+                let goes_on;
+                (*out, goes_on) = answer.into_bytes(manner);
+                goes_on
+            })
+        })
+        .sent()
+        .await
     }
 
     /// The same. `reason`: why the connection ends, if it is the answer that ends it.
     async fn answered_for(self, answer: &Answer, asked: &Manner<'_>, reason: Reason) -> Next {
-        self.told(answer, asked, reason).sent().await
+        self.told(asked, (answer.close, reason), |conn, manner| conn.tell(answer, manner)).sent().await
     }
 
     /// Puts an answer behind those that wait, and finds what comes after it.
-    fn told(mut self, answer: &Answer, asked: &Manner<'_>, reason: Reason) -> Next {
+    fn told(
+        mut self,
+        asked: &Manner<'_>,
+        (closes, reason): (bool, Reason),
+        tell: impl FnOnce(&mut Self, &Manner<'_>) -> bool,
+    ) -> Next {
         let draining = self.worker.with(|state| state.draining.is_some());
         let evicted = self.stream.is_evicted();
         let manner = Manner { keep_alive: asked.keep_alive && !draining && !evicted, ..*asked };
         let reason = if evicted { Reason::Full } else { reason };
-        if !self.tell(answer, &manner) {
-            return Next::End(
-                self,
-                why_it_ends(asked, draining, (evicted || answer.close).then_some(reason)),
-            );
+        if !tell(&mut self, &manner) {
+            return Next::End(self, why_it_ends(asked, draining, (evicted || closes).then_some(reason)));
         }
         Next::Request(self)
     }

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use crate::domain::auth::{Act, Bearer, Grants, Proof};
 use crate::domain::channel::Name;
 use crate::proto::http::error::HttpError;
-use crate::proto::http::fields::{self, Authorization};
+use crate::proto::http::fields::{self, Authorization, Several};
 use crate::proto::http::request::Request;
 use crate::proto::http::target::Query;
 use crate::runtime::entry::ConnId;
@@ -252,9 +252,10 @@ impl Doorman {
         }
         let known = self.known();
         match fields::cookie(request.fields.all("cookie"), known.policy.cookie().as_bytes()) {
+            Err(Several) => Err(Denied::Repeated(Carrier::Cookie)),
             // A cookie that is empty was taken away.
-            None | Some([]) => Ok(Carried::Nothing),
-            Some(value) => match std::str::from_utf8(value) {
+            Ok(None | Some([])) => Ok(Carried::Nothing),
+            Ok(Some(value)) => match std::str::from_utf8(value) {
                 Ok(token) => Ok(Carried::Token(Carrier::Cookie, token.into())),
                 Err(_) => Err(Denied::Unreadable(Carrier::Cookie)),
             },

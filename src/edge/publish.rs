@@ -24,7 +24,7 @@ use crate::runtime::stats::Refusal as Counted;
 use crate::runtime::turns::Pace;
 use crate::runtime::worker::Worker;
 
-use super::answer::Answer;
+use super::answer::{Answer, HEAD_BYTES};
 use super::auth::{Declined, Denied};
 use super::channels::refused;
 use super::doorman::Doorman;
@@ -35,6 +35,8 @@ const IN_FLIGHT_TRIES: usize = 2_000;
 
 /// Lines of one batch: what answers them is longer than they are.
 const BATCH_LINES_MAX: usize = 65_536;
+/// Of the answer to a batch, about what a line's result takes.
+const RESULT_BYTES: usize = 128;
 
 /// What the head of a publish says of the message.
 #[derive(Debug)]
@@ -473,13 +475,14 @@ pub async fn batch(
     publisher: Publisher<'_>,
     over_quota: impl Fn(usize) -> Option<Limited>,
 ) -> Answer {
-    if memchr::memchr_iter(b'\n', body).count() > BATCH_LINES_MAX {
+    let lines = memchr::memchr_iter(b'\n', body).count();
+    if lines > BATCH_LINES_MAX {
         return Answer::problem(413, "a batch has at most 65536 lines; split it");
     }
-    let mut out = Vec::with_capacity(body.len().min(64 * 1024));
-    let mut room = out.capacity();
     let mut pace = Pace::new(worker.with(|state| state.node.settings.history.messages));
-    let mut work = Work::begin(worker, body.len()).await;
+    let mut room = HEAD_BYTES + (lines + 1) * RESULT_BYTES;
+    let mut work = Work::begin(worker, body.len(), room).await;
+    let mut out = Vec::with_capacity(room);
     for line in body.split(|byte| *byte == b'\n') {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         if line.iter().all(u8::is_ascii_whitespace) {
@@ -514,7 +517,6 @@ pub async fn batch(
         }
         pace.step(line.len()).await;
     }
-    out.shrink_to_fit();
     Answer::of(200, "application/x-ndjson", out).field("Cache-Control", "no-store")
 }
 

@@ -98,23 +98,26 @@ pub struct Work {
 }
 
 impl Work {
-    /// Waits for the turn of a request of so many bytes, of which the answer will have about as many.
-    pub async fn begin(worker: &Rc<Worker>, content_bytes: usize) -> Self {
+    /// Waits for the turn of a request of so many bytes, of which the answer will have about `bytes`.
+    pub async fn begin(worker: &Rc<Worker>, content_bytes: usize, bytes: usize) -> Self {
         let mut work = Self { worker: Rc::clone(worker), content_bytes, bytes: 0 };
         worker.with(|state| state.weigh_work(content_bytes as isize));
-        if content_bytes > AT_ONCE_BYTES {
+        if bytes > AT_ONCE_BYTES {
             std::future::poll_fn(|cx| {
                 worker.with(|state| {
                     if state.is_busy() {
                         state.running.turns.push(cx.waker().clone());
                         return Poll::Pending;
                     }
+                    state.begin_running(bytes);
                     Poll::Ready(())
                 })
             })
             .await;
+            work.bytes = bytes;
+        } else {
+            work.weighs(bytes);
         }
-        work.weighs(content_bytes);
         work
     }
 

@@ -134,7 +134,7 @@ fn bearer(policy: &Policy, claims: Claims, digest: [u8; 32], now_s: u64) -> Resu
     // From when it was issued, if it says so: else one that is refused for its length would be good some day, when the
     // revocations of its time are forgotten.
     let issued_s = issued(date(iat, Claim::Issued)?, policy.leeway_s, now_s)?;
-    let lives_s = expires_s.saturating_sub(issued_s.unwrap_or(now_s));
+    let lives_s = expires_s.saturating_sub(issued_s.unwrap_or(now_s).min(now_s));
     let expires_s = expires_s.saturating_add(policy.leeway_s);
     if expires_s <= now_s {
         return Err(Denied::Expired { ago_s: now_s - expires_s });
@@ -169,14 +169,14 @@ fn bearer(policy: &Policy, claims: Claims, digest: [u8; 32], now_s: u64) -> Resu
     })
 }
 
-/// When a token was issued: no later than now, whatever the signer's clock says, or a revocation of just now would take it
-/// for a newer one.
+/// When a token was issued: no later than the next second, whatever the signer's clock says, or a revocation a while after its
+/// first use would take it for a newer one. (The next second: so a token is made that is newer than a revocation of now.)
 fn issued(iat_s: Option<u64>, leeway_s: u64, now_s: u64) -> Result<Option<u64>, Denied> {
     match iat_s {
         Some(iat_s) if iat_s > now_s.saturating_add(leeway_s.max(AHEAD_S_MAX)) => {
             Err(Denied::IssuedAhead { by_s: iat_s - now_s })
         }
-        iat_s => Ok(iat_s.map(|iat_s| iat_s.min(now_s))),
+        iat_s => Ok(iat_s.map(|iat_s| iat_s.min(now_s + 1))),
     }
 }
 

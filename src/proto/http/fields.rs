@@ -181,13 +181,22 @@ pub fn authorization(value: &[u8]) -> Authorization<'_> {
     }
 }
 
-/// The first cookie called `name` (RFC 6265 §5.4); quotes around its value are taken off.
-pub fn cookie<'a>(values: impl Iterator<Item = &'a [u8]>, name: &[u8]) -> Option<&'a [u8]> {
-    values.flat_map(|value| value.split(|&byte| byte == b';')).find_map(|pair| {
+/// The cookie called `name` (RFC 6265 §5.4); quotes around its value are taken off.
+///
+/// # Errors
+/// [`Several`]: a site beside this one may have set one of them (RFC 6265 §8.6), and their order says nothing.
+pub fn cookie<'a>(values: impl Iterator<Item = &'a [u8]>, name: &[u8]) -> Result<Option<&'a [u8]>, Several> {
+    let mut found = values.flat_map(|value| value.split(|&byte| byte == b';')).filter_map(|pair| {
         let value = trim(pair).strip_prefix(name)?.strip_prefix(b"=")?;
         Some(value.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\"")).unwrap_or(value))
-    })
+    });
+    let first = found.next();
+    if found.any(|other| Some(other) != first) { Err(Several) } else { Ok(first) }
 }
+
+/// Cookies of one name have different values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Several;
 
 /// What a `Content-Type` says about the content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -416,9 +425,11 @@ mod tests {
     #[test]
     fn cookies() {
         let find = |value: &'static str| cookie(once(value.as_bytes()), b"t");
-        assert_eq!(find("t=1"), Some(&b"1"[..]));
-        assert_eq!(find("a=b; t=\"x=y\"; t=2"), Some(&b"x=y"[..]));
-        assert_eq!(find("tt=1; T=2; t"), None);
+        assert_eq!(find("t=1"), Ok(Some(&b"1"[..])));
+        assert_eq!(find("a=b; t=\"x=y\"; t=x=y"), Ok(Some(&b"x=y"[..])));
+        assert_eq!(find("a=b; t=1; t=2"), Err(Several));
+        assert_eq!(find("t=; t=2"), Err(Several));
+        assert_eq!(find("tt=1; T=2; t"), Ok(None));
     }
 
     #[test]
