@@ -75,7 +75,8 @@ impl Edge for Site {
     fn serve(self: Rc<Self>, worker: Rc<Worker>, socket: Socket, input: Vec<u8>) -> LocalTask {
         Box::pin(async move {
             let mut stream = Stream::new(Rc::clone(&worker), socket);
-            stream.begin_work(request_bytes(input.len()));
+            // The first line is the target, nearly.
+            stream.begin_work(request_bytes(memchr::memchr(b'\n', &input).unwrap_or(input.len())));
             Conn::new(self, worker, stream, input).run().await;
         })
     }

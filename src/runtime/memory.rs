@@ -200,9 +200,7 @@ impl Memory {
     /// Judges how short memory is. Returns what it was before, and is now.
     pub fn judge(&self, sums: &Sums) -> (Pressure, Pressure) {
         let before = self.pressure();
-        // History that has more than its part gives it back before anybody is refused for it.
-        let going = sums.history.saturating_sub(self.history_max(sums)).min(self.bytes_max / 4);
-        let mut now = Pressure::next(before, sums.total().saturating_sub(going), self.bytes_max);
+        let mut now = Pressure::next(before, self.taken(sums), self.bytes_max);
         // Whatever is counted: beyond this the machine would have to say no.
         if self.over_ticks.load(Ordering::Relaxed) >= OVER_TICKS {
             let is_spent = self.resident_bytes() >= self.bytes_max / 16 * 18;
@@ -212,6 +210,12 @@ impl Memory {
             self.pressure.store(now as u8, Ordering::Relaxed);
         }
         (before, now)
+    }
+
+    /// What is taken once history has given back what it has beyond its part, which it does before anybody is refused for it.
+    fn taken(&self, sums: &Sums) -> usize {
+        let going = sums.history.saturating_sub(self.history_max(sums)).min(self.bytes_max / 4);
+        sums.total().saturating_sub(going)
     }
 
     /// The kernel says that the process takes `resident` bytes.
@@ -277,7 +281,7 @@ impl Memory {
 
     /// What may still be taken by those who are not refused.
     pub fn room(&self, sums: &Sums) -> usize {
-        (self.bytes_max / 32 * Pressure::Full.begins()).saturating_sub(sums.total())
+        (self.bytes_max / 32 * Pressure::Full.begins()).saturating_sub(self.taken(sums))
     }
 
     /// What connections must give back for memory not to be tight any more.

@@ -20,9 +20,10 @@ const AT_ONCE_BYTES: usize = 64 * 1_024;
 /// Connections that are read again in one go.
 const RESUMED_MAX: usize = 64;
 
-/// What a task takes for itself, and for a request of so many bytes: names, cursors and the questions to other workers.
-pub const fn request_bytes(input_bytes: usize) -> usize {
-    10 * 1_024 + 5 * input_bytes
+/// What a task takes for itself, and for a request whose target, which may name many channels, has so many bytes: names,
+/// cursors and the questions to other workers.
+pub const fn request_bytes(target_bytes: usize) -> usize {
+    10 * 1_024 + 5 * target_bytes
 }
 
 #[derive(Debug, Default)]
