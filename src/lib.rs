@@ -72,6 +72,7 @@ pub mod runtime {
     pub mod answers;
     pub mod bell;
     pub mod budget;
+    pub mod caller;
     pub mod capacity;
     pub mod catchup;
     pub mod clock;
@@ -121,6 +122,7 @@ pub mod runtime {
     mod subs;
     pub mod sweep;
     pub mod takeover;
+    pub mod tally;
     pub mod tcp;
     pub mod tls;
     pub mod tls_keys;

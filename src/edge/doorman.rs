@@ -6,7 +6,6 @@
 use std::borrow::Cow;
 use std::cell::{RefCell, RefMut};
 use std::collections::HashMap;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
@@ -18,22 +17,24 @@ use crate::proto::http::error::HttpError;
 use crate::proto::http::fields::{self, Authorization};
 use crate::proto::http::request::Request;
 use crate::proto::http::target::Query;
+use crate::runtime::caller::Caller;
 use crate::runtime::entry::ConnId;
+use crate::runtime::memory::Memory;
 use crate::runtime::peer::Peer;
 use crate::runtime::state::State;
+use crate::runtime::tally::Tally;
 use crate::runtime::trace::What;
 
 use super::answer::Answer;
-use super::auth::{Asked, Auth, Carrier, Denied, Policy, TOKEN_BYTES_MAX, TicketUse};
+use super::auth::{Auth, Carrier, Denied, Policy, TOKEN_BYTES_MAX, TicketUse, TokenKey, Used, Verified};
 use super::origin::Barred;
 
 /// Bearers remembered by one worker, and the memory they take; beyond either all are forgotten. A token that is not
 /// remembered costs the check of its signature again.
 const BEARERS_MAX: usize = 8_192;
 const BEARERS_BYTES_MAX: usize = 8 << 20;
-/// Memory of a bearer beside its texts, and of a pattern.
-const BEARER_BYTES: usize = 256;
-const PATTERN_BYTES: usize = 96;
+/// All workers together remember no more than this part of the node's memory.
+const BEARERS_PARTS: usize = 32;
 
 /// Parameters of a query that say who asks, not what for.
 pub const CREDENTIALS: [&str; 2] = ["ticket", "token"];
@@ -43,14 +44,17 @@ pub struct Doorman {
     auth: Arc<Auth>,
     /// No authentication is configured: anyone may do everything.
     is_open: bool,
-    everyone: Rc<Bearer>,
+    everyone: Caller,
     known: RefCell<Known>,
+    /// What is known of this worker's clients.
+    tally: Tally,
+    remembered_bytes_max: usize,
 }
 
 /// Someone who was let in.
 #[derive(Debug, Clone)]
 pub struct Admitted {
-    pub bearer: Rc<Bearer>,
+    pub bearer: Caller,
     /// They came by a ticket: a stream that is opened with it ends the one before.
     pub ticket: Option<TicketUse>,
 }
@@ -58,11 +62,11 @@ pub struct Admitted {
 /// Who was verified before, by the policy that holds.
 struct Known {
     policy: Arc<Policy>,
-    strangers: Rc<Bearer>,
+    strangers: Caller,
     /// In the order of the policy's API keys.
-    publishers: Vec<Rc<Bearer>>,
-    /// By the SHA-256 of their tokens.
-    bearers: HashMap<[u8; 32], Rc<Bearer>, RandomState>,
+    publishers: Vec<Caller>,
+    /// By the SHA-256 of their tokens, with what those were signed with.
+    bearers: HashMap<[u8; 32], (Caller, TokenKey), RandomState>,
     bytes: usize,
 }
 
@@ -74,13 +78,27 @@ enum Carried<'r> {
 }
 
 impl Doorman {
-    pub fn new(auth: &Arc<Auth>, is_open: bool) -> Self {
+    pub fn new(auth: &Arc<Auth>, is_open: bool, memory: &Memory) -> Self {
+        let tally = Tally::default();
+        let part = memory.bytes_max() / BEARERS_PARTS / memory.workers();
         Self {
             auth: Arc::clone(auth),
             is_open,
-            everyone: Rc::new(nobody(Grants::all())),
-            known: RefCell::new(Known::new(&auth.policy())),
+            everyone: Caller::new(nobody(Grants::all()), &tally),
+            known: RefCell::new(Known::new(&auth.policy(), &tally)),
+            tally,
+            remembered_bytes_max: BEARERS_BYTES_MAX.min(part),
         }
+    }
+
+    /// Where what is known of clients is counted.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// Memory is tight: whom no connection is of is forgotten.
+    pub fn forget(&self) {
+        self.known().forget();
     }
 
     /// Whether anyone may do everything: no authentication is configured.
@@ -103,7 +121,7 @@ impl Doorman {
         query: Query<'_>,
         peer: Peer,
         now_s: u64,
-    ) -> Result<Rc<Bearer>, Denied> {
+    ) -> Result<Caller, Denied> {
         self.admit(request, query, peer, now_s).map(|admitted| admitted.bearer)
     }
 
@@ -119,17 +137,22 @@ impl Doorman {
         now_s: u64,
     ) -> Result<Admitted, Denied> {
         if self.is_open {
-            return Ok(Admitted { bearer: Rc::clone(&self.everyone), ticket: None });
+            return Ok(Admitted { bearer: self.everyone.clone(), ticket: None });
         }
         let (bearer, ticket) = match self.carried(request, query)? {
-            Carried::Nothing => (Rc::clone(&self.known().strangers), None),
+            Carried::Nothing => (self.known().strangers.clone(), None),
             Carried::Token(Carrier::Authorization, token) => {
                 (self.verify_authorization(&token, now_s)?, None)
             }
             Carried::Token(_, token) => (self.verify_token(&token, now_s)?, None),
             Carried::Ticket(ticket) => {
-                let (bearer, ticket) = self.auth.tickets.use_by(&ticket, peer, now_s)?;
-                (self.good(self.known().shared(&bearer), now_s)?, Some(ticket))
+                let Used { claims, key, ticket } = self.auth.tickets.use_by(&ticket, peer, now_s)?;
+                let known = self.known().of(&claims.digest);
+                let bearer = match known {
+                    Some((bearer, _)) => bearer,
+                    None => self.remember(Caller::of(claims), key),
+                };
+                (self.good(bearer, now_s)?, Some(ticket))
             }
         };
         Ok(Admitted { bearer, ticket })
@@ -139,13 +162,13 @@ impl Doorman {
     ///
     /// # Errors
     /// [`Denied`]
-    pub fn verify_token(&self, token: &str, now_s: u64) -> Result<Rc<Bearer>, Denied> {
+    pub fn verify_token(&self, token: &str, now_s: u64) -> Result<Caller, Denied> {
         check_length(token)?;
-        self.verify_jwt(token, Sha256::digest(token).into(), now_s)
+        self.verify_jwt(token, Sha256::digest(token).into(), now_s).map(|(bearer, _)| bearer)
     }
 
     /// Whom a JWT or an API key stands for.
-    fn verify_authorization(&self, token: &str, now_s: u64) -> Result<Rc<Bearer>, Denied> {
+    fn verify_authorization(&self, token: &str, now_s: u64) -> Result<Caller, Denied> {
         check_length(token)?;
         let digest = Sha256::digest(token).into();
         let publisher = {
@@ -154,26 +177,29 @@ impl Doorman {
         };
         match publisher {
             Some(publisher) => self.good(publisher, now_s),
-            None => self.verify_jwt(token, digest, now_s),
+            None => self.verify_jwt(token, digest, now_s).map(|(bearer, _)| bearer),
         }
     }
 
-    fn verify_jwt(&self, token: &str, digest: [u8; 32], now_s: u64) -> Result<Rc<Bearer>, Denied> {
-        let mut known = self.known();
-        let bearer = match known.bearers.get(&digest) {
-            Some(bearer) => Rc::clone(bearer),
+    fn verify_jwt(&self, token: &str, digest: [u8; 32], now_s: u64) -> Result<(Caller, TokenKey), Denied> {
+        let known = self.known().of(&digest);
+        let (bearer, key) = match known {
+            Some(known) => known,
             None => {
-                let bearer = Rc::new(known.policy.verify(token, now_s)?.bearer);
-                known.remember(&bearer);
-                bearer
+                let Verified { bearer, key } = self.known().policy.verify(token, now_s)?;
+                (self.remember(Caller::new(bearer, &self.tally), key), key)
             }
         };
-        drop(known);
-        self.good(bearer, now_s)
+        Ok((self.good(bearer, now_s)?, key))
+    }
+
+    fn remember(&self, bearer: Caller, key: TokenKey) -> Caller {
+        self.known().remember(bearer.clone(), key, self.remembered_bytes_max);
+        bearer
     }
 
     /// A bearer that was verified once, if it still counts.
-    fn good(&self, bearer: Rc<Bearer>, now_s: u64) -> Result<Rc<Bearer>, Denied> {
+    fn good(&self, bearer: Caller, now_s: u64) -> Result<Caller, Denied> {
         match bearer.expires_s {
             Some(expires_s) if expires_s <= now_s => Err(Denied::Expired { ago_s: now_s - expires_s }),
             _ if self.auth.revocations.has(&bearer) => Err(Denied::Revoked),
@@ -181,26 +207,27 @@ impl Doorman {
         }
     }
 
-    /// A ticket for whoever sends a token in `Authorization`.
+    /// Whoever asks for a ticket: with a token in `Authorization`.
     ///
     /// # Errors
     /// [`Denied`]
-    pub fn give_ticket(
+    pub fn asks_for_ticket(
         &self,
         request: &Request<'_>,
         query: Query<'_>,
         now_s: u64,
-    ) -> Result<Result<Asked, getrandom::Error>, Denied> {
+    ) -> Result<(Caller, TokenKey), Denied> {
         let token = match self.carried(request, query)? {
             Carried::Token(Carrier::Authorization, token) => token,
             Carried::Token(..) | Carried::Ticket(_) => return Err(Denied::NoTicketForThis),
             Carried::Nothing => return Err(Denied::NoToken),
         };
-        if self.verify_authorization(&token, now_s)?.proof != Proof::Token {
+        check_length(&token)?;
+        let digest = Sha256::digest(&*token).into();
+        if self.known().policy.api_key(&digest).is_some() {
             return Err(Denied::NoTicketForThis);
         }
-        let verified = self.known().policy.verify(&token, now_s)?;
-        Ok(self.auth.tickets.give(verified, now_s))
+        self.verify_jwt(&token, digest, now_s)
     }
 
     /// Whether a bearer may do this to a channel.
@@ -280,50 +307,40 @@ impl Doorman {
         let mut known = self.known.borrow_mut();
         let policy = self.auth.policy();
         if !Arc::ptr_eq(&known.policy, &policy) {
-            *known = Known::new(&policy);
+            *known = Known::new(&policy, &self.tally);
         }
         known
     }
 }
 
 impl Known {
-    fn new(policy: &Arc<Policy>) -> Self {
+    fn new(policy: &Arc<Policy>, tally: &Tally) -> Self {
         Self {
             policy: Arc::clone(policy),
-            strangers: Rc::new(nobody(policy.anonymous().clone())),
-            publishers: policy.publishers().map(Rc::new).collect(),
+            strangers: Caller::new(nobody(policy.anonymous().clone()), tally),
+            publishers: policy.publishers().map(|publisher| Caller::new(publisher, tally)).collect(),
             bearers: HashMap::default(),
             bytes: 0,
         }
     }
 
-    /// The bearer of another worker's memory, as this worker's connections share it.
-    fn shared(&mut self, bearer: &Arc<Bearer>) -> Rc<Bearer> {
-        if let Some(known) = self.bearers.get(&bearer.digest) {
-            return Rc::clone(known);
-        }
-        let bearer = Rc::new(Bearer::clone(bearer));
-        self.remember(&bearer);
-        bearer
+    fn of(&self, digest: &[u8; 32]) -> Option<(Caller, TokenKey)> {
+        self.bearers.get(digest).cloned()
     }
 
-    fn remember(&mut self, bearer: &Rc<Bearer>) {
-        let bytes = cost_bytes(bearer);
-        if self.bearers.len() >= BEARERS_MAX || self.bytes + bytes > BEARERS_BYTES_MAX {
-            self.bearers.clear();
-            self.bytes = 0;
+    fn remember(&mut self, bearer: Caller, key: TokenKey, bytes_max: usize) {
+        let bytes = bearer.claims().bytes();
+        if self.bearers.len() >= BEARERS_MAX || self.bytes + bytes > bytes_max {
+            self.forget();
         }
         self.bytes += bytes;
-        self.bearers.insert(bearer.digest, Rc::clone(bearer));
+        self.bearers.insert(bearer.digest, (bearer, key));
     }
-}
 
-/// The memory that a bearer takes, nearly.
-fn cost_bytes(bearer: &Bearer) -> usize {
-    let Bearer { subject, token_id, grants, .. } = bearer;
-    let texts = subject.iter().chain(token_id).map(|text| text.len()).sum::<usize>();
-    let patterns = grants.subscribe.len() + grants.publish.len() + grants.delete.len();
-    BEARER_BYTES + texts + patterns * PATTERN_BYTES
+    fn forget(&mut self) {
+        self.bearers = HashMap::default();
+        self.bytes = 0;
+    }
 }
 
 /// Someone who did not say who they are.
@@ -367,7 +384,7 @@ pub fn refusal(bearer: &Bearer, act: Act) -> Denied {
 ///
 /// # Errors
 /// [`Denied`]: nobody is known, or no longer.
-pub fn bearer_of(state: &State, conn: ConnId) -> Result<Option<(Rc<Bearer>, Peer)>, Denied> {
+pub fn bearer_of(state: &State, conn: ConnId) -> Result<Option<(Caller, Peer)>, Denied> {
     if !state.node.settings.auth.is_configured() {
         return Ok(None);
     }
@@ -377,7 +394,7 @@ pub fn bearer_of(state: &State, conn: ConnId) -> Result<Option<(Rc<Bearer>, Peer
         None => Denied::NoToken,
         Some(bearer) => match bearer.expires_s {
             Some(expires_s) if expires_s <= now_s => Denied::Expired { ago_s: now_s - expires_s },
-            _ => return Ok(Some((Rc::clone(bearer), entry.peer))),
+            _ => return Ok(Some((bearer.clone(), entry.peer))),
         },
     };
     note(denied, entry.peer, entry.bearer.as_deref(), None);

@@ -5,13 +5,14 @@
 use std::rc::Rc;
 use std::time::Instant;
 
-use crate::domain::auth::{Act, Bearer};
+use crate::domain::auth::Act;
 use crate::domain::channel::Name;
 use crate::domain::history::From;
 use crate::proto::http::fields::Accept;
 use crate::proto::http::head::HeadScanner;
 use crate::proto::http::request::{FieldSlots, Method, Request, Upgrade, Version, parse};
 use crate::proto::http::target::{Query, Target, decode_path};
+use crate::runtime::caller::Caller;
 use crate::runtime::close::Reason;
 use crate::runtime::entry::ConnId;
 use crate::runtime::feeds::Place;
@@ -98,7 +99,7 @@ struct Opening<'r> {
     manner: Manner<'r>,
     /// The client, behind whatever passes its request on.
     peer: Peer,
-    bearer: Option<Rc<Bearer>>,
+    bearer: Option<Caller>,
     ticket: Option<TicketUse>,
 }
 

@@ -13,6 +13,7 @@ use crate::proto::envelope::{self, Seq};
 use crate::proto::json;
 use crate::proto::refusal::{ErrorCode, Refusal};
 use crate::proto::ws::handshake::write_switching;
+use crate::runtime::caller::Caller;
 use crate::runtime::close::Reason;
 use crate::runtime::entry::{ConnId, Kind};
 use crate::runtime::framing::text_frame;
@@ -87,7 +88,7 @@ pub async fn authenticate(
     text_frame(&mut out, |json| envelope::write_v1_authenticated(json, left_s(&bearer, now_s), seq));
     let waiting = worker.with(|state| {
         state.say(conn.slot, &out);
-        state.renew(conn, Rc::clone(&bearer));
+        state.renew(conn, bearer.clone());
         let waiting = state.take_waiting(conn);
         if waiting.is_none() {
             lose(&site.doorman, state, conn, &bearer);
@@ -147,7 +148,7 @@ pub fn open_waiting(
 }
 
 /// Subscribes the channels that waited for the token.
-async fn begin(site: &Site, worker: &Rc<Worker>, conn: ConnId, bearer: &Rc<Bearer>, waiting: Waiting) {
+async fn begin(site: &Site, worker: &Rc<Worker>, conn: ConnId, bearer: &Caller, waiting: Waiting) {
     let Waiting { names, from, .. } = waiting;
     let Some(peer) = worker.with(|state| state.conn(conn).map(|entry| entry.peer)) else { return };
     if let Err(denied) = site.doorman.permit(bearer, Act::Subscribe, &names, peer) {
@@ -189,10 +190,10 @@ async fn begin(site: &Site, worker: &Rc<Worker>, conn: ConnId, bearer: &Rc<Beare
 
 /// Looks once more at a connection that was permitted, by `bearer`, what it reads only now: meanwhile its token may have
 /// been taken back, or replaced by one for less.
-pub fn recheck(doorman: &Doorman, state: &mut State, conn: ConnId, bearer: &Rc<Bearer>) {
+pub fn recheck(doorman: &Doorman, state: &mut State, conn: ConnId, bearer: &Caller) {
     doorman.recheck(state, conn);
     let now = state.conn(conn).and_then(|entry| entry.bearer.clone());
-    if let Some(now) = now.filter(|now| !Rc::ptr_eq(now, bearer)) {
+    if let Some(now) = now.filter(|now| !now.is(bearer)) {
         lose(doorman, state, conn, &now);
     }
 }
@@ -219,20 +220,20 @@ fn left_s(bearer: &Bearer, now_s: u64) -> u64 {
 ///
 /// # Errors
 /// [`Denied`]
-pub async fn renew(site: &Site, worker: &Rc<Worker>, id: &str, bearer: &Bearer) -> Result<Answer, Denied> {
+pub async fn renew(site: &Site, worker: &Rc<Worker>, id: &str, bearer: &Caller) -> Result<Answer, Denied> {
     if bearer.proof != Proof::Token {
         return Err(Denied::NoToken);
     }
     let Some((index, conn)) = find_connection(&site.node, id) else { return Ok(unknown()) };
     let now_s = site.node.clock.now_ms() / 1_000;
-    let (renewed, auth) = (bearer.clone(), Arc::clone(site.doorman.auth()));
+    let (renewed, auth) = (Arc::clone(bearer.claims()), Arc::clone(site.doorman.auth()));
     let done = worker.on_worker(index, move |state| {
         state.may_renew(conn, &renewed, false).map_err(NotDone::Because)?;
         if auth.revocations.has(&renewed) {
             return Err(NotDone::Revoked);
         }
-        let renewed = Rc::new(renewed);
-        state.renew(conn, Rc::clone(&renewed));
+        let renewed = Caller::of(renewed);
+        state.renew(conn, renewed.clone());
         let is_lost = |name: &Name| !auth.may(&renewed, Act::Subscribe, name);
         state.lose_channels(conn, Lost::NotCovered, is_lost);
         state.bury();

@@ -1,14 +1,13 @@
 //! Which handler a request goes to, by path and method, and what each asks for: one `match` a step.
 //! Owns the URLs. Never reads from the connection itself, nor writes to it.
 
-use std::rc::Rc;
-
 use crate::domain::auth::{Act, Bearer, Proof};
 use crate::domain::channel::Name;
 use crate::proto::http::date::format_imf_date;
 use crate::proto::http::fields::Accept;
 use crate::proto::http::request::{Method, Request, Upgrade};
 use crate::proto::http::target::{Query, Target, decode_path};
+use crate::runtime::caller::Caller;
 use crate::runtime::close::{Reason, Transport};
 use crate::runtime::stats::Refusal;
 use crate::runtime::trace::{What, Who};
@@ -270,7 +269,7 @@ impl Conn {
             if let Err(denied) = &admitted {
                 doorman::note(*denied, peer, None, None);
             }
-            self.stream.socket.bearer = admitted.as_ref().ok().map(|admitted| Rc::clone(&admitted.bearer));
+            self.stream.socket.bearer = admitted.as_ref().ok().map(|admitted| admitted.bearer.clone());
             self.trace_admitted(
                 admitted.as_ref().map(|admitted| admitted.bearer.proof).map_err(|denied| *denied),
             );
@@ -288,7 +287,7 @@ impl Conn {
     }
 
     /// Whether someone may publish to any channel: else no line of a batch can be done.
-    fn permit_batch(&self, bearer: Rc<Bearer>) -> Result<Rc<Bearer>, Denied> {
+    fn permit_batch(&self, bearer: Caller) -> Result<Caller, Denied> {
         if !bearer.grants.publish.is_empty() {
             return Ok(bearer);
         }
@@ -359,9 +358,14 @@ impl Conn {
         // Of a request before this.
         self.stream.socket.bearer = None;
         let now_s = call.manner.unix_s;
-        match self.site.doorman.give_ticket(&call.request, call.query, now_s) {
-            Ok(asked) => {
-                let answer = tickets::answer(&self.worker, asked);
+        match self.site.doorman.asks_for_ticket(&call.request, call.query, now_s) {
+            Ok((bearer, key)) => {
+                self.stream.socket.bearer = Some(bearer.clone());
+                // It counts as a publish does: both make the node keep something.
+                let answer = match self.over_quota(1, 0) {
+                    Some(limited) => tickets::over_quota(&self.worker, limited),
+                    None => tickets::give(&self.site, &self.worker, &bearer, key, now_s),
+                };
                 self.without_body(call, answer).await
             }
             Err(denied) => {

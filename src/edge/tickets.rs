@@ -2,27 +2,33 @@
 //! (contract, "Tickets"). How long a ticket counts is `auth`'s.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use crate::proto::json;
+use crate::runtime::caller::Caller;
 use crate::runtime::close::Reason;
 use crate::runtime::entry::ConnId;
+use crate::runtime::quotas::Limited;
 use crate::runtime::state::State;
 use crate::runtime::stats::Refusal as Counted;
 use crate::runtime::worker::Worker;
 
 use super::answer::Answer;
-use super::auth::{Asked, Opened, TicketUse, UNUSED_S_MAX};
+use super::auth::{Asked, Opened, TicketUse, TokenKey, UNUSED_S_MAX};
 use super::publish::with_retry_after;
 use super::site::Site;
 
 /// The answer to who asked for a ticket, and may have one.
-pub fn answer(worker: &Rc<Worker>, asked: Result<Asked, getrandom::Error>) -> Answer {
+pub fn give(site: &Site, worker: &Rc<Worker>, bearer: &Caller, key: TokenKey, now_s: u64) -> Answer {
+    let claims = Arc::clone(bearer.claims());
+    let asked = site.doorman.auth().tickets.give(claims, key, &site.node.memory, now_s);
+    worker.with(|state| state.see_growth());
     let Ok(asked) = asked else {
         tracing::error!("no ticket: this machine has no random bytes");
         return Answer::problem(500, "a fault of the server; ask again later");
     };
     let Asked::Given { ticket, expires_in_s } = asked else {
-        worker.stats().refuse(Counted::Overloaded);
+        worker.stats().refuse(Counted::Memory);
         tracing::debug!("no ticket: as many are given as may be");
         let answer = Answer::problem(503, "the server has given as many tickets as it may; ask again later");
         return with_retry_after(worker, answer);
@@ -36,6 +42,13 @@ pub fn answer(worker: &Rc<Worker>, asked: Result<Asked, getrandom::Error>) -> An
     json::write_u64(&mut body, expires_in_s);
     body.push(b'}');
     Answer::json(201, body).field("Cache-Control", "no-store")
+}
+
+/// The answer to who asks for tickets faster than they may.
+pub fn over_quota(worker: &Rc<Worker>, limited: Limited) -> Answer {
+    worker.stats().refuse(Counted::Quota);
+    let detail = format!("{}; a ticket counts as a publish", limited.detail());
+    with_retry_after(worker, Answer::problem(429, detail))
 }
 
 /// Where anyone may read, nobody needs a ticket.

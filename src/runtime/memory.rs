@@ -11,6 +11,8 @@
 
 use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
+use super::tally::Tally;
+
 /// How short memory is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Pressure {
@@ -136,6 +138,8 @@ pub struct Memory {
     over_ticks: AtomicU8,
     /// All workers were asked in this tick to give back what they have freed.
     others_asked: AtomicBool,
+    /// What no worker holds, but all together.
+    beside: Tally,
 }
 
 impl Memory {
@@ -151,6 +155,7 @@ impl Memory {
             pressure: AtomicU8::new(0),
             over_ticks: AtomicU8::new(0),
             others_asked: AtomicBool::new(false),
+            beside: Tally::default(),
         }
     }
 
@@ -160,6 +165,11 @@ impl Memory {
 
     pub fn workers(&self) -> usize {
         self.cells.len()
+    }
+
+    /// Where what no worker holds is counted.
+    pub fn beside(&self) -> &Tally {
+        &self.beside
     }
 
     /// A worker tells what it takes.
