@@ -163,6 +163,7 @@ pub mod edge {
     pub mod renewal;
     pub mod revoked;
     pub mod route;
+    pub mod rules;
     pub mod site;
     pub mod start;
     pub mod stream;

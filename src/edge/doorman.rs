@@ -28,6 +28,7 @@ use crate::runtime::trace::What;
 use super::answer::Answer;
 use super::auth::{Auth, Carrier, Denied, Policy, TOKEN_BYTES_MAX, TicketUse, TokenKey, Used, Verified};
 use super::origin::Barred;
+use super::rules::{Rules, nobody, reconsider};
 
 /// Bearers remembered by one worker, and the memory they take; beyond either all are forgotten. A token that is not
 /// remembered costs the check of its signature again.
@@ -61,10 +62,7 @@ pub struct Admitted {
 
 /// Who was verified before, by the policy that holds.
 struct Known {
-    policy: Arc<Policy>,
-    strangers: Caller,
-    /// In the order of the policy's API keys.
-    publishers: Vec<Caller>,
+    rules: Rules,
     /// By the SHA-256 of their tokens, with what those were signed with.
     bearers: HashMap<[u8; 32], (Caller, TokenKey), RandomState>,
     bytes: usize,
@@ -140,7 +138,7 @@ impl Doorman {
             return Ok(Admitted { bearer: self.everyone.clone(), ticket: None });
         }
         let (bearer, ticket) = match self.carried(request, query)? {
-            Carried::Nothing => (self.known().strangers.clone(), None),
+            Carried::Nothing => (self.known().rules.strangers.clone(), None),
             Carried::Token(Carrier::Authorization, token) => {
                 (self.verify_authorization(&token, now_s)?, None)
             }
@@ -171,10 +169,7 @@ impl Doorman {
     fn verify_authorization(&self, token: &str, now_s: u64) -> Result<Caller, Denied> {
         check_length(token)?;
         let digest = Sha256::digest(token).into();
-        let publisher = {
-            let known = self.known();
-            known.policy.api_key(&digest).and_then(|at| known.publishers.get(at).cloned())
-        };
+        let publisher = self.known().rules.publisher(&digest);
         match publisher {
             Some(publisher) => self.good(publisher, now_s),
             None => self.verify_jwt(token, digest, now_s).map(|(bearer, _)| bearer),
@@ -186,7 +181,7 @@ impl Doorman {
         let (bearer, key) = match known {
             Some(known) => known,
             None => {
-                let Verified { bearer, key } = self.known().policy.verify(token, now_s)?;
+                let Verified { bearer, key } = self.known().rules.policy.verify(token, now_s)?;
                 (self.remember(Caller::new(bearer, &self.tally), key), key)
             }
         };
@@ -224,7 +219,7 @@ impl Doorman {
         };
         check_length(&token)?;
         let digest = Sha256::digest(&*token).into();
-        if self.known().policy.api_key(&digest).is_some() {
+        if self.known().rules.policy.api_key(&digest).is_some() {
             return Err(Denied::NoTicketForThis);
         }
         self.verify_jwt(&token, digest, now_s)
@@ -255,7 +250,7 @@ impl Doorman {
     /// # Errors
     /// [`Denied`]
     pub fn permit_conn(&self, state: &State, conn: ConnId, act: Act, name: &Name) -> Result<(), Denied> {
-        match bearer_of(state, conn)? {
+        match self.bearer_of(state, conn)? {
             Some((bearer, peer)) => self
                 .permit(&bearer, act, std::slice::from_ref(name), peer)
                 .inspect_err(|denied| state.stats().refuse(denied.counted())),
@@ -263,10 +258,39 @@ impl Doorman {
         }
     }
 
-    /// Looks once more at one who was let in when their request began, and is held only now: a walk for a revocation may
-    /// have gone by meanwhile.
+    /// Looks once more at one who was let in when their request began, and is held only now: a walk for a revocation, or for
+    /// rules that were loaded anew, may have gone by meanwhile.
     pub fn recheck(&self, state: &mut State, conn: ConnId) {
         self.auth.revocations.recheck(state, conn);
+        if !self.is_open && state.conn(conn).is_some_and(|entry| has_no_token(entry.bearer.as_deref())) {
+            reconsider(&self.known().rules, &self.auth, state, conn);
+        }
+    }
+
+    /// Whom a held connection is of, by the rules that hold now, and from where; `None`: no authentication is configured.
+    ///
+    /// # Errors
+    /// [`Denied`]: nobody is known, or no longer.
+    pub fn bearer_of(&self, state: &State, conn: ConnId) -> Result<Option<(Caller, Peer)>, Denied> {
+        if self.is_open {
+            return Ok(None);
+        }
+        let entry = state.conn(conn).ok_or(Denied::NoToken)?;
+        let now_s = state.node.clock.now_ms() / 1_000;
+        let denied = match &entry.bearer {
+            None => Denied::NoToken,
+            Some(bearer) => match bearer.expires_s {
+                Some(expires_s) if expires_s <= now_s => Denied::Expired { ago_s: now_s - expires_s },
+                Some(_) => return Ok(Some((bearer.clone(), entry.peer))),
+                None => match self.known().rules.now(bearer) {
+                    Some(bearer) => return Ok(Some((bearer, entry.peer))),
+                    None => Denied::Revoked,
+                },
+            },
+        };
+        note(denied, entry.peer, entry.bearer.as_deref(), None);
+        state.stats().refuse(denied.counted());
+        Err(denied)
     }
 
     /// What a request carries, by the contract's order: the first that is there decides, good or bad.
@@ -292,7 +316,7 @@ impl Doorman {
             return Ok(Carried::Token(Carrier::Query, token));
         }
         let known = self.known();
-        match fields::cookie(request.fields.all("cookie"), known.policy.cookie().as_bytes()) {
+        match fields::cookie(request.fields.all("cookie"), known.rules.policy.cookie().as_bytes()) {
             // A cookie that is empty was taken away.
             None | Some([]) => Ok(Carried::Nothing),
             Some(value) => match std::str::from_utf8(value) {
@@ -306,7 +330,7 @@ impl Doorman {
     fn known(&self) -> RefMut<'_, Known> {
         let mut known = self.known.borrow_mut();
         let policy = self.auth.policy();
-        if !Arc::ptr_eq(&known.policy, &policy) {
+        if !Arc::ptr_eq(&known.rules.policy, &policy) {
             *known = Known::new(&policy, &self.tally);
         }
         known
@@ -315,13 +339,7 @@ impl Doorman {
 
 impl Known {
     fn new(policy: &Arc<Policy>, tally: &Tally) -> Self {
-        Self {
-            policy: Arc::clone(policy),
-            strangers: Caller::new(nobody(policy.anonymous().clone()), tally),
-            publishers: policy.publishers().map(|publisher| Caller::new(publisher, tally)).collect(),
-            bearers: HashMap::default(),
-            bytes: 0,
-        }
+        Self { rules: Rules::new(policy, tally), bearers: HashMap::default(), bytes: 0 }
     }
 
     fn of(&self, digest: &[u8; 32]) -> Option<(Caller, TokenKey)> {
@@ -340,19 +358,6 @@ impl Known {
     fn forget(&mut self) {
         self.bearers = HashMap::default();
         self.bytes = 0;
-    }
-}
-
-/// Someone who did not say who they are.
-fn nobody(grants: Grants) -> Bearer {
-    Bearer {
-        proof: Proof::None,
-        subject: None,
-        token_id: None,
-        issued_s: None,
-        expires_s: None,
-        digest: [0; 32],
-        grants,
     }
 }
 
@@ -380,26 +385,9 @@ pub fn refusal(bearer: &Bearer, act: Act) -> Denied {
     }
 }
 
-/// Whom a held connection is of, and from where; `None`: no authentication is configured.
-///
-/// # Errors
-/// [`Denied`]: nobody is known, or no longer.
-pub fn bearer_of(state: &State, conn: ConnId) -> Result<Option<(Caller, Peer)>, Denied> {
-    if !state.node.settings.auth.is_configured() {
-        return Ok(None);
-    }
-    let entry = state.conn(conn).ok_or(Denied::NoToken)?;
-    let now_s = state.node.clock.now_ms() / 1_000;
-    let denied = match &entry.bearer {
-        None => Denied::NoToken,
-        Some(bearer) => match bearer.expires_s {
-            Some(expires_s) if expires_s <= now_s => Denied::Expired { ago_s: now_s - expires_s },
-            _ => return Ok(Some((bearer.clone(), entry.peer))),
-        },
-    };
-    note(denied, entry.peer, entry.bearer.as_deref(), None);
-    state.stats().refuse(denied.counted());
-    Err(denied)
+/// Whether it is the configuration that lets somebody in.
+fn has_no_token(bearer: Option<&Bearer>) -> bool {
+    bearer.is_some_and(|bearer| bearer.proof != Proof::Token)
 }
 
 /// Tells the log who was refused what, and exactly why.

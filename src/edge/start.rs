@@ -13,6 +13,7 @@ use crate::edge::config::{self, Config, Inputs};
 use crate::edge::doctor::{self, Wanted};
 use crate::edge::log;
 use crate::edge::machine::Machine;
+use crate::edge::rules;
 use crate::edge::site::Site;
 use crate::runtime::activation::{self, Passed};
 use crate::runtime::node::Node;
@@ -64,7 +65,7 @@ pub fn run(config: Config, inputs: Inputs, tls: Option<Arc<ServerConfig>>) -> Re
             greet(endpoints);
         },
         |node| {
-            reload(&inputs, &auth, is_strict);
+            reload(&inputs, &auth, node, is_strict);
             certificates::reload(&listeners, node);
         },
     );
@@ -86,11 +87,12 @@ fn passed(settings: &Settings) -> Result<Vec<Passed>, ServeError> {
 }
 
 /// Reads the configuration and its files again. What of them is wrong changes nothing.
-fn reload(inputs: &Inputs, auth: &Auth, is_strict: bool) {
+fn reload(inputs: &Inputs, auth: &Arc<Auth>, node: &Node, is_strict: bool) {
     match config::load(inputs) {
         Ok(Config { settings, policy, .. }) if settings.auth.is_configured() == is_strict => {
             if is_strict {
                 auth.replace(policy);
+                rules::go_around(auth, node);
                 tell_keys("keys and rules are loaded anew", &auth.policy());
             }
         }

@@ -210,6 +210,11 @@ impl State {
         self.ledger.feeds > self.ledger.feeds_max
     }
 
+    /// Where what is known of clients is counted.
+    pub fn claims(&self) -> &Tally {
+        &self.ledger.claims
+    }
+
     /// Whether connections go for what they hold: whatever is only remembered goes first.
     pub fn is_tight(&self) -> bool {
         self.node.memory.pressure() >= Pressure::Tight
