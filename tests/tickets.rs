@@ -230,3 +230,30 @@ fn a_ticket_counts_as_a_publish() {
     assert!(refused.text().contains("a ticket counts as a publish"), "{refused}");
     asked(&server, &token::of("bert").sign()).expect(201);
 }
+
+#[test]
+fn a_ticket_that_is_used_again_needs_no_place_more() {
+    let quota = "quotas.subject.connections=2";
+    let server = Server::start(&["--workers", "3", "--set", KEYS, "--set", quota]);
+    let token = token::of("anna").sign();
+    let target = format!("/channels/news?ticket={}", ticket(&server, &token));
+    let other = format!("/channels/news?ticket={}", ticket(&server, &token));
+    let mut others = Stream::open(server.addr(), &other);
+    let mut before = Stream::open(server.addr(), &target);
+    // On whatever worker it comes again.
+    for _ in 0..12 {
+        let stream = Stream::resume(server.addr(), &target, &before.cursor);
+        assert_eq!(end_of(&mut before), "replaced");
+        before = stream;
+    }
+    let mut raw = Socket::open(server.addr(), &target);
+    assert_eq!(end_of(&mut before), "replaced");
+    let headers = [("Authorization", &*bearer(&token)), ("Content-Type", "text/plain")];
+    ask(server.addr(), "POST", "/channels/news", &headers, "x").expect(201);
+    assert_eq!((others.message().data, raw.expect_text()), ("x".to_owned(), "x".to_owned()));
+    // A third ticket is one too many, and ends nobody.
+    let third = format!("/channels/news?ticket={}", ticket(&server, &token));
+    assert_eq!(end_of(&mut Stream::begin(server.addr(), &third, &[])), "rate_limited");
+    ask(server.addr(), "POST", "/channels/news", &headers, "y").expect(201);
+    assert_eq!((others.message().data, raw.expect_text()), ("y".to_owned(), "y".to_owned()));
+}

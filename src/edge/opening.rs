@@ -133,6 +133,9 @@ impl<'r> Opening<'r> {
                 return None;
             }
             (bearer, ticket) = (Some(admitted.bearer), admitted.ticket);
+            if !tickets::make_way_here(site, worker, ticket) {
+                return None;
+            }
         }
         Some(Self { wanted, names, from, places, manner, peer, bearer, ticket })
     }

@@ -438,6 +438,7 @@ impl Conn {
                 match admitted {
                     Ok(_) if waits => renewal::open_waiting(&worker, stream, &handshake, names, from, input),
                     Ok(Admitted { ticket, .. }) => {
+                        tickets::make_way(&site, &worker, ticket).await;
                         let doorman = &site.doorman;
                         let opened =
                             open_websocket(&worker, doorman, stream, &handshake, &names, &from, input).await;
@@ -539,6 +540,7 @@ impl Conn {
             return Next::End(self, Reason::Answered);
         }
         let Conn { worker, stream, site, .. } = self;
+        tickets::make_way(&site, &worker, ticket).await;
         let opened = open_events(&worker, &site.doorman, stream, &call.manner, names, &from, envelope).await;
         tickets::opened(&site, &worker, ticket, opened);
         Next::Gone

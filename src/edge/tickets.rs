@@ -59,6 +59,32 @@ pub fn none_needed() -> Answer {
     )
 }
 
+/// Where quotas bind, the stream that a ticket opened before ends before the next is counted: one takes the other's place.
+pub async fn make_way(site: &Site, worker: &Rc<Worker>, ticket: Option<TicketUse>) {
+    if let Some(before) = before(site, worker, ticket) {
+        worker.on_worker(before.worker, move |state| replace(state, before.conn)).await;
+    }
+}
+
+/// The same where nothing may be waited for. False: the stream before is another worker's.
+pub fn make_way_here(site: &Site, worker: &Rc<Worker>, ticket: Option<TicketUse>) -> bool {
+    let Some(before) = before(site, worker, ticket) else { return true };
+    let is_here = worker.with(|state| state.index) == before.worker;
+    if is_here {
+        worker.with(|state| replace(state, before.conn));
+    }
+    is_here
+}
+
+fn before(site: &Site, worker: &Rc<Worker>, ticket: Option<TicketUse>) -> Option<Opened> {
+    let ticket = ticket.filter(|_| site.node.quotas.is_some())?;
+    // Who is refused anyway keeps what they have.
+    if worker.with(|state| state.is_full() || state.draining.is_some()) {
+        return None;
+    }
+    site.doorman.auth().tickets.before(ticket)
+}
+
 /// A stream was opened with a ticket: the one that it opened before ends, on whatever worker that is; or this one, if the
 /// client has come again meanwhile.
 pub fn opened(site: &Site, worker: &Rc<Worker>, ticket: Option<TicketUse>, stream: Option<ConnId>) {
@@ -78,6 +104,7 @@ fn replace(state: &mut State, conn: ConnId) {
     if state.conn(conn).is_some() {
         let reconnect_ms = state.reconnect_ms();
         state.farewell(conn.slot, Reason::Replaced, reconnect_ms);
+        state.end_reading(conn);
         state.bury();
     }
 }

@@ -150,6 +150,13 @@ impl Tickets {
         Ok(Used { claims, key, ticket: TicketUse { digest, number } })
     }
 
+    /// The stream of an earlier use, which is to end for that of this one.
+    pub fn before(&self, ticket: TicketUse) -> Option<Opened> {
+        let mut table = self.table();
+        let latest = table.get_mut(&ticket.digest)?.stream;
+        latest.filter(|(number, _)| *number < ticket.number).map(|(_, stream)| stream)
+    }
+
     /// Notes the stream that a use of a ticket has opened. Given back is the one that is to be ended: of an earlier use; or
     /// this one, when a later use has opened another already.
     pub fn opened(&self, ticket: TicketUse, stream: Opened) -> Option<Opened> {
