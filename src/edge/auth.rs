@@ -6,6 +6,7 @@ mod key;
 mod policy;
 mod ticket;
 mod token;
+mod unwelcome;
 
 use std::sync::Arc;
 
@@ -19,6 +20,7 @@ pub use self::key::KeyError;
 pub use self::policy::{Policy, Verified};
 pub use self::ticket::{Asked, Opened, TicketUse, Tickets, TokenKey, UNUSED_S_MAX, Used};
 pub use self::token::TOKEN_BYTES_MAX;
+pub use self::unwelcome::{Signed, Unwelcome};
 
 use super::revoked::Revocations;
 

@@ -26,7 +26,9 @@ use crate::runtime::tally::Tally;
 use crate::runtime::trace::What;
 
 use super::answer::Answer;
-use super::auth::{Auth, Carrier, Denied, Policy, TOKEN_BYTES_MAX, TicketUse, TokenKey, Used, Verified};
+use super::auth::{
+    Auth, Carrier, Denied, Policy, TOKEN_BYTES_MAX, TicketUse, TokenKey, Unwelcome, Used, Verified,
+};
 use super::origin::Barred;
 use super::rules::{Rules, nobody, reconsider};
 
@@ -112,28 +114,28 @@ impl Doorman {
     /// no authentication is configured, one who may do everything.
     ///
     /// # Errors
-    /// [`Denied`]
+    /// [`Unwelcome`]
     pub fn identify(
         &self,
         request: &Request<'_>,
         query: Query<'_>,
         peer: Peer,
         now_s: u64,
-    ) -> Result<Caller, Denied> {
+    ) -> Result<Caller, Unwelcome> {
         self.admit(request, query, peer, now_s).map(|admitted| admitted.bearer)
     }
 
     /// The same, with the ticket that was used.
     ///
     /// # Errors
-    /// [`Denied`]
+    /// [`Unwelcome`]
     pub fn admit(
         &self,
         request: &Request<'_>,
         query: Query<'_>,
         peer: Peer,
         now_s: u64,
-    ) -> Result<Admitted, Denied> {
+    ) -> Result<Admitted, Unwelcome> {
         if self.is_open {
             return Ok(Admitted { bearer: self.everyone.clone(), ticket: None });
         }
@@ -159,14 +161,14 @@ impl Doorman {
     /// Whom a JWT stands for.
     ///
     /// # Errors
-    /// [`Denied`]
-    pub fn verify_token(&self, token: &str, now_s: u64) -> Result<Caller, Denied> {
+    /// [`Unwelcome`]
+    pub fn verify_token(&self, token: &str, now_s: u64) -> Result<Caller, Unwelcome> {
         check_length(token)?;
         self.verify_jwt(token, Sha256::digest(token).into(), now_s).map(|(bearer, _)| bearer)
     }
 
     /// Whom a JWT or an API key stands for.
-    fn verify_authorization(&self, token: &str, now_s: u64) -> Result<Caller, Denied> {
+    fn verify_authorization(&self, token: &str, now_s: u64) -> Result<Caller, Unwelcome> {
         check_length(token)?;
         let digest = Sha256::digest(token).into();
         let publisher = self.known().rules.publisher(&digest);
@@ -176,7 +178,7 @@ impl Doorman {
         }
     }
 
-    fn verify_jwt(&self, token: &str, digest: [u8; 32], now_s: u64) -> Result<(Caller, TokenKey), Denied> {
+    fn verify_jwt(&self, token: &str, digest: [u8; 32], now_s: u64) -> Result<(Caller, TokenKey), Unwelcome> {
         let known = self.known().of(&digest);
         let (bearer, key) = match known {
             Some(known) => known,
@@ -194,10 +196,12 @@ impl Doorman {
     }
 
     /// A bearer that was verified once, if it still counts.
-    fn good(&self, bearer: Caller, now_s: u64) -> Result<Caller, Denied> {
+    fn good(&self, bearer: Caller, now_s: u64) -> Result<Caller, Unwelcome> {
         match bearer.expires_s {
-            Some(expires_s) if expires_s <= now_s => Err(Denied::Expired { ago_s: now_s - expires_s }),
-            _ if self.auth.revocations.has(&bearer) => Err(Denied::Revoked),
+            Some(expires_s) if expires_s <= now_s => {
+                Err(Unwelcome::of(Denied::Expired { ago_s: now_s - expires_s }, &bearer))
+            }
+            _ if self.auth.revocations.has(&bearer) => Err(Unwelcome::of(Denied::Revoked, &bearer)),
             _ => Ok(bearer),
         }
     }
@@ -205,22 +209,22 @@ impl Doorman {
     /// Whoever asks for a ticket: with a token in `Authorization`.
     ///
     /// # Errors
-    /// [`Denied`]
+    /// [`Unwelcome`]
     pub fn asks_for_ticket(
         &self,
         request: &Request<'_>,
         query: Query<'_>,
         now_s: u64,
-    ) -> Result<(Caller, TokenKey), Denied> {
+    ) -> Result<(Caller, TokenKey), Unwelcome> {
         let token = match self.carried(request, query)? {
             Carried::Token(Carrier::Authorization, token) => token,
-            Carried::Token(..) | Carried::Ticket(_) => return Err(Denied::NoTicketForThis),
-            Carried::Nothing => return Err(Denied::NoToken),
+            Carried::Token(..) | Carried::Ticket(_) => return Err(Denied::NoTicketForThis.into()),
+            Carried::Nothing => return Err(Denied::NoToken.into()),
         };
         check_length(&token)?;
         let digest = Sha256::digest(&*token).into();
         if self.known().rules.policy.api_key(&digest).is_some() {
-            return Err(Denied::NoTicketForThis);
+            return Err(Denied::NoTicketForThis.into());
         }
         self.verify_jwt(&token, digest, now_s)
     }
@@ -392,14 +396,19 @@ fn has_no_token(bearer: Option<&Bearer>) -> bool {
 
 /// Tells the log who was refused what, and exactly why.
 pub fn note(denied: Denied, peer: Peer, bearer: Option<&Bearer>, channel: Option<&Name>) {
-    tracing::debug!(
-        %peer,
-        subject = bearer.and_then(|bearer| bearer.subject.as_deref()),
-        channel = channel.map(Name::as_str),
-        code = denied.as_str(),
-        why = %denied,
-        "refused"
-    );
+    let subject = bearer.and_then(|bearer| bearer.subject.as_deref());
+    let token_id = bearer.and_then(|bearer| bearer.token_id.as_deref());
+    tell(denied, peer, subject, token_id, channel);
+}
+
+/// The same of somebody who was not let in.
+pub fn note_unwelcome(unwelcome: &Unwelcome, peer: Peer) {
+    tell(unwelcome.denied, peer, unwelcome.subject(), unwelcome.token_id(), None);
+}
+
+fn tell(denied: Denied, peer: Peer, subject: Option<&str>, token_id: Option<&str>, channel: Option<&Name>) {
+    let channel = channel.map(Name::as_str);
+    tracing::debug!(%peer, subject, token_id, channel, code = denied.as_str(), why = %denied, "refused");
 }
 
 /// The same of a request that was refused for where it came from, before it was asked who sent it.

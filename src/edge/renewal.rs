@@ -14,17 +14,19 @@ use crate::proto::json;
 use crate::proto::refusal::{ErrorCode, Refusal};
 use crate::proto::ws::handshake::write_switching;
 use crate::runtime::caller::Caller;
-use crate::runtime::close::Reason;
+use crate::runtime::close::{Reason, Transport};
 use crate::runtime::entry::{ConnId, Kind};
 use crate::runtime::framing::text_frame;
+use crate::runtime::peer::Peer;
 use crate::runtime::state::State;
 use crate::runtime::stats::Refusal as Counted;
 use crate::runtime::stream::Stream;
 use crate::runtime::tokens::{Lost, NotRenewed, Waiting};
+use crate::runtime::trace::{What, Who};
 use crate::runtime::worker::Worker;
 
 use super::answer::Answer;
-use super::auth::{Declined, Denied};
+use super::auth::{Declined, Denied, Unwelcome};
 use super::doorman::{self, Doorman};
 use super::identity::{connection_id, find_connection};
 use super::site::Site;
@@ -70,15 +72,19 @@ pub async fn authenticate(
     let bearer = site.doorman.verify_token(token, now_s).and_then(|bearer| {
         match worker.with(|state| state.may_renew(conn, &bearer, true)) {
             Ok(()) => Ok(bearer),
-            Err(NotRenewed::Unknown) => Err(Denied::NoToken),
-            Err(NotRenewed::OtherSubject | NotRenewed::WithoutToken) => Err(Denied::OtherSubject),
+            Err(NotRenewed::Unknown) => Err(Denied::NoToken.into()),
+            Err(NotRenewed::OtherSubject | NotRenewed::WithoutToken) => {
+                Err(Unwelcome::of(Denied::OtherSubject, &bearer))
+            }
         }
     });
-    let bearer = bearer.inspect_err(|&denied| {
+    let bearer = bearer.map_err(|unwelcome| {
         if let Some(peer) = peer {
-            doorman::note(denied, peer, None, None);
+            doorman::note_unwelcome(&unwelcome, peer);
+            trace_unwelcome(worker, &unwelcome, peer);
         }
-        worker.stats().refuse(denied.counted());
+        worker.stats().refuse(unwelcome.denied.counted());
+        unwelcome.denied
     })?;
     worker.with(|state| state.count_for_subject(conn, &bearer)).map_err(|limited| {
         worker.stats().refuse(Counted::Quota);
@@ -100,6 +106,17 @@ pub async fn authenticate(
         begin(site, worker, conn, &bearer, *waiting).await;
     }
     Ok(())
+}
+
+/// Whoever watches the subject hears of it; whoever watches the connection does anyway.
+fn trace_unwelcome(worker: &Rc<Worker>, unwelcome: &Unwelcome, peer: Peer) {
+    worker.with(|state| {
+        if state.is_traced() && unwelcome.who.is_some() {
+            let who =
+                Who { subject: unwelcome.subject(), transport: Some(Transport::V1), ..Who::of_peer(peer) };
+            state.trace(who, || What::Denied { why: unwelcome.why() });
+        }
+    });
 }
 
 /// Opens a `pushline.v1` connection whose token is still to come: until then the URL's channels wait.

@@ -13,7 +13,7 @@ use crate::runtime::stats::Refusal;
 use crate::runtime::trace::{What, Who};
 
 use super::answer::{Answer, Manner, VARY_READ};
-use super::auth::{Denied, TicketUse};
+use super::auth::{Denied, TicketUse, Unwelcome};
 use super::channels::{parse_names, refused, stream_start, switch};
 use super::conn::{Call, Conn, Next, why_it_ends};
 use super::doorman::{self, Admitted};
@@ -266,15 +266,36 @@ impl Conn {
         let doorman = &self.site.doorman;
         let admitted = doorman.admit(&call.request, call.query, peer, call.manner.unix_s);
         if !doorman.is_open() {
-            if let Err(denied) = &admitted {
-                doorman::note(*denied, peer, None, None);
-            }
             self.stream.socket.bearer = admitted.as_ref().ok().map(|admitted| admitted.bearer.clone());
-            self.trace_admitted(
-                admitted.as_ref().map(|admitted| admitted.bearer.proof).map_err(|denied| *denied),
-            );
         }
-        admitted
+        match admitted {
+            Ok(admitted) if self.site.doorman.is_open() => Ok(admitted),
+            Ok(admitted) => {
+                self.trace_admitted(Ok(admitted.bearer.proof));
+                Ok(admitted)
+            }
+            Err(unwelcome) => {
+                self.tell_unwelcome(&unwelcome);
+                Err(unwelcome.denied)
+            }
+        }
+    }
+
+    /// Somebody was not let in: exactly why, and who, if that is known, to the logs and to whoever watches.
+    fn tell_unwelcome(&mut self, unwelcome: &Unwelcome) {
+        let peer = self.stream.socket.peer;
+        doorman::note_unwelcome(unwelcome, peer);
+        let Some(noted) = &mut self.stream.noted else { return };
+        noted.is_of(unwelcome.subject());
+        self.worker.with(|state| {
+            if state.is_traced() {
+                let who = Who {
+                    subject: unwelcome.subject(),
+                    ..Who::of_socket(&self.stream.socket, Transport::Http)
+                };
+                state.trace(who, || What::Denied { why: unwelcome.why() });
+            }
+        });
     }
 
     /// Whether they may do this to all of the channels.
@@ -368,9 +389,9 @@ impl Conn {
                 };
                 self.without_body(call, answer).await
             }
-            Err(denied) => {
-                self.tell_denied(denied, None);
-                self.denied(call, denied).await
+            Err(unwelcome) => {
+                self.tell_unwelcome(&unwelcome);
+                self.denied(call, unwelcome.denied).await
             }
         }
     }

@@ -35,8 +35,9 @@ impl Deref for Claims {
     }
 }
 
-/// Claims that this worker has. A connection more costs no count that workers share.
+/// Claims that this worker has. A connection more costs no count that workers share: what is counted twice is meant.
 #[derive(Debug, Clone)]
+#[allow(clippy::redundant_allocation)]
 pub struct Caller(Rc<Arc<Claims>>);
 
 impl Caller {

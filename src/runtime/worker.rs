@@ -506,7 +506,7 @@ impl Worker {
             self.with(State::sweep);
             let mut gives = self.with(State::looks_at_memory);
             if gives && self.with(|state| state.is_tight()) {
-                self.edge.forget(&self);
+                self.edge.forget(self);
             }
             for _ in 0..SHRINKS_MAX {
                 gives = gives && self.with(State::give_back);

@@ -19,6 +19,7 @@ use crate::runtime::peer::Peer;
 
 use self::table::{Digest, Room, TICKETS_MAX, Table};
 use super::denied::Denied;
+use super::unwelcome::Unwelcome;
 
 /// How long a ticket waits for its first use.
 pub const UNUSED_S_MAX: u64 = 30;
@@ -126,8 +127,8 @@ impl Tickets {
     /// Whom a ticket stands for. Its first use binds it to the client's address.
     ///
     /// # Errors
-    /// [`Denied`]
-    pub fn use_by(&self, ticket: &str, peer: Peer, now_s: u64) -> Result<Used, Denied> {
+    /// [`Unwelcome`]
+    pub fn use_by(&self, ticket: &str, peer: Peer, now_s: u64) -> Result<Used, Unwelcome> {
         let client = Client { network: peer.network(), is_unix: peer.is_unix };
         let digest = digest_of(ticket);
         let mut table = self.table();
@@ -135,12 +136,14 @@ impl Tickets {
         // Those that are over stay until there is no room: whoever asks again, as a request does that was begun at once and
         // then given to a task, hears the same.
         if let Some(expires_s) = entry.claims.expires_s.filter(|expires_s| *expires_s <= now_s) {
-            return Err(Denied::Expired { ago_s: now_s - expires_s });
+            return Err(Unwelcome::of(Denied::Expired { ago_s: now_s - expires_s }, &entry.claims));
         }
         match entry.client {
-            None if entry.is_late(now_s) => return Err(Denied::TicketLate),
+            None if entry.is_late(now_s) => return Err(Unwelcome::of(Denied::TicketLate, &entry.claims)),
             None => entry.client = Some(client),
-            Some(first) if first != client => return Err(Denied::TicketElsewhere),
+            Some(first) if first != client => {
+                return Err(Unwelcome::of(Denied::TicketElsewhere, &entry.claims));
+            }
             Some(_) => {}
         }
         entry.at_s = now_s;
@@ -272,7 +275,10 @@ mod tests {
         let (anna, bert) = (peer("10.0.0.1"), peer("10.0.0.2"));
         let ticket = given(&tickets, 1);
         let used = |ticket: &str, peer, after_s| {
-            tickets.use_by(ticket, peer, NOW_S + after_s).map(|used| used.claims.digest)
+            tickets
+                .use_by(ticket, peer, NOW_S + after_s)
+                .map(|used| used.claims.digest)
+                .map_err(|unwelcome| unwelcome.denied)
         };
         assert_eq!(used("another", anna, 0), Err(Denied::TicketUnknown));
         assert_eq!(used(&ticket, anna, 30), Ok(digest(1)), "in time");
@@ -318,7 +324,7 @@ mod tests {
             given(&tickets, 1);
         }
         assert_eq!(tickets.len(), TICKETS_OF_TOKEN_MAX);
-        assert_eq!(tickets.use_by(&first, peer("10.0.0.1"), NOW_S).err(), Some(Denied::TicketUnknown));
+        assert_eq!(tickets.use_by(&first, peer("10.0.0.1"), NOW_S).err(), Some(Denied::TicketUnknown.into()));
         let memory = memory(1 << 30);
         let ask = |number: u64, subject: &str, now_s| {
             asked(&tickets, &token(number, subject, 0), &memory, now_s).is_some()
