@@ -154,7 +154,7 @@ impl<'r> Opening<'r> {
         let is_limited = site.node.begin_reading(&mut socket, names.len(), Begins::Stream).is_err();
         let opened = worker.with(|state| {
             let noted = if state.notes() { state.note(request, peer, Instant::now()) } else { None };
-            let client = Client { socket, noted };
+            let client = Client { socket, noted, ticket };
             let (reason, counted) = (Reason::RateLimited, Refusal::Quota);
             match wanted {
                 Wanted::WebSocket(handshake) if is_limited => {

@@ -22,7 +22,7 @@ use super::origin::{Barred, Passed};
 use super::publish::{self, Labels, Publisher};
 use super::read::{self, Polled};
 use super::renewal;
-use super::stream::{Handshake, open_events, open_websocket, refuse_websocket};
+use super::stream::{Handshake, Reads, open_events, open_websocket, refuse_websocket};
 use super::tickets;
 use super::turnstile;
 
@@ -460,9 +460,10 @@ impl Conn {
                     Ok(_) if waits => renewal::open_waiting(&worker, stream, &handshake, names, from, input),
                     Ok(Admitted { ticket, .. }) => {
                         tickets::make_way(&site, &worker, ticket).await;
+                        let reads = Reads { names: &names, from: &from };
                         let doorman = &site.doorman;
                         let opened =
-                            open_websocket(&worker, doorman, stream, &handshake, &names, &from, input).await;
+                            open_websocket(&worker, doorman, stream, &handshake, reads, input, ticket).await;
                         tickets::opened(&site, &worker, ticket, opened);
                     }
                     Err(denied) => {
@@ -562,7 +563,8 @@ impl Conn {
         }
         let Conn { worker, stream, site, .. } = self;
         tickets::make_way(&site, &worker, ticket).await;
-        let opened = open_events(&worker, &site.doorman, stream, &call.manner, names, &from, envelope).await;
+        let reads = Reads { names, from: &from };
+        let opened = open_events(&worker, &site.doorman, stream, &call.manner, reads, envelope, ticket).await;
         tickets::opened(&site, &worker, ticket, opened);
         Next::Gone
     }

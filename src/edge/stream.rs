@@ -28,9 +28,11 @@ use crate::runtime::worker::Worker;
 
 use super::answer::{Answer, Manner, VARY_READ};
 use super::ask;
+use super::auth::TicketUse;
 use super::channels::stream_start;
 use super::doorman::Doorman;
 use super::identity::connection_id;
+use super::tickets;
 
 /// An EventSource that lost its stream waits so long, and up to so much longer, before it comes back.
 const RETRY_MS: u64 = 1_000;
@@ -41,6 +43,15 @@ pub struct Client {
     pub socket: Socket,
     /// Its request, where somebody wants to know of it.
     pub noted: Option<Noted>,
+    /// It came by this.
+    pub ticket: Option<TicketUse>,
+}
+
+/// What a stream reads, and from where.
+#[derive(Clone, Copy)]
+pub struct Reads<'r> {
+    pub names: &'r [Name],
+    pub from: &'r [From],
 }
 
 /// How an event stream begins, and what it reads from where.
@@ -72,10 +83,11 @@ pub async fn open_events(
     doorman: &Doorman,
     mut stream: Stream,
     manner: &Manner<'_>,
-    names: &[Name],
-    from: &[From],
+    reads: Reads<'_>,
     envelope: bool,
+    ticket: Option<TicketUse>,
 ) -> Option<ConnId> {
+    let Reads { names, from } = reads;
     let mut head = Vec::with_capacity(512);
     event_stream_head(&mut head, manner);
     let places = if worker.with(|state| state.is_full()) {
@@ -87,7 +99,7 @@ pub async fn open_events(
         places.map_err(|Overloaded| (Reason::Full, Refusal::Overloaded))
     };
     let noted = stream.noted.take();
-    let client = Client { socket: stream.into_socket()?, noted };
+    let client = Client { socket: stream.into_socket()?, noted, ticket };
     worker.with(|state| match unless_draining(state, places) {
         Ok(places) => {
             let events = Events { head, names, from, envelope };
@@ -121,6 +133,7 @@ pub fn begin_events(
 ) -> ConnId {
     let Events { head, names, from, envelope } = events;
     let conn = state.adopt(client.socket, Kind::Sse);
+    tickets::begins(state, doorman, client.ticket, conn);
     let mut out = head;
     sse::write_retry(&mut out, RETRY_MS + state.random_below(RETRY_JITTER_MS));
     // Until a gap is told, a reader that is cut off must be told it again: its place is still the old one.
@@ -242,7 +255,7 @@ pub fn refuse_websocket(
     let noted = stream.noted.take();
     let Some(socket) = stream.into_socket() else { return };
     worker.with(|state| {
-        refuse_switched(state, Client { socket, noted }, handshake, reason, counted);
+        refuse_switched(state, Client { socket, noted, ticket: None }, handshake, reason, counted);
     });
 }
 
@@ -252,10 +265,11 @@ pub async fn open_websocket(
     doorman: &Doorman,
     mut stream: Stream,
     handshake: &Handshake,
-    names: &[Name],
-    from: &[From],
+    reads: Reads<'_>,
     leftover: Vec<u8>,
+    ticket: Option<TicketUse>,
 ) -> Option<ConnId> {
+    let Reads { names, from } = reads;
     let places = if worker.with(|state| state.is_full()) {
         Err((Reason::Full, Refusal::Memory))
     } else if begin_reading(worker, &mut stream, names).is_err() {
@@ -265,7 +279,7 @@ pub async fn open_websocket(
         places.map_err(|Overloaded| (Reason::Full, Refusal::Overloaded))
     };
     let noted = stream.noted.take();
-    let client = Client { socket: stream.into_socket()?, noted };
+    let client = Client { socket: stream.into_socket()?, noted, ticket };
     Some(worker.with(|state| match unless_draining(state, places) {
         Ok(places) => begin_websocket(state, doorman, client, handshake, names, &places, leftover),
         Err((reason, counted)) => refuse_switched(state, client, handshake, reason, counted),
@@ -285,7 +299,9 @@ pub fn begin_websocket(
     let v1 = handshake.is_v1();
     let mut out = Vec::with_capacity(256);
     write_switching(&mut out, &handshake.accept, handshake.subprotocol);
+    let ticket = client.ticket;
     let conn = adopt_websocket(state, client, v1, out.len());
+    tickets::begins(state, doorman, ticket, conn);
     if v1 {
         let id = connection_id(state, conn);
         text_frame(&mut out, |json| envelope::write_v1_open(json, &id));

@@ -15,6 +15,7 @@ use crate::runtime::worker::Worker;
 
 use super::answer::Answer;
 use super::auth::{Asked, Opened, TicketUse, TokenKey, UNUSED_S_MAX};
+use super::doorman::Doorman;
 use super::publish::with_retry_after;
 use super::site::Site;
 
@@ -85,19 +86,31 @@ fn before(site: &Site, worker: &Rc<Worker>, ticket: Option<TicketUse>) -> Option
     site.doorman.auth().tickets.before(ticket)
 }
 
-/// A stream was opened with a ticket: the one that it opened before ends, on whatever worker that is; or this one, if the
-/// client has come again meanwhile.
+/// A stream begins that was opened with a ticket: noted before its client hears of it, who may come again at once. The one
+/// that the ticket opened before ends, on whatever worker that is.
+pub fn begins(state: &mut State, doorman: &Doorman, ticket: Option<TicketUse>, conn: ConnId) {
+    let Some(ticket) = ticket else { return };
+    let stream = Opened { worker: state.index, conn };
+    match doorman.auth().tickets.opened(ticket, stream) {
+        // It ends itself, once it has begun.
+        Some(before) if before == stream => {}
+        Some(before) if before.worker == state.index => replace(state, before.conn),
+        Some(before) => {
+            state.node.on_worker(before.worker, move |state: &mut State| replace(state, before.conn));
+        }
+        None => {}
+    }
+}
+
+/// It has begun: if the client has come again meanwhile, it ends.
 pub fn opened(site: &Site, worker: &Rc<Worker>, ticket: Option<TicketUse>, stream: Option<ConnId>) {
     let (Some(ticket), Some(conn)) = (ticket, stream) else { return };
-    let here = worker.with(|state| state.index);
-    let Some(before) = site.doorman.auth().tickets.opened(ticket, Opened { worker: here, conn }) else {
-        return;
-    };
-    if before.worker == here {
-        worker.with(|state| replace(state, before.conn));
-    } else {
-        site.node.on_worker(before.worker, move |state: &mut State| replace(state, before.conn));
-    }
+    worker.with(|state| {
+        let stream = Opened { worker: state.index, conn };
+        if site.doorman.auth().tickets.opened(ticket, stream) == Some(stream) {
+            replace(state, conn);
+        }
+    });
 }
 
 fn replace(state: &mut State, conn: ConnId) {

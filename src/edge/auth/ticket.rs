@@ -167,6 +167,8 @@ impl Tickets {
         let latest = &mut table.get_mut(&ticket.digest)?.stream;
         match *latest {
             Some((number, _)) if number > ticket.number => Some(stream),
+            // It was noted before.
+            Some(same) if same == (ticket.number, stream) => None,
             before => {
                 *latest = Some((ticket.number, stream));
                 before.map(|(_, stream)| stream)
@@ -310,6 +312,7 @@ mod tests {
         let (first, second, third) = (used(), used(), used());
         assert_eq!(tickets.opened(first, stream(1)), None);
         assert_eq!(tickets.opened(third, stream(3)), Some(stream(1)));
+        assert_eq!(tickets.opened(third, stream(3)), None, "noted twice");
         assert_eq!(tickets.opened(second, stream(2)), Some(stream(2)), "noted late, and not the latest");
         assert_eq!(tickets.opened(used(), stream(4)), Some(stream(3)));
         tickets.keep(|_| false);
