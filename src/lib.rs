@@ -74,6 +74,7 @@ pub mod runtime {
     pub mod answers;
     pub mod bell;
     pub mod budget;
+    pub mod caller;
     pub mod capacity;
     pub mod catchup;
     pub mod clock;
@@ -126,6 +127,7 @@ pub mod runtime {
     mod succession;
     pub mod sweep;
     pub mod takeover;
+    pub mod tally;
     pub mod tcp;
     mod threads;
     pub mod tls;
@@ -168,6 +170,7 @@ pub mod edge {
     pub mod renewal;
     pub mod revoked;
     pub mod route;
+    pub mod rules;
     pub mod site;
     pub mod start;
     pub mod stream;

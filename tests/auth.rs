@@ -3,6 +3,7 @@
 
 use crate::common;
 mod keys;
+mod rules;
 mod secrets;
 
 use std::path::{Path, PathBuf};

@@ -12,11 +12,11 @@ use serde_json::{Value, json};
 use common::admin::{Metrics, addr_of};
 use common::cost::{KIB, MIB, Peak, bystander};
 use common::crowd::{Crowd, Heard, own_memory};
-use common::http::{AT_ONCE, Conn, get, head_cursor, poll, publish, wire};
+use common::http::{AT_ONCE, Conn, ask, get, head_cursor, poll, publish, wire};
 use common::server::{Server, field};
 use common::sse::{Item, Stream};
 use common::tls::TlsServer;
-use common::token::KEYS;
+use common::token::{self, KEYS};
 use common::ws::{Socket, TEXT, V1, V1_NAME, masked, request};
 use common::{receive_buffer, until};
 
@@ -476,4 +476,37 @@ fn tls_is_part_of_it() {
     stream.event().named("$gap");
     drop(begun);
     recovers(addr);
+}
+
+#[test]
+fn what_tokens_grant_is_part_of_it() {
+    let server = server(&["--set", KEYS, "--set", "admin.listen=127.0.0.1:0"]);
+    let addr = server.addr();
+    let patterns: Vec<String> = (0..400).map(|at| format!("c{at:06}/x")).collect();
+    let mut patterns: Vec<&str> = patterns.iter().map(String::as_str).collect();
+    patterns.push("**");
+    let honest = token::bearer(&token::of("bert").sign());
+    let headers = [("Authorization", &*honest), ("Content-Type", "text/plain")];
+    let peak = Peak::watch(server.pid());
+    let mut streams = Vec::new();
+    let mut greedy = token::of("anna").subscribe(&patterns);
+    for id in 0..4_000 {
+        greedy = greedy.with("jti", id.to_string());
+        let token = token::bearer(&greedy.clone().sign());
+        let mut conn = Conn::open(addr);
+        conn.send("GET", "/channels/news", &[("Authorization", &token), ("Accept", "text/event-stream")], "");
+        // Refused or not: it is open, and counts.
+        streams.push(conn);
+        if id % 500 == 0 {
+            // Those go that hold most: for the others it is over in a moment.
+            until("it is published", || {
+                let answer = ask(addr, "POST", "/channels/news", &headers, "well");
+                (answer.status == 201).then_some(())
+            });
+        }
+    }
+    within(peak);
+    let metrics = Metrics::scrape(addr_of(&server));
+    assert!(metrics.sum("pushline_connections_closed_total", &[("reason", "full")]) > 0.0);
+    assert!(pressures(&server).iter().all(|pressure| pressure != "spent"), "{:?}", pressures(&server));
 }

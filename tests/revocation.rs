@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use common::http::{Conn, Response, ask, get, post};
 use common::server::{Server, field, message_of};
@@ -439,4 +440,31 @@ fn no_subscription_slips_in_while_its_channel_is_revoked() {
             v1.ask(json!({"type": "ping"}), "pong");
         }
     }
+}
+
+#[test]
+fn an_api_key_is_gone_by_its_name() {
+    let sha256: String = Sha256::digest("pushline_key").iter().map(|byte| format!("{byte:02x}")).collect();
+    let keys = format!(
+        "auth.api_keys=[{{ name = 'shop', sha256 = '{sha256}', publish = ['**'], subscribe = ['**'] }}]"
+    );
+    let node = Node::start(&["--set", &keys]);
+    let headers = [("Authorization", "Bearer pushline_key"), ("Content-Type", "text/plain")];
+    let status = || ask(node.addr(), "POST", "/channels/b", &headers, "x").status;
+    let mut streams: Vec<Stream> =
+        (0..6).map(|_| Stream::open_with(node.addr(), "/channels/a", &headers)).collect();
+    let mut raw = Socket::open_with(node.addr(), "/channels/a", &headers);
+    // Not by a channel alone, nor by another name.
+    node.revoke(json!({ "channel": "b" }));
+    node.revoke(json!({ "subject": "shops" }));
+    assert_eq!(status(), 201);
+    let (revoked, since) = node.revoke(json!({ "subject": "shop" }));
+    for stream in &mut streams {
+        assert_eq!(stream.event().named("$close").json()["reason"], "revoked");
+    }
+    assert_eq!(raw.message(), Message::Close(4401));
+    soon(since);
+    assert_eq!(status(), 401);
+    ask(node.admin, "DELETE", &format!("/revocations/{}", revoked["number"]), &[], "").expect(204);
+    assert_eq!(status(), 201);
 }

@@ -3,6 +3,7 @@
 
 use crate::common;
 
+use common::cost::{MIB, Peak};
 use common::http::{Conn, Headers, Response, ask, get};
 use common::server::{Server, field};
 use common::sse::{Item, Stream};
@@ -172,4 +173,87 @@ fn who_gets_none() {
     // Without authentication there is nothing to stand for.
     let open = Server::start(&[]);
     ask(open.addr(), "POST", "/tickets", &[("Authorization", &bearer(&good))], "").problem(404);
+}
+
+/// A token as large as may be: it grants some hundred patterns.
+fn large_token(subject: &str, id: usize) -> String {
+    let patterns: Vec<String> = (0..400).map(|at| format!("c{at:06}/x")).collect();
+    let mut patterns: Vec<&str> = patterns.iter().map(String::as_str).collect();
+    patterns.push("**");
+    token::of(subject).subscribe(&patterns).with("jti", id.to_string()).sign()
+}
+
+#[test]
+fn tickets_are_part_of_the_memory_budget() {
+    const BUDGET: usize = 32 * MIB;
+    let budget = format!("limits.memory_bytes={BUDGET}");
+    let server = Server::start(&["--workers", "2", "--set", KEYS, "--set", &budget]);
+    let peak = Peak::watch(server.pid());
+    let honest = token::of("bert").sign();
+    let target = format!("/channels/news?ticket={}", ticket(&server, &honest));
+    let mut stream = Stream::open(server.addr(), &target);
+    // One user, who needs no more than a new token each time.
+    let mut conn = Conn::open(server.addr());
+    for id in 0..150 {
+        let token = bearer(&large_token("anna", id));
+        for _ in 0..40 {
+            let answer = conn.request("POST", "/tickets", &[("Authorization", &token)], "");
+            assert!([201, 503].contains(&answer.status), "{answer}");
+            assert_eq!(answer.status == 503, answer.get("retry-after").is_some(), "{answer}");
+        }
+    }
+    let (most, _) = peak.end();
+    assert!(most < BUDGET, "{} MiB", most / MIB);
+    // Nobody else is the worse for it.
+    ticket(&server, &honest);
+    let headers = [("Authorization", &*bearer(&honest)), ("Content-Type", "text/plain")];
+    ask(server.addr(), "POST", "/channels/news", &headers, "x").expect(201);
+    assert_eq!(stream.message().data, "x");
+    let mut again = Stream::resume(server.addr(), &target, &stream.cursor);
+    assert_eq!(end_of(&mut stream), "replaced");
+    ask(server.addr(), "POST", "/channels/news", &headers, "y").expect(201);
+    assert_eq!(again.texts(2), ["x", "y"]);
+    assert!(server.log().iter().all(|line| field(line, "pressure").is_none()));
+}
+
+#[test]
+fn a_ticket_counts_as_a_publish() {
+    let quota = "quotas.subject.publishes_per_second=1";
+    let server = Server::start(&["--set", KEYS, "--set", quota]);
+    let token = token::of("anna").sign();
+    let refused = until("the quota is used up", || {
+        let answer = asked(&server, &token);
+        (answer.status != 201).then_some(answer)
+    });
+    refused.problem(429);
+    assert!(refused.get("retry-after").is_some(), "{refused}");
+    assert!(refused.text().contains("a ticket counts as a publish"), "{refused}");
+    asked(&server, &token::of("bert").sign()).expect(201);
+}
+
+#[test]
+fn a_ticket_that_is_used_again_needs_no_place_more() {
+    let quota = "quotas.subject.connections=2";
+    let server = Server::start(&["--workers", "3", "--set", KEYS, "--set", quota]);
+    let token = token::of("anna").sign();
+    let target = format!("/channels/news?ticket={}", ticket(&server, &token));
+    let other = format!("/channels/news?ticket={}", ticket(&server, &token));
+    let mut others = Stream::open(server.addr(), &other);
+    let mut before = Stream::open(server.addr(), &target);
+    // On whatever worker it comes again.
+    for _ in 0..12 {
+        let stream = Stream::resume(server.addr(), &target, &before.cursor);
+        assert_eq!(end_of(&mut before), "replaced");
+        before = stream;
+    }
+    let mut raw = Socket::open(server.addr(), &target);
+    assert_eq!(end_of(&mut before), "replaced");
+    let headers = [("Authorization", &*bearer(&token)), ("Content-Type", "text/plain")];
+    ask(server.addr(), "POST", "/channels/news", &headers, "x").expect(201);
+    assert_eq!((others.message().data, raw.expect_text()), ("x".to_owned(), "x".to_owned()));
+    // A third ticket is one too many, and ends nobody.
+    let third = format!("/channels/news?ticket={}", ticket(&server, &token));
+    assert_eq!(end_of(&mut Stream::begin(server.addr(), &third, &[])), "rate_limited");
+    ask(server.addr(), "POST", "/channels/news", &headers, "y").expect(201);
+    assert_eq!((others.message().data, raw.expect_text()), ("y".to_owned(), "y".to_owned()));
 }

@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use common::access::{ACCESS_LOG, AccessLog};
 use common::admin::Metrics;
 use common::http::{Conn, ask, get, post, publish};
 use common::server::{Server, field, message_of};
@@ -471,4 +472,66 @@ fn lines_are_for_people() {
     assert_eq!(line.as_bytes()[2], b':', "{line}");
     assert!(line.contains(" published "), "{line}");
     assert!(line.contains(&format!(" channel=a bytes=1 cursor={id} replayed=false")), "{line}");
+}
+
+/// Whose token was signed with a good key is told by name, whatever else is wrong with it; whoever names themselves is not.
+#[test]
+fn who_is_refused_is_named_where_a_signature_says_so() {
+    let args = [&["--set", KEYS, "--set", "auth.audience=pushline"][..], &ACCESS_LOG].concat();
+    let node = Node::start(&args);
+    let (addr, log) = (node.addr(), AccessLog::of(&node.server));
+    let mut trace = node.trace(&["--subject", "anna"]);
+    let now_s = token::now_s();
+    let anna = |id: &str| token::of("anna").with("jti", id).with("aud", "pushline").with("iat", now_s - 1);
+    let told = |trace: &mut Trace, id: &str, why: &str| {
+        let denied =
+            trace.expect_that("denied", |event| event["why"].as_str().is_some_and(|told| told.contains(id)));
+        assert!(denied["why"].as_str().is_some_and(|told| told.contains(why)), "{denied}");
+        assert_eq!(denied["subject"], "anna");
+        node.server.wait_log(|line| {
+            message_of(line).as_deref() == Some("refused")
+                && field(line, "subject").as_deref() == Some("anna")
+                && field(line, "token_id").as_deref() == Some(id)
+        });
+    };
+    let json = [("Content-Type", "application/json")];
+    ask(node.admin_addr(), "POST", "/revocations", &json, r#"{"token_id":"revoked"}"#).expect(201);
+    let bad_pattern = anna("pattern").with("subscribe", json!(["a//b"]));
+    for (id, token, why) in [
+        ("expired", anna("expired").until(now_s - 100), "expired"),
+        ("not-yet", anna("not-yet").with("nbf", now_s + 600), "nbf"),
+        ("audience", anna("audience").with("aud", "others"), "audience"),
+        ("pattern", bad_pattern, "pattern"),
+        ("revoked", anna("revoked"), "revoked"),
+    ] {
+        let path = format!("/channels/{id}");
+        let token = token.sign();
+        ask(addr, "GET", &path, &[("Authorization", &token::bearer(&token))], "").problem(401);
+        told(&mut trace, id, why);
+        assert_eq!(log.request(&path)["subject"], "anna");
+        // A WebSocket too, of which the handshake is accepted.
+        let mut raw = Socket::open(addr, &format!("/channels/raw-{id}?token={token}"));
+        raw.frame().expect("a close frame");
+        told(&mut trace, id, why);
+        // And one that says who it is later.
+        let mut v1 = V1::open(addr, &format!("/channels/v1-{id}"));
+        v1.refused(json!({"type": "auth", "token": token}));
+        told(&mut trace, id, why);
+    }
+    let ticket =
+        ask(addr, "POST", "/tickets", &[("Authorization", &token::bearer(&anna("ticket").sign()))], "");
+    let target =
+        format!("/channels/ticket?ticket={}", ticket.expect(201).json()["ticket"].as_str().expect("one"));
+    get(addr, &target).expect(200);
+    let mut elsewhere = Conn::open_as(2, addr);
+    elsewhere.send("GET", &target, &[], "");
+    elsewhere.expect_answer_to("GET");
+    elsewhere.read_response().problem(401);
+    told(&mut trace, "ticket", "address");
+    // Signed by nobody.
+    let token = anna("forged").sign();
+    let forged = format!("{}AAAA", &token[..token.len() - 4]);
+    ask(addr, "GET", "/channels/forged", &[("Authorization", &token::bearer(&forged))], "").problem(401);
+    let line = log.request("/channels/forged");
+    assert!(line.get("subject").is_none(), "{line}");
 }

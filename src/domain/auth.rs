@@ -66,9 +66,14 @@ impl Grants {
     pub fn cover(&self, act: Act, name: &Name) -> bool {
         self.of(act).iter().any(|pattern| pattern.matches(name.as_str()))
     }
+
+    fn kept_bytes(&self) -> usize {
+        let lists = [&self.subscribe, &self.publish, &self.delete];
+        lists.into_iter().flatten().map(Pattern::kept_bytes).sum()
+    }
 }
 
-/// Someone, verified. Shared by all connections of one worker that came with the same token.
+/// Someone, verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bearer {
     pub proof: Proof,
@@ -88,6 +93,13 @@ pub struct Bearer {
 impl Bearer {
     pub fn may(&self, act: Act, name: &Name) -> bool {
         self.grants.cover(act, name)
+    }
+
+    /// Memory that it takes.
+    pub fn kept_bytes(&self) -> usize {
+        let texts = self.subject.iter().chain(&self.token_id).map(|text| text.len()).sum::<usize>();
+        // With what allocators and counts of references take.
+        size_of::<Self>() + 6 * size_of::<usize>() + texts + self.grants.kept_bytes()
     }
 
     pub fn has_expired(&self, now_s: u64) -> bool {

@@ -108,7 +108,9 @@ impl fmt::Display for Name {
 /// A pattern over names: segments, of which `*` stands for any one and a last `**` for one or more.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pattern {
-    segments: Box<[Box<str>]>,
+    /// With `/` between them.
+    segments: Box<str>,
+    /// A last `**`.
     rest: bool,
 }
 
@@ -118,23 +120,21 @@ impl Pattern {
     /// # Errors
     /// [`NameError`] of the first segment that could match no name; `**` before the end is `WildcardSegment`.
     pub fn parse(pattern: &str) -> Result<Self, NameError> {
-        let mut segments: Vec<Box<str>> = Vec::new();
-        let mut rest = false;
-        for segment in pattern.split('/') {
-            if rest {
-                return Err(NameError::WildcardSegment);
-            }
+        let (segments, rest) = match pattern.strip_suffix("**") {
+            Some("") => return Ok(Self { segments: "".into(), rest: true }),
+            Some(before) if before.ends_with('/') => (&before[..before.len() - 1], true),
+            _ => (pattern, false),
+        };
+        for (at, segment) in segments.split('/').enumerate() {
             match segment {
-                "**" => rest = true,
-                "*" => segments.push("*".into()),
+                "**" => return Err(NameError::WildcardSegment),
+                "*" => {}
                 literal => {
                     // `$` is reserved in the first segment alone.
-                    let later =
-                        literal.strip_prefix('$').filter(|rest| !segments.is_empty() && !rest.is_empty());
-                    if literal != "$" || segments.is_empty() {
+                    let later = literal.strip_prefix('$').filter(|rest| at > 0 && !rest.is_empty());
+                    if literal != "$" || at == 0 {
                         Name::parse(later.unwrap_or(literal))?;
                     }
-                    segments.push(literal.into());
                 }
             }
         }
@@ -143,13 +143,21 @@ impl Pattern {
 
     pub fn matches(&self, name: &str) -> bool {
         let mut parts = name.split('/');
-        for segment in &self.segments {
-            match parts.next() {
-                Some(part) if &**segment == "*" || &**segment == part => {}
-                _ => return false,
+        if !self.segments.is_empty() {
+            for segment in self.segments.split('/') {
+                match parts.next() {
+                    Some(part) if segment == "*" || segment == part => {}
+                    _ => return false,
+                }
             }
         }
         parts.next().is_some() == self.rest
+    }
+
+    /// Memory that it takes.
+    pub fn kept_bytes(&self) -> usize {
+        // An allocator gives sixteen bytes at least, and keeps some for itself.
+        size_of::<Self>() + 2 * size_of::<usize>() + self.segments.len().next_multiple_of(16)
     }
 }
 
@@ -204,6 +212,16 @@ mod tests {
         ] {
             assert_eq!(Pattern::parse(pattern).map(|p| p.matches(name)), Ok(want), "{pattern} {name}");
         }
-        assert_eq!(Pattern::parse("a/**/b"), Err(NameError::WildcardSegment));
+        for (wrong, why) in [
+            ("a/**/b", NameError::WildcardSegment),
+            ("**/b", NameError::WildcardSegment),
+            ("**/**", NameError::WildcardSegment),
+            ("a//**", NameError::Empty),
+            ("/**", NameError::Empty),
+            ("", NameError::Empty),
+            ("a/$/**/b", NameError::WildcardSegment),
+        ] {
+            assert_eq!(Pattern::parse(wrong), Err(why), "{wrong}");
+        }
     }
 }

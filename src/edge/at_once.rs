@@ -15,6 +15,7 @@ use crate::proto::http::fields::Accept;
 use crate::proto::http::head::HeadScanner;
 use crate::proto::http::request::{BodyLength, FieldSlots, Method, Request, Upgrade, Version, parse};
 use crate::proto::http::target::{Target, decode_path};
+use crate::runtime::caller::Caller;
 use crate::runtime::entry::ConnId;
 use crate::runtime::noted::Noted;
 use crate::runtime::peer::Peer;
@@ -207,13 +208,7 @@ impl Batch<'_> {
     /// Whom a request is of that does this to channels; `Some(None)`: no authentication is configured. Who may not, or whose
     /// token is no good, is for a task.
     #[allow(clippy::option_option)]
-    fn admit(
-        &self,
-        request: &Request<'_>,
-        act: Act,
-        names: &[Name],
-        now_s: u64,
-    ) -> Option<Option<Rc<Bearer>>> {
+    fn admit(&self, request: &Request<'_>, act: Act, names: &[Name], now_s: u64) -> Option<Option<Caller>> {
         let doorman = &self.site.doorman;
         if doorman.is_open() {
             return Some(None);
@@ -226,7 +221,7 @@ impl Batch<'_> {
         }
         self.worker.with(|state| {
             if let Some(entry) = state.conn_mut(self.conn) {
-                entry.bearer = Some(Rc::clone(&bearer));
+                entry.bearer = Some(bearer.clone());
             }
         });
         Some(Some(bearer))

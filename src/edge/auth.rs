@@ -6,6 +6,7 @@ mod key;
 mod policy;
 mod ticket;
 mod token;
+mod unwelcome;
 
 use std::sync::Arc;
 
@@ -17,8 +18,9 @@ use crate::domain::channel::Name;
 pub use self::denied::{Carrier, Claim, Declined, Denied};
 pub use self::key::KeyError;
 pub use self::policy::{Policy, Verified};
-pub use self::ticket::{Asked, Opened, TicketUse, Tickets, UNUSED_S_MAX};
+pub use self::ticket::{Asked, Opened, TicketUse, Tickets, TokenKey, UNUSED_S_MAX, Used};
 pub use self::token::TOKEN_BYTES_MAX;
+pub use self::unwelcome::{Signed, Unwelcome};
 
 use super::revoked::Revocations;
 

@@ -6,7 +6,6 @@
 use std::borrow::Cow;
 use std::cell::{RefCell, RefMut};
 use std::collections::HashMap;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
@@ -18,22 +17,27 @@ use crate::proto::http::error::HttpError;
 use crate::proto::http::fields::{self, Authorization, Several};
 use crate::proto::http::request::Request;
 use crate::proto::http::target::Query;
+use crate::runtime::caller::Caller;
 use crate::runtime::entry::ConnId;
+use crate::runtime::memory::Memory;
 use crate::runtime::peer::Peer;
 use crate::runtime::state::State;
+use crate::runtime::tally::Tally;
 use crate::runtime::trace::What;
 
 use super::answer::Answer;
-use super::auth::{Asked, Auth, Carrier, Denied, Policy, TOKEN_BYTES_MAX, TicketUse};
+use super::auth::{
+    Auth, Carrier, Denied, Policy, TOKEN_BYTES_MAX, TicketUse, TokenKey, Unwelcome, Used, Verified,
+};
 use super::origin::Barred;
+use super::rules::{Rules, nobody, reconsider};
 
 /// Bearers remembered by one worker, and the memory they take; beyond either all are forgotten. A token that is not
 /// remembered costs the check of its signature again.
 const BEARERS_MAX: usize = 8_192;
 const BEARERS_BYTES_MAX: usize = 8 << 20;
-/// Memory of a bearer beside its texts, and of a pattern.
-const BEARER_BYTES: usize = 256;
-const PATTERN_BYTES: usize = 96;
+/// All workers together remember no more than this part of the node's memory.
+const BEARERS_PARTS: usize = 32;
 
 /// Parameters of a query that say who asks, not what for.
 pub const CREDENTIALS: [&str; 2] = ["ticket", "token"];
@@ -43,26 +47,26 @@ pub struct Doorman {
     auth: Arc<Auth>,
     /// No authentication is configured: anyone may do everything.
     is_open: bool,
-    everyone: Rc<Bearer>,
+    everyone: Caller,
     known: RefCell<Known>,
+    /// What is known of this worker's clients.
+    tally: Tally,
+    remembered_bytes_max: usize,
 }
 
 /// Someone who was let in.
 #[derive(Debug, Clone)]
 pub struct Admitted {
-    pub bearer: Rc<Bearer>,
+    pub bearer: Caller,
     /// They came by a ticket: a stream that is opened with it ends the one before.
     pub ticket: Option<TicketUse>,
 }
 
 /// Who was verified before, by the policy that holds.
 struct Known {
-    policy: Arc<Policy>,
-    strangers: Rc<Bearer>,
-    /// In the order of the policy's API keys.
-    publishers: Vec<Rc<Bearer>>,
-    /// By the SHA-256 of their tokens.
-    bearers: HashMap<[u8; 32], Rc<Bearer>, RandomState>,
+    rules: Rules,
+    /// By the SHA-256 of their tokens, with what those were signed with.
+    bearers: HashMap<[u8; 32], (Caller, TokenKey), RandomState>,
     bytes: usize,
 }
 
@@ -74,13 +78,27 @@ enum Carried<'r> {
 }
 
 impl Doorman {
-    pub fn new(auth: &Arc<Auth>, is_open: bool) -> Self {
+    pub fn new(auth: &Arc<Auth>, is_open: bool, memory: &Memory) -> Self {
+        let tally = Tally::default();
+        let part = memory.bytes_max() / BEARERS_PARTS / memory.workers();
         Self {
             auth: Arc::clone(auth),
             is_open,
-            everyone: Rc::new(nobody(Grants::all())),
-            known: RefCell::new(Known::new(&auth.policy())),
+            everyone: Caller::new(nobody(Grants::all()), &tally),
+            known: RefCell::new(Known::new(&auth.policy(), &tally)),
+            tally,
+            remembered_bytes_max: BEARERS_BYTES_MAX.min(part),
         }
+    }
+
+    /// Where what is known of clients is counted.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// Memory is tight: whom no connection is of is forgotten.
+    pub fn forget(&self) {
+        self.known().forget();
     }
 
     /// Whether anyone may do everything: no authentication is configured.
@@ -96,26 +114,31 @@ impl Doorman {
     /// stranger of `auth.anonymous`; where no authentication is configured, one who may do everything.
     ///
     /// # Errors
-    /// [`Denied`]
+    /// [`Unwelcome`]
     pub fn admit(
         &self,
         request: &Request<'_>,
         query: Query<'_>,
         peer: Peer,
         now_s: u64,
-    ) -> Result<Admitted, Denied> {
+    ) -> Result<Admitted, Unwelcome> {
         if self.is_open {
-            return Ok(Admitted { bearer: Rc::clone(&self.everyone), ticket: None });
+            return Ok(Admitted { bearer: self.everyone.clone(), ticket: None });
         }
         let (bearer, ticket) = match self.carried(request, query)? {
-            Carried::Nothing => (Rc::clone(&self.known().strangers), None),
+            Carried::Nothing => (self.known().rules.strangers.clone(), None),
             Carried::Token(Carrier::Authorization, token) => {
                 (self.verify_authorization(&token, now_s)?, None)
             }
             Carried::Token(_, token) => (self.verify_token(&token, now_s)?, None),
             Carried::Ticket(ticket) => {
-                let (bearer, ticket) = self.auth.tickets.use_by(&ticket, peer, now_s)?;
-                (self.good(self.known().shared(&bearer), now_s)?, Some(ticket))
+                let Used { claims, key, ticket } = self.auth.tickets.use_by(&ticket, peer, now_s)?;
+                let known = self.known().of(&claims.digest);
+                let bearer = match known {
+                    Some((bearer, _)) => bearer,
+                    None => self.remember(Caller::of(claims), key),
+                };
+                (self.good(bearer, now_s)?, Some(ticket))
             }
         };
         Ok(Admitted { bearer, ticket })
@@ -124,69 +147,72 @@ impl Doorman {
     /// Whom a JWT stands for.
     ///
     /// # Errors
-    /// [`Denied`]
-    pub fn verify_token(&self, token: &str, now_s: u64) -> Result<Rc<Bearer>, Denied> {
+    /// [`Unwelcome`]
+    pub fn verify_token(&self, token: &str, now_s: u64) -> Result<Caller, Unwelcome> {
         check_length(token)?;
-        self.verify_jwt(token, Sha256::digest(token).into(), now_s)
+        self.verify_jwt(token, Sha256::digest(token).into(), now_s).map(|(bearer, _)| bearer)
     }
 
     /// Whom a JWT or an API key stands for.
-    fn verify_authorization(&self, token: &str, now_s: u64) -> Result<Rc<Bearer>, Denied> {
+    fn verify_authorization(&self, token: &str, now_s: u64) -> Result<Caller, Unwelcome> {
         check_length(token)?;
         let digest = Sha256::digest(token).into();
-        let publisher = {
-            let known = self.known();
-            known.policy.api_key(&digest).and_then(|at| known.publishers.get(at).cloned())
-        };
+        let publisher = self.known().rules.publisher(&digest);
         match publisher {
             Some(publisher) => self.good(publisher, now_s),
-            None => self.verify_jwt(token, digest, now_s),
+            None => self.verify_jwt(token, digest, now_s).map(|(bearer, _)| bearer),
         }
     }
 
-    fn verify_jwt(&self, token: &str, digest: [u8; 32], now_s: u64) -> Result<Rc<Bearer>, Denied> {
-        let mut known = self.known();
-        let bearer = match known.bearers.get(&digest) {
-            Some(bearer) => Rc::clone(bearer),
+    fn verify_jwt(&self, token: &str, digest: [u8; 32], now_s: u64) -> Result<(Caller, TokenKey), Unwelcome> {
+        let known = self.known().of(&digest);
+        let (bearer, key) = match known {
+            Some(known) => known,
             None => {
-                let bearer = Rc::new(known.policy.verify(token, now_s)?.bearer);
-                known.remember(&bearer);
-                bearer
+                let Verified { bearer, key } = self.known().rules.policy.verify(token, now_s)?;
+                (self.remember(Caller::new(bearer, &self.tally), key), key)
             }
         };
-        drop(known);
-        self.good(bearer, now_s)
+        Ok((self.good(bearer, now_s)?, key))
+    }
+
+    fn remember(&self, bearer: Caller, key: TokenKey) -> Caller {
+        self.known().remember(bearer.clone(), key, self.remembered_bytes_max);
+        bearer
     }
 
     /// A bearer that was verified once, if it still counts.
-    fn good(&self, bearer: Rc<Bearer>, now_s: u64) -> Result<Rc<Bearer>, Denied> {
+    fn good(&self, bearer: Caller, now_s: u64) -> Result<Caller, Unwelcome> {
         match bearer.expires_s {
-            Some(expires_s) if expires_s <= now_s => Err(Denied::Expired { ago_s: now_s - expires_s }),
-            _ if self.auth.revocations.has(&bearer) => Err(Denied::Revoked),
+            Some(expires_s) if expires_s <= now_s => {
+                Err(Unwelcome::of(Denied::Expired { ago_s: now_s - expires_s }, &bearer))
+            }
+            _ if self.auth.revocations.has(&bearer) => Err(Unwelcome::of(Denied::Revoked, &bearer)),
             _ => Ok(bearer),
         }
     }
 
-    /// A ticket for whoever sends a token in `Authorization`.
+    /// Whoever asks for a ticket: with a token in `Authorization`.
     ///
     /// # Errors
-    /// [`Denied`]
-    pub fn give_ticket(
+    /// [`Unwelcome`]
+    pub fn asks_for_ticket(
         &self,
         request: &Request<'_>,
         query: Query<'_>,
         now_s: u64,
-    ) -> Result<Result<Asked, getrandom::Error>, Denied> {
+    ) -> Result<(Caller, TokenKey), Unwelcome> {
         let token = match self.carried(request, query)? {
             Carried::Token(Carrier::Authorization, token) => token,
-            Carried::Token(..) | Carried::Ticket(_) => return Err(Denied::NoTicketForThis),
-            Carried::Nothing => return Err(Denied::NoToken),
+            Carried::Token(..) | Carried::Ticket(_) => return Err(Denied::NoTicketForThis.into()),
+            Carried::Nothing => return Err(Denied::NoToken.into()),
         };
-        if self.verify_authorization(&token, now_s)?.proof != Proof::Token {
-            return Err(Denied::NoTicketForThis);
+        check_length(&token)?;
+        let digest = Sha256::digest(&*token).into();
+        if self.known().rules.policy.api_key(&digest).is_some() {
+            return Err(Denied::NoTicketForThis.into());
         }
-        let verified = self.known().policy.verify(&token, now_s)?;
-        Ok(self.auth.tickets.give(verified, now_s))
+        self.verify_jwt(&token, digest, now_s)
     }
 
     /// Whether a bearer may do this to a channel.
@@ -214,7 +240,7 @@ impl Doorman {
     /// # Errors
     /// [`Denied`]
     pub fn permit_conn(&self, state: &State, conn: ConnId, act: Act, name: &Name) -> Result<(), Denied> {
-        match bearer_of(state, conn)? {
+        match self.bearer_of(state, conn)? {
             Some((bearer, peer)) => self
                 .permit(&bearer, act, std::slice::from_ref(name), peer)
                 .inspect_err(|denied| state.stats().refuse(denied.counted())),
@@ -222,10 +248,39 @@ impl Doorman {
         }
     }
 
-    /// Looks once more at one who was let in when their request began, and is held only now: a walk for a revocation may
-    /// have gone by meanwhile.
+    /// Looks once more at one who was let in when their request began, and is held only now: a walk for a revocation, or for
+    /// rules that were loaded anew, may have gone by meanwhile.
     pub fn recheck(&self, state: &mut State, conn: ConnId) {
         self.auth.revocations.recheck(state, conn);
+        if !self.is_open && state.conn(conn).is_some_and(|entry| has_no_token(entry.bearer.as_deref())) {
+            reconsider(&self.known().rules, &self.auth, state, conn);
+        }
+    }
+
+    /// Whom a held connection is of, by the rules that hold now, and from where; `None`: no authentication is configured.
+    ///
+    /// # Errors
+    /// [`Denied`]: nobody is known, or no longer.
+    pub fn bearer_of(&self, state: &State, conn: ConnId) -> Result<Option<(Caller, Peer)>, Denied> {
+        if self.is_open {
+            return Ok(None);
+        }
+        let entry = state.conn(conn).ok_or(Denied::NoToken)?;
+        let now_s = state.node.clock.now_ms() / 1_000;
+        let denied = match &entry.bearer {
+            None => Denied::NoToken,
+            Some(bearer) => match bearer.expires_s {
+                Some(expires_s) if expires_s <= now_s => Denied::Expired { ago_s: now_s - expires_s },
+                Some(_) => return Ok(Some((bearer.clone(), entry.peer))),
+                None => match self.known().rules.now(bearer) {
+                    Some(bearer) => return Ok(Some((bearer, entry.peer))),
+                    None => Denied::Revoked,
+                },
+            },
+        };
+        note(denied, entry.peer, entry.bearer.as_deref(), None);
+        state.stats().refuse(denied.counted());
+        Err(denied)
     }
 
     /// What a request carries: the first that is there decides, good or bad.
@@ -251,7 +306,7 @@ impl Doorman {
             return Ok(Carried::Token(Carrier::Query, token));
         }
         let known = self.known();
-        match fields::cookie(request.fields.all("cookie"), known.policy.cookie().as_bytes()) {
+        match fields::cookie(request.fields.all("cookie"), known.rules.policy.cookie().as_bytes()) {
             Err(Several) => Err(Denied::Repeated(Carrier::Cookie)),
             // A cookie that is empty was taken away.
             Ok(None | Some([])) => Ok(Carried::Nothing),
@@ -266,63 +321,34 @@ impl Doorman {
     fn known(&self) -> RefMut<'_, Known> {
         let mut known = self.known.borrow_mut();
         let policy = self.auth.policy();
-        if !Arc::ptr_eq(&known.policy, &policy) {
-            *known = Known::new(&policy);
+        if !Arc::ptr_eq(&known.rules.policy, &policy) {
+            *known = Known::new(&policy, &self.tally);
         }
         known
     }
 }
 
 impl Known {
-    fn new(policy: &Arc<Policy>) -> Self {
-        Self {
-            policy: Arc::clone(policy),
-            strangers: Rc::new(nobody(policy.anonymous().clone())),
-            publishers: policy.publishers().map(Rc::new).collect(),
-            bearers: HashMap::default(),
-            bytes: 0,
-        }
+    fn new(policy: &Arc<Policy>, tally: &Tally) -> Self {
+        Self { rules: Rules::new(policy, tally), bearers: HashMap::default(), bytes: 0 }
     }
 
-    /// The bearer of another worker's memory, as this worker's connections share it.
-    fn shared(&mut self, bearer: &Arc<Bearer>) -> Rc<Bearer> {
-        if let Some(known) = self.bearers.get(&bearer.digest) {
-            return Rc::clone(known);
-        }
-        let bearer = Rc::new(Bearer::clone(bearer));
-        self.remember(&bearer);
-        bearer
+    fn of(&self, digest: &[u8; 32]) -> Option<(Caller, TokenKey)> {
+        self.bearers.get(digest).cloned()
     }
 
-    fn remember(&mut self, bearer: &Rc<Bearer>) {
-        let bytes = cost_bytes(bearer);
-        if self.bearers.len() >= BEARERS_MAX || self.bytes + bytes > BEARERS_BYTES_MAX {
-            self.bearers.clear();
-            self.bytes = 0;
+    fn remember(&mut self, bearer: Caller, key: TokenKey, bytes_max: usize) {
+        let bytes = bearer.claims().bytes();
+        if self.bearers.len() >= BEARERS_MAX || self.bytes + bytes > bytes_max {
+            self.forget();
         }
         self.bytes += bytes;
-        self.bearers.insert(bearer.digest, Rc::clone(bearer));
+        self.bearers.insert(bearer.digest, (bearer, key));
     }
-}
 
-/// The memory that a bearer takes, nearly.
-fn cost_bytes(bearer: &Bearer) -> usize {
-    let Bearer { subject, token_id, grants, .. } = bearer;
-    let texts = subject.iter().chain(token_id).map(|text| text.len()).sum::<usize>();
-    let patterns = grants.subscribe.len() + grants.publish.len() + grants.delete.len();
-    BEARER_BYTES + texts + patterns * PATTERN_BYTES
-}
-
-/// Someone who did not say who they are.
-fn nobody(grants: Grants) -> Bearer {
-    Bearer {
-        proof: Proof::None,
-        subject: None,
-        token_id: None,
-        issued_s: None,
-        expires_s: None,
-        digest: [0; 32],
-        grants,
+    fn forget(&mut self) {
+        self.bearers = HashMap::default();
+        self.bytes = 0;
     }
 }
 
@@ -350,38 +376,26 @@ pub fn refusal(bearer: &Bearer, act: Act) -> Denied {
     }
 }
 
-/// Whom a held connection is of, and from where; `None`: no authentication is configured.
-///
-/// # Errors
-/// [`Denied`]: nobody is known, or no longer.
-pub fn bearer_of(state: &State, conn: ConnId) -> Result<Option<(Rc<Bearer>, Peer)>, Denied> {
-    if !state.node.settings.auth.is_configured() {
-        return Ok(None);
-    }
-    let entry = state.conn(conn).ok_or(Denied::NoToken)?;
-    let now_s = state.node.clock.now_ms() / 1_000;
-    let denied = match &entry.bearer {
-        None => Denied::NoToken,
-        Some(bearer) => match bearer.expires_s {
-            Some(expires_s) if expires_s <= now_s => Denied::Expired { ago_s: now_s - expires_s },
-            _ => return Ok(Some((Rc::clone(bearer), entry.peer))),
-        },
-    };
-    note(denied, entry.peer, entry.bearer.as_deref(), None);
-    state.stats().refuse(denied.counted());
-    Err(denied)
+/// Whether it is the configuration that lets somebody in.
+fn has_no_token(bearer: Option<&Bearer>) -> bool {
+    bearer.is_some_and(|bearer| bearer.proof != Proof::Token)
 }
 
 /// Tells the log who was refused what, and exactly why.
 pub fn note(denied: Denied, peer: Peer, bearer: Option<&Bearer>, channel: Option<&Name>) {
-    tracing::debug!(
-        %peer,
-        subject = bearer.and_then(|bearer| bearer.subject.as_deref()),
-        channel = channel.map(Name::as_str),
-        code = denied.as_str(),
-        why = %denied,
-        "refused"
-    );
+    let subject = bearer.and_then(|bearer| bearer.subject.as_deref());
+    let token_id = bearer.and_then(|bearer| bearer.token_id.as_deref());
+    tell(denied, peer, subject, token_id, channel);
+}
+
+/// The same of somebody who was not let in.
+pub fn note_unwelcome(unwelcome: &Unwelcome, peer: Peer) {
+    tell(unwelcome.denied, peer, unwelcome.subject(), unwelcome.token_id(), None);
+}
+
+fn tell(denied: Denied, peer: Peer, subject: Option<&str>, token_id: Option<&str>, channel: Option<&Name>) {
+    let channel = channel.map(Name::as_str);
+    tracing::debug!(%peer, subject, token_id, channel, code = denied.as_str(), why = %denied, "refused");
 }
 
 /// The same of a request that was refused for where it came from, before it was asked who sent it.

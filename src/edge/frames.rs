@@ -27,7 +27,7 @@ use crate::runtime::worker::Worker;
 use super::ask;
 use super::auth::Declined;
 use super::channels::newest;
-use super::doorman::{self, bearer_of};
+use super::doorman;
 use super::publish::{self, Publisher, Refused, publish_one, publish_parsed};
 use super::renewal;
 use super::site::Site;
@@ -331,7 +331,7 @@ async fn publish_v1(
     seq: Option<Seq>,
 ) -> Result<(), Declined> {
     let bytes = publish.data.bytes();
-    let bearer = worker.with(|state| bearer_of(state, conn))?;
+    let bearer = worker.with(|state| site.doorman.bearer_of(state, conn))?;
     let publisher = bearer
         .as_ref()
         .map_or(Publisher::ANYONE, |(bearer, peer)| Publisher::of(&site.doorman, bearer, *peer));

@@ -5,13 +5,14 @@
 use std::rc::Rc;
 use std::time::Instant;
 
-use crate::domain::auth::{Act, Bearer};
+use crate::domain::auth::Act;
 use crate::domain::channel::Name;
 use crate::domain::history::From;
 use crate::proto::http::fields::Accept;
 use crate::proto::http::head::HeadScanner;
 use crate::proto::http::request::{FieldSlots, Method, Request, Upgrade, Version, parse};
 use crate::proto::http::target::{Query, Target, decode_path};
+use crate::runtime::caller::Caller;
 use crate::runtime::close::Reason;
 use crate::runtime::entry::ConnId;
 use crate::runtime::feeds::Place;
@@ -96,7 +97,7 @@ struct Opening<'r> {
     manner: Manner<'r>,
     /// The client, behind whatever passes its request on.
     peer: Peer,
-    bearer: Option<Rc<Bearer>>,
+    bearer: Option<Caller>,
     ticket: Option<TicketUse>,
 }
 
@@ -130,6 +131,9 @@ impl<'r> Opening<'r> {
                 return None;
             }
             (bearer, ticket) = (Some(admitted.bearer), admitted.ticket);
+            if !tickets::make_way_here(site, worker, ticket) {
+                return None;
+            }
         }
         Some(Self { wanted, names, from, places, manner, peer, bearer, ticket })
     }
@@ -148,7 +152,7 @@ impl<'r> Opening<'r> {
         let is_limited = site.node.begin_reading(&mut socket, names.len(), Begins::Stream).is_err();
         let opened = worker.with(|state| {
             let noted = if state.notes() { state.note(request, peer, Instant::now()) } else { None };
-            let client = Client { socket, noted };
+            let client = Client { socket, noted, ticket };
             let (reason, counted) = (Reason::RateLimited, Refusal::Quota);
             match wanted {
                 Wanted::WebSocket(handshake) if is_limited => {

@@ -2,16 +2,15 @@
 //! whoever watches.
 //! Owns the order of that for a request. What a token permits is `doorman`'s.
 
-use std::rc::Rc;
-
 use crate::domain::auth::{Act, Bearer, Proof};
 use crate::domain::channel::Name;
+use crate::runtime::caller::Caller;
 use crate::runtime::close::Transport;
 use crate::runtime::stats::Refusal;
 use crate::runtime::trace::{What, Who};
 
 use super::answer::{Answer, VARY_READ};
-use super::auth::Denied;
+use super::auth::{Denied, Unwelcome};
 use super::conn::{Call, Conn, Next};
 use super::doorman::{self, Admitted};
 use super::origin::Barred;
@@ -25,15 +24,36 @@ impl Conn {
         let doorman = &self.site.doorman;
         let admitted = doorman.admit(&call.request, call.query, peer, call.manner.unix_s);
         if !doorman.is_open() {
-            if let Err(denied) = &admitted {
-                doorman::note(*denied, peer, None, None);
-            }
-            self.stream.socket.bearer = admitted.as_ref().ok().map(|admitted| Rc::clone(&admitted.bearer));
-            self.trace_admitted(
-                admitted.as_ref().map(|admitted| admitted.bearer.proof).map_err(|denied| *denied),
-            );
+            self.stream.socket.bearer = admitted.as_ref().ok().map(|admitted| admitted.bearer.clone());
         }
-        admitted
+        match admitted {
+            Ok(admitted) if self.site.doorman.is_open() => Ok(admitted),
+            Ok(admitted) => {
+                self.trace_admitted(Ok(admitted.bearer.proof));
+                Ok(admitted)
+            }
+            Err(unwelcome) => {
+                self.tell_unwelcome(&unwelcome);
+                Err(unwelcome.denied)
+            }
+        }
+    }
+
+    /// Somebody was not let in: exactly why, and who, if that is known, to the logs and to whoever watches.
+    pub(super) fn tell_unwelcome(&mut self, unwelcome: &Unwelcome) {
+        let peer = self.stream.socket.peer;
+        doorman::note_unwelcome(unwelcome, peer);
+        let Some(noted) = &mut self.stream.noted else { return };
+        noted.is_of(unwelcome.subject());
+        self.worker.with(|state| {
+            if state.is_traced() {
+                let who = Who {
+                    subject: unwelcome.subject(),
+                    ..Who::of_socket(&self.stream.socket, Transport::Http)
+                };
+                state.trace(who, || What::Denied { why: unwelcome.why() });
+            }
+        });
     }
 
     /// Whether they may do this to all of the channels.
@@ -46,7 +66,7 @@ impl Conn {
     }
 
     /// Whether someone may publish to any channel: else no line of a batch can be done.
-    pub(super) fn permit_batch(&self, bearer: Rc<Bearer>) -> Result<Rc<Bearer>, Denied> {
+    pub(super) fn permit_batch(&self, bearer: Caller) -> Result<Caller, Denied> {
         if !bearer.grants.publish.is_empty() {
             return Ok(bearer);
         }

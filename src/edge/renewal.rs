@@ -13,17 +13,20 @@ use crate::proto::envelope::{self, Seq};
 use crate::proto::json;
 use crate::proto::refusal::{ErrorCode, Refusal};
 use crate::proto::ws::handshake::write_switching;
-use crate::runtime::close::Reason;
+use crate::runtime::caller::Caller;
+use crate::runtime::close::{Reason, Transport};
 use crate::runtime::entry::{ConnId, Kind};
 use crate::runtime::framing::text_frame;
+use crate::runtime::peer::Peer;
 use crate::runtime::state::State;
 use crate::runtime::stats::Refusal as Counted;
 use crate::runtime::stream::Stream;
 use crate::runtime::tokens::{Lost, NotRenewed, Waiting};
+use crate::runtime::trace::{What, Who};
 use crate::runtime::worker::Worker;
 
 use super::answer::Answer;
-use super::auth::{Declined, Denied};
+use super::auth::{Declined, Denied, Unwelcome};
 use super::doorman::{self, Doorman};
 use super::identity::{connection_id, find_connection};
 use super::site::Site;
@@ -70,15 +73,19 @@ pub async fn authenticate(
     let bearer = site.doorman.verify_token(token, now_s).and_then(|bearer| {
         match worker.with(|state| state.may_renew(conn, &bearer, true)) {
             Ok(()) => Ok(bearer),
-            Err(NotRenewed::Unknown) => Err(Denied::NoToken),
-            Err(NotRenewed::OtherSubject | NotRenewed::WithoutToken) => Err(Denied::OtherSubject),
+            Err(NotRenewed::Unknown) => Err(Denied::NoToken.into()),
+            Err(NotRenewed::OtherSubject | NotRenewed::WithoutToken) => {
+                Err(Unwelcome::of(Denied::OtherSubject, &bearer))
+            }
         }
     });
-    let bearer = bearer.inspect_err(|&denied| {
+    let bearer = bearer.map_err(|unwelcome| {
         if let Some(peer) = peer {
-            doorman::note(denied, peer, None, None);
+            doorman::note_unwelcome(&unwelcome, peer);
+            trace_unwelcome(worker, &unwelcome, peer);
         }
-        worker.stats().refuse(denied.counted());
+        worker.stats().refuse(unwelcome.denied.counted());
+        unwelcome.denied
     })?;
     worker.with(|state| state.count_for_subject(conn, &bearer)).map_err(|limited| {
         worker.stats().refuse(Counted::Quota);
@@ -88,7 +95,7 @@ pub async fn authenticate(
     text_frame(&mut out, |json| envelope::write_v1_authenticated(json, left_s(&bearer, now_s), seq));
     let waiting = worker.with(|state| {
         state.say(conn.slot, &out);
-        state.renew(conn, Rc::clone(&bearer));
+        state.renew(conn, bearer.clone());
         let waiting = state.take_waiting(conn);
         if waiting.is_none() {
             lose(&site.doorman, state, conn, &bearer);
@@ -100,6 +107,17 @@ pub async fn authenticate(
         begin(site, worker, conn, &bearer, *waiting).await;
     }
     Ok(())
+}
+
+/// Whoever watches the subject hears of it; whoever watches the connection does anyway.
+fn trace_unwelcome(worker: &Rc<Worker>, unwelcome: &Unwelcome, peer: Peer) {
+    worker.with(|state| {
+        if state.is_traced() && unwelcome.who.is_some() {
+            let who =
+                Who { subject: unwelcome.subject(), transport: Some(Transport::V1), ..Who::of_peer(peer) };
+            state.trace(who, || What::Denied { why: unwelcome.why() });
+        }
+    });
 }
 
 /// Opens a `pushline.v1` connection whose token is still to come: until then the URL's channels wait.
@@ -148,7 +166,7 @@ pub fn open_waiting(
 }
 
 /// Subscribes the channels that waited for the token.
-async fn begin(site: &Site, worker: &Rc<Worker>, conn: ConnId, bearer: &Rc<Bearer>, waiting: Waiting) {
+async fn begin(site: &Site, worker: &Rc<Worker>, conn: ConnId, bearer: &Caller, waiting: Waiting) {
     let Waiting { names, from, .. } = waiting;
     let Some(peer) = worker.with(|state| state.conn(conn).map(|entry| entry.peer)) else { return };
     if let Err(denied) = site.doorman.permit(bearer, Act::Subscribe, &names, peer) {
@@ -190,10 +208,10 @@ async fn begin(site: &Site, worker: &Rc<Worker>, conn: ConnId, bearer: &Rc<Beare
 
 /// Looks once more at a connection that was permitted, by `bearer`, what it reads only now: meanwhile its token may have
 /// been taken back, or replaced by one for less.
-pub fn recheck(doorman: &Doorman, state: &mut State, conn: ConnId, bearer: &Rc<Bearer>) {
+pub fn recheck(doorman: &Doorman, state: &mut State, conn: ConnId, bearer: &Caller) {
     doorman.recheck(state, conn);
     let now = state.conn(conn).and_then(|entry| entry.bearer.clone());
-    if let Some(now) = now.filter(|now| !Rc::ptr_eq(now, bearer)) {
+    if let Some(now) = now.filter(|now| !now.is(bearer)) {
         lose(doorman, state, conn, &now);
     }
 }
@@ -220,20 +238,20 @@ fn left_s(bearer: &Bearer, now_s: u64) -> u64 {
 ///
 /// # Errors
 /// [`Denied`]
-pub async fn renew(site: &Site, worker: &Rc<Worker>, id: &str, bearer: &Bearer) -> Result<Answer, Denied> {
+pub async fn renew(site: &Site, worker: &Rc<Worker>, id: &str, bearer: &Caller) -> Result<Answer, Denied> {
     if bearer.proof != Proof::Token {
         return Err(Denied::NoToken);
     }
     let Some((index, conn)) = find_connection(&site.node, id) else { return Ok(unknown()) };
     let now_s = site.node.clock.now_ms() / 1_000;
-    let (renewed, auth) = (bearer.clone(), Arc::clone(site.doorman.auth()));
+    let (renewed, auth) = (Arc::clone(bearer.claims()), Arc::clone(site.doorman.auth()));
     let done = worker.on_worker(index, move |state| {
         state.may_renew(conn, &renewed, false).map_err(NotDone::Because)?;
         if auth.revocations.has(&renewed) {
             return Err(NotDone::Revoked);
         }
-        let renewed = Rc::new(renewed);
-        state.renew(conn, Rc::clone(&renewed));
+        let renewed = Caller::of(renewed);
+        state.renew(conn, renewed.clone());
         let is_lost = |name: &Name| !auth.may(&renewed, Act::Subscribe, name);
         state.lose_channels(conn, Lost::NotCovered, is_lost);
         state.bury();

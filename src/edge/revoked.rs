@@ -253,19 +253,23 @@ impl Revocations {
         now_s: u64,
         fits: impl Fn(&Revocation) -> bool,
     ) -> bool {
-        // What a rule or an API key permits, the configuration permits anew with each request.
-        if bearer.proof != Proof::Token {
-            return false;
-        }
+        // What a rule permits, the configuration permits anew with each request; and what an API key does, unless it is
+        // named.
+        let is_token = match bearer.proof {
+            Proof::None => return false,
+            Proof::Token => true,
+            Proof::ApiKey => false,
+        };
         let lifetime_s = self.lifetime_s.load(Ordering::Relaxed);
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         let keys = [
             Some(Key::Digest(&bearer.digest)),
             bearer.token_id.as_deref().map(Key::TokenId),
             bearer.subject.as_deref().map(Key::Subject),
-            name.map(|name| Key::Channel(name.as_str())),
+            name.filter(|_| is_token).map(|name| Key::Channel(name.as_str())),
         ];
-        let prefixes = name.into_iter().flat_map(|name| prefixes(name.as_str())).map(Key::Prefix);
+        let prefixes =
+            name.filter(|_| is_token).into_iter().flat_map(|name| prefixes(name.as_str())).map(Key::Prefix);
         keys.into_iter().flatten().chain(prefixes).any(|key| {
             let found = table.index.get(&table.hasher.hash_one(&key));
             found

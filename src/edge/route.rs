@@ -20,7 +20,7 @@ use super::origin::Passed;
 use super::publish::{self, Labels};
 use super::read::{self, Polled};
 use super::renewal;
-use super::stream::open_events;
+use super::stream::{Reads, open_events};
 use super::tickets;
 use super::turnstile;
 
@@ -271,14 +271,19 @@ impl Conn {
         // Of a request before this.
         self.stream.socket.bearer = None;
         let now_s = call.manner.unix_s;
-        match self.site.doorman.give_ticket(&call.request, call.query, now_s) {
-            Ok(asked) => {
-                let answer = tickets::answer(&self.worker, asked);
+        match self.site.doorman.asks_for_ticket(&call.request, call.query, now_s) {
+            Ok((bearer, key)) => {
+                self.stream.socket.bearer = Some(bearer.clone());
+                // It counts as a publish does: both make the node keep something.
+                let answer = match self.over_quota(1, 0) {
+                    Some(limited) => tickets::over_quota(&self.worker, limited),
+                    None => tickets::give(&self.site, &self.worker, &bearer, key, now_s),
+                };
                 self.without_body(call, answer).await
             }
-            Err(denied) => {
-                self.tell_denied(denied, None);
-                self.denied(call, denied).await
+            Err(unwelcome) => {
+                self.tell_unwelcome(&unwelcome);
+                self.denied(call, unwelcome.denied).await
             }
         }
     }
@@ -398,7 +403,9 @@ impl Conn {
             return Next::End(self, Reason::Answered);
         }
         let Conn { worker, stream, site, .. } = self;
-        let opened = open_events(&worker, &site.doorman, stream, &call.manner, names, &from, envelope).await;
+        tickets::make_way(&site, &worker, ticket).await;
+        let reads = Reads { names, from: &from };
+        let opened = open_events(&worker, &site.doorman, stream, &call.manner, reads, envelope, ticket).await;
         tickets::opened(&site, &worker, ticket, opened);
         Next::Gone
     }

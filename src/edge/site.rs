@@ -14,6 +14,7 @@ use crate::runtime::running::request_bytes;
 use crate::runtime::settings::Settings;
 use crate::runtime::state::{Frame, Socket};
 use crate::runtime::stream::Stream;
+use crate::runtime::tally::Tally;
 use crate::runtime::worker::{Done, Edge, LocalTask, Worker};
 
 use super::at_once;
@@ -39,7 +40,7 @@ impl Site {
         Self {
             node: Arc::clone(node),
             gate: Gate::new(&node.settings),
-            doorman: Doorman::new(auth, !node.settings.auth.is_configured()),
+            doorman: Doorman::new(auth, !node.settings.auth.is_configured(), &node.memory),
             remembered: Remembered::default(),
         }
     }
@@ -50,6 +51,18 @@ impl Site {
 }
 
 impl Edge for Site {
+    fn claims(&self) -> Tally {
+        self.doorman.tally().clone()
+    }
+
+    fn forget(&self, worker: &Rc<Worker>) {
+        self.doorman.forget();
+        if worker.with(|state| state.index) == 0 {
+            let now_s = self.node.clock.now_ms() / 1_000;
+            self.doorman.auth().tickets.give_back(&self.node.memory, now_s);
+        }
+    }
+
     fn serve_at_once(&self, worker: &Rc<Worker>, conn: ConnId, input: &[u8], out: &mut Vec<u8>) -> Done {
         at_once::serve(self, worker, conn, input, out)
     }

@@ -13,6 +13,7 @@ use crate::edge::config::{self, Config, Inputs, Values};
 use crate::edge::doctor::{self, Wanted};
 use crate::edge::log;
 use crate::edge::machine::Machine;
+use crate::edge::rules;
 use crate::edge::site::Site;
 use crate::runtime::activation::{self, Passed};
 use crate::runtime::node::Node;
@@ -66,7 +67,7 @@ pub fn run(config: Config, inputs: Inputs, tls: Option<Arc<ServerConfig>>) -> Re
             greet(endpoints);
         },
         |node| {
-            reload(&inputs, &auth, is_strict, &values);
+            reload(&inputs, &auth, node, is_strict, &values);
             certificates::reload(&listeners, node);
         },
     );
@@ -88,12 +89,13 @@ fn passed(settings: &Settings) -> Result<Vec<Passed>, ServeError> {
 }
 
 /// Reads the configuration and its files again. What of them is wrong changes nothing.
-fn reload(inputs: &Inputs, auth: &Auth, is_strict: bool, values: &Values) {
+fn reload(inputs: &Inputs, auth: &Arc<Auth>, node: &Node, is_strict: bool, values: &Values) {
     match config::load(inputs) {
         Ok(config) if config.settings.auth.is_configured() == is_strict => {
             let waiting = values.need_restart(&config.values());
             if is_strict {
                 auth.replace(config.policy);
+                rules::go_around(auth, node);
                 tell_keys("keys and rules are loaded anew", &auth.policy());
             }
             if !waiting.is_empty() {

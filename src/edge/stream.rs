@@ -24,8 +24,10 @@ use crate::runtime::worker::Worker;
 
 use super::answer::{Manner, VARY_READ};
 use super::ask;
+use super::auth::TicketUse;
 use super::doorman::Doorman;
 use super::identity::connection_id;
+use super::tickets;
 
 /// An EventSource that lost its stream waits so long, and up to so much longer, before it comes back.
 const RETRY_MS: u64 = 1_000;
@@ -36,6 +38,15 @@ pub struct Client {
     pub socket: Socket,
     /// Its request, where somebody wants to know of it.
     pub noted: Option<Noted>,
+    /// It came by this.
+    pub ticket: Option<TicketUse>,
+}
+
+/// What a stream reads, and from where.
+#[derive(Clone, Copy)]
+pub struct Reads<'r> {
+    pub names: &'r [Name],
+    pub from: &'r [From],
 }
 
 /// How an event stream begins, and what it reads from where.
@@ -67,15 +78,16 @@ pub async fn open_events(
     doorman: &Doorman,
     mut stream: Stream,
     manner: &Manner<'_>,
-    names: &[Name],
-    from: &[From],
+    reads: Reads<'_>,
     envelope: bool,
+    ticket: Option<TicketUse>,
 ) -> Option<ConnId> {
+    let Reads { names, from } = reads;
     let mut head = Vec::with_capacity(512);
     event_stream_head(&mut head, manner);
     let places = admitted_places(worker, &mut stream, names, from).await;
     let noted = stream.noted.take();
-    let client = Client { socket: stream.into_socket()?, noted };
+    let client = Client { socket: stream.into_socket()?, noted, ticket };
     worker.with(|state| match unless_draining(state, places) {
         Ok(places) => {
             let events = Events { head, names, from, envelope };
@@ -125,6 +137,7 @@ pub fn begin_events(
 ) -> ConnId {
     let Events { head, names, from, envelope } = events;
     let conn = state.adopt(client.socket, Kind::Sse);
+    tickets::begins(state, doorman, client.ticket, conn);
     let mut out = head;
     sse::write_retry(&mut out, RETRY_MS + state.random_below(RETRY_JITTER_MS));
     // Until a gap is told, a reader that is cut off must be told it again: its place is still the old one.

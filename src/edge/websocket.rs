@@ -22,13 +22,13 @@ use crate::runtime::stream::Stream;
 use crate::runtime::worker::Worker;
 
 use super::answer::{Answer, VARY_READ};
-use super::auth::Denied;
+use super::auth::{Denied, TicketUse};
 use super::channels::stream_start;
 use super::conn::{Call, Conn, Next};
 use super::doorman::{self, Admitted, Doorman};
 use super::identity::connection_id;
 use super::renewal;
-use super::stream::{Client, admitted_places, end_unless, on_opened, unless_draining};
+use super::stream::{Client, Reads, admitted_places, end_unless, on_opened, unless_draining};
 use super::tickets;
 
 impl Conn {
@@ -49,9 +49,11 @@ impl Conn {
                 match admitted {
                     Ok(_) if waits => renewal::open_waiting(&worker, stream, &handshake, names, from, input),
                     Ok(Admitted { ticket, .. }) => {
+                        tickets::make_way(&site, &worker, ticket).await;
+                        let reads = Reads { names: &names, from: &from };
                         let doorman = &site.doorman;
                         let opened =
-                            open_websocket(&worker, doorman, stream, &handshake, &names, &from, input).await;
+                            open_websocket(&worker, doorman, stream, &handshake, reads, input, ticket).await;
                         tickets::opened(&site, &worker, ticket, opened);
                     }
                     Err(denied) => {
@@ -134,7 +136,7 @@ pub fn refuse_websocket(
     let noted = stream.noted.take();
     let Some(socket) = stream.into_socket() else { return };
     worker.with(|state| {
-        refuse_switched(state, Client { socket, noted }, handshake, reason, counted);
+        refuse_switched(state, Client { socket, noted, ticket: None }, handshake, reason, counted);
     });
 }
 
@@ -144,13 +146,14 @@ pub async fn open_websocket(
     doorman: &Doorman,
     mut stream: Stream,
     handshake: &Handshake,
-    names: &[Name],
-    from: &[From],
+    reads: Reads<'_>,
     leftover: Vec<u8>,
+    ticket: Option<TicketUse>,
 ) -> Option<ConnId> {
+    let Reads { names, from } = reads;
     let places = admitted_places(worker, &mut stream, names, from).await;
     let noted = stream.noted.take();
-    let client = Client { socket: stream.into_socket()?, noted };
+    let client = Client { socket: stream.into_socket()?, noted, ticket };
     Some(worker.with(|state| match unless_draining(state, places) {
         Ok(places) => begin_websocket(state, doorman, client, handshake, names, &places, leftover),
         Err((reason, counted)) => refuse_switched(state, client, handshake, reason, counted),
@@ -170,7 +173,9 @@ pub fn begin_websocket(
     let v1 = handshake.is_v1();
     let mut out = Vec::with_capacity(256);
     write_switching(&mut out, &handshake.accept, handshake.subprotocol);
+    let ticket = client.ticket;
     let conn = adopt_websocket(state, client, v1, out.len());
+    tickets::begins(state, doorman, ticket, conn);
     if v1 {
         let id = connection_id(state, conn);
         text_frame(&mut out, |json| envelope::write_v1_open(json, &id));

@@ -5,12 +5,14 @@
 
 use crate::domain::feed::FeedBounds;
 
+use super::caller::Caller;
 use super::close::Reason;
 use super::entry::{ConnId, Entry, Kind};
 use super::host;
 use super::io;
 use super::memory::{Part, Pressure, Sums};
 use super::state::State;
+use super::tally::Tally;
 
 /// What a held connection may have beside its entry without being asked to give it back.
 pub const SMALL_BYTES: usize = 1_024;
@@ -39,6 +41,10 @@ pub struct Ledger {
     conns: usize,
     /// Of tasks, and of frames that are acted on.
     tasks: usize,
+    /// Of those whom connections are of, and who are remembered.
+    pub(super) claims: Tally,
+    /// What those may come to before the node is looked at.
+    claims_grant: usize,
     /// What `conns` and `tasks` may come to before the node is looked at.
     grant: usize,
     /// The same of `feeds`.
@@ -80,6 +86,8 @@ impl Default for Ledger {
             feeds: 0,
             conns: 0,
             tasks: 0,
+            claims: Tally::default(),
+            claims_grant: 0,
             grant: 0,
             feeds_grant: 0,
             asks: 0,
@@ -214,6 +222,16 @@ impl State {
         self.ledger.feeds > self.ledger.feeds_max
     }
 
+    /// Where what is known of clients is counted.
+    pub fn claims(&self) -> &Tally {
+        &self.ledger.claims
+    }
+
+    /// Whether connections go for what they hold: whatever is only remembered goes first.
+    pub fn is_tight(&self) -> bool {
+        self.node.memory.pressure() >= Pressure::Tight
+    }
+
     /// Whether newcomers and publishes are refused for want of memory.
     pub fn is_full(&self) -> bool {
         self.node.memory.pressure() >= Pressure::Full
@@ -235,9 +253,16 @@ impl State {
                 + slots * (size_of::<Entry>() + SLOT_BYTES)
                 + self.ledger.held()
                 + self.running_bytes()
-                + letters,
+                + self.ledger.claims.bytes()
+                + letters
+                + self.beside_bytes(),
             oldest_ms: self.home.oldest_ms().unwrap_or(u64::MAX),
         }
+    }
+
+    /// What no worker holds: one of them tells of it.
+    fn beside_bytes(&self) -> usize {
+        if self.index == 0 { self.node.memory.beside().bytes() } else { 0 }
     }
 
     /// Tells the node what this worker takes, and takes what it is granted.
@@ -261,6 +286,7 @@ impl State {
         self.home.set_bytes_max(part.history + more);
         self.ledger.history_may_grow = more > HISTORY_GRAIN_BYTES;
         self.ledger.grant = self.ledger.held() + granted(memory.room(&sums));
+        self.ledger.claims_grant = self.ledger.claims.bytes() + granted(memory.bytes_max());
         self.ledger.feeds_grant = part.feeds + granted(memory.bytes_max());
         self.ledger.feeds_max = memory.feeds_max(&sums) / workers;
         let is_half = sums.total() > memory.bytes_max() / 2;
@@ -288,10 +314,11 @@ impl State {
         sums
     }
 
-    /// A channel here is asked something, or a connection comes: tables may have grown.
+    /// A channel here is asked something, or a connection comes: tables may have grown, and what is known of clients.
     pub fn see_growth(&mut self) {
         self.ledger.asks += 1;
-        if self.ledger.asks.is_multiple_of(ASKS_MAX) {
+        if self.ledger.asks.is_multiple_of(ASKS_MAX) || self.ledger.claims.bytes() > self.ledger.claims_grant
+        {
             self.balance_memory();
         }
     }
@@ -390,7 +417,8 @@ impl State {
     /// Ends those that hold most, until this worker has given back its part of what is too much.
     fn let_go_of_laggards(&mut self, sums: &Sums) {
         let excess = self.node.memory.excess(sums);
-        let (own, all) = (self.ledger.held() + self.ledger.feeds, sums.others + sums.feeds);
+        let own = self.ledger.held() + self.ledger.claims.bytes() + self.ledger.feeds;
+        let all = sums.others + sums.feeds;
         let quota = (excess as u128 * own as u128).div_ceil(all.max(1) as u128) as usize;
         let mut heavy: Vec<(usize, Holder)> = Vec::new();
         for (slot, generation, entry) in self.conns.range(0..self.conns.slots_end()) {
@@ -420,9 +448,11 @@ impl State {
         self.balance_memory();
     }
 
-    /// What the node gets back when a connection ends: what it holds, and its part of the framed bytes that wait for it.
+    /// What the node gets back when a connection ends: what it holds, its part of what is known of whose it is, and of the
+    /// framed bytes that wait for it.
     fn weight(&self, entry: &Entry) -> usize {
         let mut bytes = (entry.counted_bytes as usize).saturating_sub(entry.session_bytes());
+        bytes += entry.bearer.as_ref().map_or(0, Caller::part_bytes);
         if entry.flags.blocked {
             for sub in entry.subs.as_slice() {
                 let lane = self.feeds.get(sub.feed).and_then(|feed| feed.lanes.get(usize::from(sub.lane)));

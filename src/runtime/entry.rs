@@ -1,11 +1,10 @@
 //! A held connection: all that is kept of one that waits. What only some need is boxed and freed when done with.
 
 use std::os::fd::RawFd;
-use std::rc::Rc;
 
-use crate::domain::auth::Bearer;
 use crate::proto::ws::reader::ReaderState;
 
+use super::caller::Caller;
 use super::close::{Reason, Transport};
 use super::noted::Noted;
 use super::peer::Peer;
@@ -237,7 +236,7 @@ pub struct Entry {
     pub sent_bytes: u64,
     pub peer: Peer,
     /// Who it was found to be of. `None`: nobody's word was asked for yet.
-    pub bearer: Option<Rc<Bearer>>,
+    pub bearer: Option<Caller>,
     /// `None`: it speaks plainly, or has not spoken yet.
     pub tls: Option<Box<Tls>>,
     /// What it holds of the quotas.

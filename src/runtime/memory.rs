@@ -11,6 +11,8 @@
 
 use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
+use super::tally::Tally;
+
 /// How short memory is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Pressure {
@@ -138,6 +140,8 @@ pub struct Memory {
     history_cap: AtomicUsize,
     /// All workers were asked in this tick to give back what they have freed.
     others_asked: AtomicBool,
+    /// What no worker holds, but all together.
+    beside: Tally,
 }
 
 impl Memory {
@@ -154,6 +158,7 @@ impl Memory {
             over_ticks: AtomicU8::new(0),
             history_cap: AtomicUsize::new(usize::MAX),
             others_asked: AtomicBool::new(false),
+            beside: Tally::default(),
         }
     }
 
@@ -163,6 +168,11 @@ impl Memory {
 
     pub fn workers(&self) -> usize {
         self.cells.len()
+    }
+
+    /// Where what no worker holds is counted.
+    pub fn beside(&self) -> &Tally {
+        &self.beside
     }
 
     /// A worker tells what it takes.

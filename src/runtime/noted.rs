@@ -36,9 +36,18 @@ struct Kept {
     head: Head,
     transport: Transport,
     begun: Instant,
+    /// Who was not let in.
+    subject: Option<Box<str>>,
 }
 
 impl Noted {
+    /// Who sent it, and was not let in.
+    pub fn is_of(&mut self, subject: Option<&str>) {
+        if let Some(kept) = &mut self.0 {
+            kept.subject = subject.map(Into::into);
+        }
+    }
+
     /// What the request became.
     pub fn becomes(&mut self, transport: Transport) {
         if let Some(kept) = &mut self.0 {
@@ -49,11 +58,17 @@ impl Noted {
 
 impl Kept {
     fn tell(self, answer: Option<Answered>, subject: Option<&str>, conn: Option<ConnId>) {
-        let Self { log, clock, worker, peer, head, transport, begun } = self;
+        let Self { log, clock, worker, peer, head, transport, begun, subject: unwelcome } = self;
         let Some(log) = log else { return };
         let duration_us = begun.elapsed().as_micros() as u64;
         let of = Of::Request(Told { head, transport, duration_us, answer, conn });
-        log.tell(Line { at_ms: clock.now_ms(), worker, peer, subject: subject.map(Into::into), of });
+        log.tell(Line {
+            at_ms: clock.now_ms(),
+            worker,
+            peer,
+            subject: subject.map(Into::into).or(unwelcome),
+            of,
+        });
     }
 }
 
@@ -133,6 +148,7 @@ impl State {
             head,
             transport: Transport::Http,
             begun,
+            subject: None,
         })))
     }
 
@@ -150,6 +166,7 @@ impl State {
         let answer = Answered { status, bytes: bytes as u64 };
         if self.is_traced() {
             let duration_us = kept.begun.elapsed().as_micros() as u64;
+            let subject = subject.or(kept.subject.as_deref());
             let who = Who { conn, peer: Some(kept.peer), subject, transport: Some(kept.transport) };
             self.trace(who, || What::Answered { status, bytes: answer.bytes, duration_us });
         }

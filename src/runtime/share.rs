@@ -192,6 +192,13 @@ impl State {
         Ok(())
     }
 
+    /// A connection that is told to leave reads no more: what it held is another's.
+    pub fn end_reading(&mut self, conn: ConnId) {
+        if let Some(Entry { share: Some(share), .. }) = self.conn_mut(conn) {
+            share.end_reading();
+        }
+    }
+
     /// A held connection becomes a stream of so many channels.
     ///
     /// # Errors

@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
-use crate::domain::auth::Bearer;
 use crate::domain::channel::Name;
 use crate::domain::feed::Feed;
 use crate::domain::home::{Home, HomeBounds, PublishRefusal, Published, WorkerIndex};
@@ -18,6 +17,7 @@ use crate::domain::message::Message;
 use super::access::AccessLog;
 use super::admission::Crowd;
 use super::budget::Ledger;
+use super::caller::Caller;
 use super::clock::ticks;
 use super::entry::{ConnId, Entry, HeldPoll};
 use super::holder::Last;
@@ -46,7 +46,7 @@ pub struct Socket {
     pub sent_bytes: u64,
     pub peer: Peer,
     /// Who the connection's last request, or the stream that it is, was found to be of.
-    pub bearer: Option<Rc<Bearer>>,
+    pub bearer: Option<Caller>,
     pub tls: Option<Box<Tls>>,
     /// What it holds of the quotas.
     pub share: Option<Box<Share>>,

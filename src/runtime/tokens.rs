@@ -2,14 +2,13 @@
 //! told, closed (docs/authentication.md). Owns its deadlines, which stand in the wheel with all others: a connection
 //! without a token costs nothing here. Never verifies a token: the edge does.
 
-use std::rc::Rc;
-
 use crate::domain::auth::{Bearer, Proof};
 use crate::domain::channel::Name;
 use crate::domain::history::From;
 use crate::proto::refusal::ErrorCode;
 use crate::proto::{envelope, sse};
 
+use super::caller::Caller;
 use super::clock::TICK_MS;
 use super::close::Reason;
 use super::entry::{ConnId, Entry, Kind};
@@ -164,7 +163,7 @@ impl State {
     }
 
     /// From now on the connection is of `bearer`: until its token ends, and for what it covers.
-    pub fn renew(&mut self, conn: ConnId, bearer: Rc<Bearer>) {
+    pub fn renew(&mut self, conn: ConnId, bearer: Caller) {
         let Some(entry) = self.conn_mut(conn) else { return };
         let expires_s = bearer.expires_s;
         entry.bearer = Some(bearer);

@@ -34,6 +34,7 @@ use super::sendring::BATCH_MAX;
 use super::state::{Frame, Socket, Spawn, State};
 use super::stats::Stats;
 use super::stream::Awaited;
+use super::tally::Tally;
 use super::turns::Breather;
 
 /// How long the fan-out, or any other long work, may hold the thread.
@@ -51,6 +52,10 @@ const ROUND_SENDS: usize = 48;
 pub trait Edge {
     /// Answers those requests at the start of what came on a held connection that need no waiting: appends the answers
     /// to `out`. The rest is for a task. A panic closes that connection.
+    /// Where what is known of clients is counted.
+    fn claims(&self) -> Tally;
+    /// Memory is tight: what is only remembered goes before connections do.
+    fn forget(&self, worker: &Rc<Worker>);
     fn serve_at_once(&self, worker: &Rc<Worker>, conn: ConnId, input: &[u8], out: &mut Vec<u8>) -> Done;
     /// Opens the stream that a newcomer's first bytes ask for, and takes the socket; or leaves it for a task. A panic closes
     /// it.
@@ -160,7 +165,7 @@ impl Worker {
     /// No descriptors for the worker's own needs.
     pub async fn run(parts: Parts) -> io::Result<()> {
         let Parts {
-            state,
+            mut state,
             mailbox,
             listeners,
             listeners_each,
@@ -170,6 +175,7 @@ impl Worker {
             workers,
             cpus,
         } = parts;
+        state.ledger.claims = edge.claims();
         let of_ports: Vec<&Listener> = listeners.iter().filter(|listener| !listener.is_unix()).collect();
         let steered = (of_ports.chunks(listeners_each))
             .filter_map(|of_address| of_address.iter().find(|listener| !listener.is_passed))
@@ -500,6 +506,9 @@ impl Worker {
             }
             self.with(State::sweep);
             let mut gives = self.with(State::looks_at_memory);
+            if gives && self.with(|state| state.is_tight()) {
+                self.edge.forget(self);
+            }
             for _ in 0..SHRINKS_MAX {
                 gives = gives && self.with(State::give_back);
                 if !gives {

@@ -3,20 +3,20 @@
 use super::*;
 
 /// Files of a test's own, removed at the end.
-struct Folder(PathBuf);
+pub struct Folder(PathBuf);
 
 impl Folder {
-    fn new(name: &str) -> Self {
+    pub fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("pushline-auth-{}-{name}", std::process::id()));
         std::fs::create_dir_all(&path).expect("a temporary directory");
         Self(path)
     }
 
-    fn path(&self, name: &str) -> String {
+    pub fn path(&self, name: &str) -> String {
         self.0.join(name).to_str().expect("UTF-8").to_owned()
     }
 
-    fn write(&self, name: &str, text: &str) {
+    pub fn write(&self, name: &str, text: &str) {
         std::fs::write(self.0.join(name), text).expect("a file");
     }
 }
@@ -33,7 +33,7 @@ fn private(name: &str) -> Vec<u8> {
 }
 
 /// Sends SIGHUP and waits for what it comes to: one more line than before that fits.
-fn reload(server: &mut Server, fits: impl Fn(&str) -> bool) {
+pub fn reload(server: &mut Server, fits: impl Fn(&str) -> bool) {
     let before = server.log().iter().filter(|line| fits(line)).count();
     server.signal(libc::SIGHUP);
     let mut seen = 0;

@@ -6,9 +6,9 @@ use subtle::{ConditionallySelectable, ConstantTimeEq};
 use crate::domain::auth::{Bearer, Grants, Proof};
 use crate::runtime::settings::{ApiKey, Authentication};
 
-use super::denied::Denied;
 use super::key::{KeyError, TokenKey, load_jwks};
 use super::token;
+use super::unwelcome::Unwelcome;
 
 /// Most keys: without `kid`, a token is tried with each of its algorithm.
 const KEYS_MAX: usize = 64;
@@ -78,8 +78,8 @@ impl Policy {
     /// What a token says, if it is good. `now_s`: seconds since 1970.
     ///
     /// # Errors
-    /// [`Denied`]
-    pub fn verify(&self, token: &str, now_s: u64) -> Result<Verified, Denied> {
+    /// [`Unwelcome`]
+    pub fn verify(&self, token: &str, now_s: u64) -> Result<Verified, Unwelcome> {
         token::verify(self, token, now_s)
     }
 

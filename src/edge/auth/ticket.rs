@@ -3,33 +3,34 @@
 //! who reads this memory learns no ticket. Shared by all workers under a lock, for a client comes to any of them; only
 //! requests with a ticket take it.
 
-use std::collections::HashMap;
+mod table;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use foldhash::fast::RandomState;
-use sha2::{Digest, Sha256};
+use sha2::{Digest as _, Sha256};
 
-use crate::domain::auth::Bearer;
 use crate::domain::home::WorkerIndex;
+use crate::runtime::caller::Claims;
 use crate::runtime::entry::ConnId;
+use crate::runtime::memory::{Memory, Pressure};
 use crate::runtime::peer::Peer;
 
+use self::table::{Digest, Room, TICKETS_MAX, Table};
 use super::denied::Denied;
-use super::policy::Verified;
+use super::unwelcome::Unwelcome;
 
 /// How long a ticket waits for its first use.
 pub const UNUSED_S_MAX: u64 = 30;
-/// Tickets of a node.
-const TICKETS_MAX: usize = 65_536;
-/// Tickets of one token: beyond it the one that was not used for longest is forgotten. Every page that is opened asks for
-/// one, and few pages are open at once.
-const TICKETS_OF_TOKEN_MAX: usize = 64;
 /// Random bytes of a ticket.
 const TICKET_BYTES: usize = 32;
-/// Tickets that are over are looked for when there are twice as many as were left the last time, and so many at least.
-const SWEEP_MIN: usize = 256;
+/// Tickets may take this part of the node's memory, and, where it is tight, this.
+const PARTS: usize = 8;
+const PARTS_TIGHT: usize = 32;
+
+/// The fingerprint of a key that tokens are signed with.
+pub type TokenKey = [u8; 32];
 
 /// A ticket that was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,14 +40,14 @@ pub enum Asked {
         /// Until its token is over.
         expires_in_s: u64,
     },
-    /// The node has as many as it may.
+    /// The node has as many as it may, or no memory for more.
     Full,
 }
 
 /// One use of a ticket: names the ticket without being it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TicketUse {
-    digest: [u8; 32],
+    digest: Digest,
     /// The how manieth: streams are opened on several workers at once, and noted in any order.
     number: u64,
 }
@@ -58,22 +59,21 @@ pub struct Opened {
     pub conn: ConnId,
 }
 
+/// A ticket that was used.
+#[derive(Debug)]
+pub struct Used {
+    pub claims: Arc<Claims>,
+    pub key: TokenKey,
+    pub ticket: TicketUse,
+}
+
 /// All tickets of a node.
 #[derive(Default)]
 pub struct Tickets(Mutex<Table>);
 
-#[derive(Default)]
-struct Table {
-    tickets: HashMap<[u8; 32], Ticket, RandomState>,
-    /// By the digest of their token.
-    of_token: HashMap<[u8; 32], Vec<[u8; 32]>, RandomState>,
-    sweep_at: usize,
-}
-
 struct Ticket {
-    bearer: Arc<Bearer>,
-    /// The token's.
-    key: [u8; 32],
+    /// One object for all tickets of a token, and for its connections.
+    claims: Arc<Claims>,
     /// When it was given, then when it was last used.
     at_s: u64,
     /// The client that used it first.
@@ -92,7 +92,7 @@ struct Client {
 
 impl Ticket {
     fn is_over(&self, now_s: u64) -> bool {
-        self.bearer.has_expired(now_s) || (self.client.is_none() && self.is_late(now_s))
+        self.claims.has_expired(now_s) || (self.client.is_none() && self.is_late(now_s))
     }
 
     fn is_late(&self, now_s: u64) -> bool {
@@ -101,57 +101,74 @@ impl Ticket {
 }
 
 impl Tickets {
-    /// Gives a ticket for a token.
+    /// Gives a ticket for a token that was signed with `key`.
     ///
     /// # Errors
     /// The machine has no random bytes.
-    pub fn give(&self, verified: Verified, now_s: u64) -> Result<Asked, getrandom::Error> {
+    pub fn give(
+        &self,
+        claims: Arc<Claims>,
+        key: TokenKey,
+        memory: &Memory,
+        now_s: u64,
+    ) -> Result<Asked, getrandom::Error> {
         let mut bytes = [0; TICKET_BYTES];
         getrandom::fill(&mut bytes)?;
         let ticket = URL_SAFE_NO_PAD.encode(bytes);
-        let Verified { bearer, key } = verified;
-        let expires_in_s = bearer.expires_s.unwrap_or(now_s).saturating_sub(now_s);
-        let entry =
-            Ticket { bearer: Arc::new(bearer), key, at_s: now_s, client: None, uses: 0, stream: None };
-        if self.table().insert(digest_of(&ticket), entry, now_s) {
-            Ok(Asked::Given { ticket, expires_in_s })
-        } else {
-            Ok(Asked::Full)
-        }
+        let expires_in_s = claims.expires_s.unwrap_or(now_s).saturating_sub(now_s);
+        let Some(room) = room(memory) else { return Ok(Asked::Full) };
+        let entry = Ticket { claims, at_s: now_s, client: None, uses: 0, stream: None };
+        let mut table = self.table();
+        let is_in = table.insert(digest_of(&ticket), entry, key, room, now_s);
+        table.weigh(memory.beside());
+        Ok(if is_in { Asked::Given { ticket, expires_in_s } } else { Asked::Full })
     }
 
     /// Whom a ticket stands for. Its first use binds it to the client's address.
     ///
     /// # Errors
-    /// [`Denied`]
-    pub fn use_by(&self, ticket: &str, peer: Peer, now_s: u64) -> Result<(Arc<Bearer>, TicketUse), Denied> {
+    /// [`Unwelcome`]
+    pub fn use_by(&self, ticket: &str, peer: Peer, now_s: u64) -> Result<Used, Unwelcome> {
         let client = Client { network: peer.network(), is_unix: peer.is_unix };
         let digest = digest_of(ticket);
         let mut table = self.table();
-        let entry = table.tickets.get_mut(&digest).ok_or(Denied::TicketUnknown)?;
+        let entry = table.get_mut(&digest).ok_or(Denied::TicketUnknown)?;
         // Those that are over stay until there is no room: whoever asks again, as a request does that was begun at once and
         // then given to a task, hears the same.
-        if let Some(expires_s) = entry.bearer.expires_s.filter(|expires_s| *expires_s <= now_s) {
-            return Err(Denied::Expired { ago_s: now_s - expires_s });
+        if let Some(expires_s) = entry.claims.expires_s.filter(|expires_s| *expires_s <= now_s) {
+            return Err(Unwelcome::of(Denied::Expired { ago_s: now_s - expires_s }, &entry.claims));
         }
         match entry.client {
-            None if entry.is_late(now_s) => return Err(Denied::TicketLate),
+            None if entry.is_late(now_s) => return Err(Unwelcome::of(Denied::TicketLate, &entry.claims)),
             None => entry.client = Some(client),
-            Some(first) if first != client => return Err(Denied::TicketElsewhere),
+            Some(first) if first != client => {
+                return Err(Unwelcome::of(Denied::TicketElsewhere, &entry.claims));
+            }
             Some(_) => {}
         }
         entry.at_s = now_s;
         entry.uses += 1;
-        Ok((Arc::clone(&entry.bearer), TicketUse { digest, number: entry.uses }))
+        let (claims, number) = (Arc::clone(&entry.claims), entry.uses);
+        let key = table.key_of(&claims).ok_or(Denied::TicketUnknown)?;
+        Ok(Used { claims, key, ticket: TicketUse { digest, number } })
+    }
+
+    /// The stream of an earlier use, which is to end for that of this one.
+    pub fn before(&self, ticket: TicketUse) -> Option<Opened> {
+        let mut table = self.table();
+        let latest = table.get_mut(&ticket.digest)?.stream;
+        latest.filter(|(number, _)| *number < ticket.number).map(|(_, stream)| stream)
     }
 
     /// Notes the stream that a use of a ticket has opened. Given back is the one that is to be ended: of an earlier use; or
     /// this one, when a later use has opened another already.
     pub fn opened(&self, ticket: TicketUse, stream: Opened) -> Option<Opened> {
         let mut table = self.table();
-        let latest = &mut table.tickets.get_mut(&ticket.digest)?.stream;
+        let latest = &mut table.get_mut(&ticket.digest)?.stream;
         match *latest {
             Some((number, _)) if number > ticket.number => Some(stream),
+            // It was noted before.
+            Some(same) if same == (ticket.number, stream) => None,
             before => {
                 *latest = Some((ticket.number, stream));
                 before.map(|(_, stream)| stream)
@@ -160,14 +177,22 @@ impl Tickets {
     }
 
     /// Forgets the tickets of tokens whose key is no longer good.
-    pub fn keep(&self, is_good: impl Fn(&[u8; 32]) -> bool) {
+    pub fn keep(&self, is_good: impl Fn(&TokenKey) -> bool) {
         let mut table = self.table();
-        table.retain(|ticket| is_good(&ticket.key));
+        table.retain(|_, key| is_good(key));
+        table.weigh_again();
+    }
+
+    /// Memory is tight: what tickets take beyond a small part of it is given back.
+    pub fn give_back(&self, memory: &Memory, now_s: u64) {
+        let mut table = self.table();
+        table.shrink(memory.bytes_max() / PARTS_TIGHT, now_s);
+        table.weigh_again();
     }
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.table().tickets.len()
+        self.table().len()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -180,70 +205,66 @@ impl Tickets {
     }
 }
 
-impl Table {
-    /// False: there is no room.
-    fn insert(&mut self, digest: [u8; 32], ticket: Ticket, now_s: u64) -> bool {
-        if self.tickets.len() >= self.sweep_at.clamp(SWEEP_MIN, TICKETS_MAX) {
-            self.retain(|ticket| !ticket.is_over(now_s));
-            self.sweep_at = 2 * self.tickets.len();
-        }
-        let of_token = self.of_token.entry(ticket.bearer.digest).or_default();
-        if of_token.len() >= TICKETS_OF_TOKEN_MAX {
-            let last_used = |digest: &[u8; 32]| self.tickets.get(digest).map_or(0, |ticket| ticket.at_s);
-            if let Some(at) = (0..of_token.len()).min_by_key(|at| last_used(&of_token[*at])) {
-                self.tickets.remove(&of_token.remove(at));
-            }
-        }
-        if self.tickets.len() >= TICKETS_MAX {
-            if of_token.is_empty() {
-                self.of_token.remove(&ticket.bearer.digest);
-            }
-            return false;
-        }
-        of_token.push(digest);
-        self.tickets.insert(digest, ticket);
-        true
-    }
-
-    fn retain(&mut self, stays: impl Fn(&Ticket) -> bool) {
-        self.tickets.retain(|_, ticket| stays(ticket));
-        let tickets = &self.tickets;
-        self.of_token.retain(|_, of_token| {
-            of_token.retain(|digest| tickets.contains_key(digest));
-            !of_token.is_empty()
-        });
-    }
+/// What tickets may take; `None`: nobody gets one just now.
+fn room(memory: &Memory) -> Option<Room> {
+    let parts = match memory.pressure() {
+        Pressure::Calm => PARTS,
+        Pressure::Tight => PARTS_TIGHT,
+        Pressure::Full | Pressure::Spent => return None,
+    };
+    Some(Room { bytes_max: memory.bytes_max() / parts, tickets_max: TICKETS_MAX })
 }
 
-fn digest_of(ticket: &str) -> [u8; 32] {
+fn digest_of(ticket: &str) -> Digest {
     Sha256::digest(ticket).into()
 }
 
 #[cfg(test)]
 mod tests {
+    use super::table::{TICKETS_MAX, TICKETS_OF_TOKEN_MAX};
     use super::*;
-    use crate::domain::auth::{Grants, Proof};
+    use crate::domain::auth::{Bearer, Grants, Proof, pattern_for};
+    use crate::runtime::memory::Part;
+    use crate::runtime::tally::Tally;
 
     const NOW_S: u64 = 1_000_000;
 
-    fn verified(token: u8, expires_s: u64) -> Verified {
-        let bearer = Bearer {
-            proof: Proof::Token,
-            subject: Some("anna".into()),
-            token_id: None,
-            issued_s: None,
-            expires_s: Some(expires_s),
-            digest: [token; 32],
-            grants: Grants::default(),
-        };
-        Verified { bearer, key: [token; 32] }
+    fn digest(number: u64) -> [u8; 32] {
+        let mut digest = [9; 32];
+        digest[..8].copy_from_slice(&number.to_le_bytes());
+        digest
     }
 
-    fn given(tickets: &Tickets, token: u8) -> String {
-        match tickets.give(verified(token, NOW_S + 100), NOW_S) {
-            Ok(Asked::Given { ticket, expires_in_s: 100 }) => ticket,
-            other => panic!("{other:?}"),
+    /// A token of a subject, which grants so many patterns.
+    fn token(number: u64, subject: &str, patterns: usize) -> Arc<Claims> {
+        let pattern = |at| pattern_for(&format!("channel/{at}"), None).expect("a pattern");
+        let subscribe = (0..patterns).filter_map(pattern).collect();
+        let bearer = Bearer {
+            proof: Proof::Token,
+            subject: Some(subject.into()),
+            token_id: None,
+            issued_s: None,
+            expires_s: Some(NOW_S + 100),
+            digest: digest(number),
+            grants: Grants { subscribe, ..Grants::default() },
+        };
+        Arc::new(Claims::new(bearer, &Tally::default()))
+    }
+
+    fn memory(bytes_max: usize) -> Memory {
+        Memory::new(bytes_max, usize::MAX, 1)
+    }
+
+    fn asked(tickets: &Tickets, claims: &Arc<Claims>, memory: &Memory, now_s: u64) -> Option<String> {
+        match tickets.give(Arc::clone(claims), [7; 32], memory, now_s) {
+            Ok(Asked::Given { ticket, .. }) => Some(ticket),
+            Ok(Asked::Full) => None,
+            Err(error) => panic!("{error}"),
         }
+    }
+
+    fn given(tickets: &Tickets, number: u64) -> String {
+        asked(tickets, &token(number, "anna", 0), &memory(1 << 30), NOW_S).expect("a ticket")
     }
 
     fn peer(text: &str) -> Peer {
@@ -256,13 +277,16 @@ mod tests {
         let (anna, bert) = (peer("10.0.0.1"), peer("10.0.0.2"));
         let ticket = given(&tickets, 1);
         let used = |ticket: &str, peer, after_s| {
-            tickets.use_by(ticket, peer, NOW_S + after_s).map(|(bearer, _)| bearer.digest)
+            tickets
+                .use_by(ticket, peer, NOW_S + after_s)
+                .map(|used| used.claims.digest)
+                .map_err(|unwelcome| unwelcome.denied)
         };
         assert_eq!(used("another", anna, 0), Err(Denied::TicketUnknown));
-        assert_eq!(used(&ticket, anna, 30), Ok([1; 32]), "in time");
+        assert_eq!(used(&ticket, anna, 30), Ok(digest(1)), "in time");
         assert_eq!(used(&ticket, bert, 31), Err(Denied::TicketElsewhere));
         assert_eq!(used(&ticket, Peer::UNIX, 31), Err(Denied::TicketElsewhere));
-        assert_eq!(used(&ticket, anna, 99), Ok([1; 32]), "until its token ends");
+        assert_eq!(used(&ticket, anna, 99), Ok(digest(1)), "until its token ends");
         assert_eq!(used(&ticket, anna, 100), Err(Denied::Expired { ago_s: 0 }));
         assert_eq!(used(&ticket, anna, 101), Err(Denied::Expired { ago_s: 1 }));
         let late = given(&tickets, 1);
@@ -283,11 +307,12 @@ mod tests {
     fn a_new_stream_tells_of_the_one_before() {
         let tickets = Tickets::default();
         let ticket = given(&tickets, 1);
-        let used = || tickets.use_by(&ticket, peer("10.0.0.1"), NOW_S).expect("used").1;
+        let used = || tickets.use_by(&ticket, peer("10.0.0.1"), NOW_S).expect("used").ticket;
         let stream = |slot| Opened { worker: 0, conn: ConnId { slot, generation: 1 } };
         let (first, second, third) = (used(), used(), used());
         assert_eq!(tickets.opened(first, stream(1)), None);
         assert_eq!(tickets.opened(third, stream(3)), Some(stream(1)));
+        assert_eq!(tickets.opened(third, stream(3)), None, "noted twice");
         assert_eq!(tickets.opened(second, stream(2)), Some(stream(2)), "noted late, and not the latest");
         assert_eq!(tickets.opened(used(), stream(4)), Some(stream(3)));
         tickets.keep(|_| false);
@@ -302,23 +327,61 @@ mod tests {
             given(&tickets, 1);
         }
         assert_eq!(tickets.len(), TICKETS_OF_TOKEN_MAX);
-        assert_eq!(tickets.use_by(&first, peer("10.0.0.1"), NOW_S).err(), Some(Denied::TicketUnknown));
-        let mut table = tickets.table();
-        for at in table.tickets.len()..TICKETS_MAX {
-            let mut digest = [9; 32];
-            digest[..8].copy_from_slice(&(at as u64).to_le_bytes());
-            let Verified { mut bearer, key } = verified(9, NOW_S + 100);
-            bearer.digest = digest;
-            let ticket =
-                Ticket { bearer: Arc::new(bearer), key, at_s: NOW_S, client: None, uses: 0, stream: None };
-            assert!(table.insert(digest, ticket, NOW_S));
-        }
-        drop(table);
-        assert_eq!(tickets.give(verified(2, NOW_S + 100), NOW_S), Ok(Asked::Full));
-        assert_eq!(tickets.len(), TICKETS_MAX);
+        assert_eq!(tickets.use_by(&first, peer("10.0.0.1"), NOW_S).err(), Some(Denied::TicketUnknown.into()));
+        let memory = memory(1 << 30);
+        let ask = |number: u64, subject: &str, now_s| {
+            asked(&tickets, &token(number, subject, 0), &memory, now_s).is_some()
+        };
+        tickets.keep(|_| false);
+        assert!((0..TICKETS_MAX as u64).all(|number| ask(number, &number.to_string(), NOW_S)));
+        assert!(!ask(1 << 40, "bert", NOW_S), "nobody has much more than he would");
         // What was not used in time makes room.
-        let later = NOW_S + UNUSED_S_MAX + 1;
-        assert!(matches!(tickets.give(verified(2, NOW_S + 100), later), Ok(Asked::Given { .. })));
+        assert!(ask(1 << 40, "bert", NOW_S + UNUSED_S_MAX + 1));
         assert_eq!(tickets.len(), 1);
+    }
+
+    #[test]
+    fn who_has_most_gives_way() {
+        let (tickets, memory) = (Tickets::default(), memory(8 << 20));
+        let bert = asked(&tickets, &token(0, "bert", 0), &memory, NOW_S).expect("a ticket");
+        for number in 1..1_000 {
+            assert!(asked(&tickets, &token(number, "anna", 400), &memory, NOW_S).is_some(), "{number}");
+        }
+        let [count, tokens, subjects, _, bytes] = tickets.table().counts();
+        assert!(count < 100 && tokens == count && bytes <= 1 << 20, "{count} {bytes}");
+        assert!(bytes > 900 << 10 && subjects == 2, "{bytes}");
+        assert!(tickets.use_by(&bert, peer("10.0.0.1"), NOW_S).is_ok());
+        for number in 1_000..1_020 {
+            let claims = token(number, &number.to_string(), 400);
+            assert!(asked(&tickets, &claims, &memory, NOW_S).is_some(), "anna has more: {number}");
+        }
+        // What is not counted where the claims are.
+        assert!((1..40_000).contains(&memory.beside().bytes()), "{}", memory.beside().bytes());
+        tickets.give_back(&memory, NOW_S);
+        assert!(tickets.table().counts()[4] <= 256 << 10);
+        tickets.keep(|_| false);
+        assert_eq!(tickets.table().counts(), [0; 5]);
+        assert_eq!(memory.beside().bytes(), 0);
+    }
+
+    #[test]
+    fn a_tokens_tickets_share_its_claims() {
+        let (tickets, memory) = (Tickets::default(), memory(8 << 20));
+        let ask = |number| asked(&tickets, &token(number, "anna", 400), &memory, NOW_S).expect("a ticket");
+        let [first, second, _] = [ask(1), ask(1), ask(2)];
+        let used = |ticket: &str| tickets.use_by(ticket, peer("10.0.0.1"), NOW_S).expect("used").claims;
+        assert!(Arc::ptr_eq(&used(&first), &used(&second)));
+    }
+
+    #[test]
+    fn none_is_given_where_memory_is_short() {
+        let (tickets, memory) = (Tickets::default(), memory(8 << 20));
+        let part = |others| Part { history: 0, feeds: 0, others, oldest_ms: u64::MAX };
+        for (others, is_given) in [(0, true), (15 << 19, false), (0, true)] {
+            memory.tell(0, part(others));
+            memory.judge(&memory.sums());
+            let given = asked(&tickets, &token(1, "anna", 0), &memory, NOW_S);
+            assert_eq!(given.is_some(), is_given, "{others}");
+        }
     }
 }

@@ -16,6 +16,7 @@ use crate::domain::channel::Pattern;
 use super::denied::{Claim, Denied};
 use super::key::TokenKey;
 use super::policy::{Policy, Verified};
+use super::unwelcome::{Signed, Unwelcome};
 
 /// The longest token that is looked at: half of what a head may have.
 pub const TOKEN_BYTES_MAX: usize = 8 * 1_024;
@@ -57,19 +58,19 @@ struct Claims {
     delete: Option<Value>,
 }
 
-pub fn verify(policy: &Policy, token: &str, now_s: u64) -> Result<Verified, Denied> {
+pub fn verify(policy: &Policy, token: &str, now_s: u64) -> Result<Verified, Unwelcome> {
     if token.len() > TOKEN_BYTES_MAX {
-        return Err(Denied::TooLong { bytes: token.len() });
+        return Err(Denied::TooLong { bytes: token.len() }.into());
     }
     let mut parts = token.split('.');
     let (Some(header), Some(payload), Some(signature), None) =
         (parts.next(), parts.next(), parts.next(), parts.next())
     else {
-        return Err(Denied::NoJwt);
+        return Err(Denied::NoJwt.into());
     };
     let header: Header = object(header).ok_or(Denied::Header)?;
     if header.crit.0 {
-        return Err(Denied::Critical);
+        return Err(Denied::Critical.into());
     }
     let message_bytes = token.len() - signature.len() - 1;
     let message = token.as_bytes().get(..message_bytes).unwrap_or_default();
@@ -78,8 +79,17 @@ pub fn verify(policy: &Policy, token: &str, now_s: u64) -> Result<Verified, Deni
         .find(|key| crypto::verify(signature, message, &key.decoding, algorithm).is_ok_and(|good| good))
         .ok_or(Denied::Signature)?;
     let claims: Claims = object(payload).ok_or(Denied::Claims)?;
-    let bearer = bearer(policy, claims, Sha256::digest(token).into(), now_s)?;
-    Ok(Verified { bearer, key: key.fingerprint })
+    let who = signed(&claims);
+    match bearer(policy, claims, Sha256::digest(token).into(), now_s) {
+        Ok(bearer) => Ok(Verified { bearer, key: key.fingerprint }),
+        Err(denied) => Err(Unwelcome { denied, who: Some(Box::new(who)) }),
+    }
+}
+
+/// Who holds a token, whatever is wrong with its other claims.
+fn signed(claims: &Claims) -> Signed {
+    let text = |value: &Option<Value>| value.as_ref().and_then(Value::as_str).map(Into::into);
+    Signed { subject: text(&claims.sub), token_id: text(&claims.jti) }
 }
 
 /// The JSON object in a part of a token.

@@ -127,6 +127,7 @@ impl Revocations {
     fn is_lost(&self, bearer: Option<&Bearer>, of_everybody: &[Arc<Revocation>], name: &Name) -> bool {
         match bearer {
             Some(bearer) if bearer.proof == Proof::Token => self.has_channel(bearer, name),
+            Some(bearer) if self.has_channel(bearer, name) => true,
             Some(_) | None => of_everybody.iter().any(|one| one.takes(name)),
         }
     }

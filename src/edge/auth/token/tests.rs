@@ -74,7 +74,7 @@ fn private(name: &str) -> Vec<u8> {
 
 #[track_caller]
 fn denied(policy: &Policy, token: &str) -> Denied {
-    policy.verify(token, NOW_S).expect_err("a refusal")
+    policy.verify(token, NOW_S).expect_err("a refusal").denied
 }
 
 const HS256: &str = r#"{"alg":"HS256","typ":"JWT"}"#;
@@ -310,7 +310,10 @@ fn audience_issuer_and_leeway() {
     let policy = Policy::load(&wanted).expect("no files");
     let with = |aud: Value, iss: Value, exp: u64, nbf: u64| {
         let claims = json!({ "sub": "a", "exp": exp, "nbf": nbf, "aud": aud, "iss": iss });
-        policy.verify(&hs256(HS256, &claims.to_string()), NOW_S).map(|verified| verified.bearer.expires_s)
+        policy
+            .verify(&hs256(HS256, &claims.to_string()), NOW_S)
+            .map(|verified| verified.bearer.expires_s)
+            .map_err(|unwelcome| unwelcome.denied)
     };
     let iss = || json!("https://login.example");
     assert_eq!(with(json!("chat"), iss(), NOW_S + 9, NOW_S), Ok(Some(NOW_S + 14)));
