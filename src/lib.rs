@@ -120,6 +120,7 @@ pub mod runtime {
     pub mod slots;
     pub mod state;
     pub mod stats;
+    pub mod stderr;
     pub mod stream;
     mod subs;
     mod succession;

@@ -19,6 +19,7 @@ use crate::runtime::node::Node;
 use crate::runtime::serve_error::ServeError;
 use crate::runtime::server::{self, Ended};
 use crate::runtime::settings::{Endpoint, Settings};
+use crate::runtime::stderr;
 
 /// Serves until told to stop.
 ///
@@ -72,6 +73,7 @@ pub fn run(config: Config, inputs: Inputs, tls: Option<Arc<ServerConfig>>) -> Re
     );
     // Operators look on until the last client is gone.
     drop(operators);
+    stderr::flush();
     ended
 }
 
