@@ -254,11 +254,13 @@ impl State {
         if now != before {
             let (taken, budget) = (sums.total(), memory.bytes_max());
             let (history, feeds, others) = (sums.history, sums.feeds, sums.others);
-            let pressure = now.as_str();
+            // Of the two, counted and seen by the kernel, either may have decided.
+            let (pressure, resident) = (now.as_str(), memory.resident_bytes());
             if now > before.max(Pressure::Tight) {
                 tracing::warn!(
                     pressure,
                     taken,
+                    resident,
                     budget,
                     history,
                     feeds,
@@ -266,7 +268,7 @@ impl State {
                     "memory is short: newcomers and publishes are refused; see limits.memory_bytes"
                 );
             } else {
-                tracing::info!(pressure, taken, budget, history, feeds, others, "memory");
+                tracing::info!(pressure, taken, resident, budget, history, feeds, others, "memory");
             }
         }
         if now > Pressure::Calm || is_half {
