@@ -116,6 +116,7 @@ pub mod runtime {
     pub mod server;
     pub mod settings;
     pub mod share;
+    pub mod shortages;
     mod single;
     pub mod slots;
     pub mod state;

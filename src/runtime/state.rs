@@ -27,6 +27,7 @@ use super::peer::Peer;
 use super::post::Pending;
 use super::sendring::SendRing;
 use super::share::Share;
+use super::shortages::Shortages;
 use super::slots::ChunkedSlab;
 use super::stats::Stats;
 use super::tls::Tls;
@@ -123,6 +124,7 @@ pub struct State {
     /// What feeds, connections and tasks hold.
     pub(super) ledger: Ledger,
     pub(super) crowd: Crowd,
+    pub(super) shortages: Shortages,
     /// Feeds with something to send.
     pub dirty: VecDeque<u32>,
     pub catchups: VecDeque<(ConnId, u32)>,
@@ -189,6 +191,7 @@ impl State {
             pending: slab::Slab::new(),
             ledger: Ledger::default(),
             crowd: Crowd::default(),
+            shortages: Shortages::default(),
             dirty: VecDeque::new(),
             catchups: VecDeque::new(),
             catchups_later: Vec::new(),
