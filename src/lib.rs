@@ -127,6 +127,7 @@ pub mod runtime {
     mod succession;
     pub mod sweep;
     pub mod takeover;
+    pub mod tasks;
     pub mod tcp;
     mod threads;
     pub mod tls;

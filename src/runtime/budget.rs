@@ -10,7 +10,8 @@ use super::entry::{ConnId, Entry, Kind};
 use super::host;
 use super::io;
 use super::memory::{Part, Pressure, Sums};
-use super::state::State;
+use super::state::{Socket, State};
+use super::tasks::Awaits;
 
 /// What a held connection may have beside its entry without being asked to give it back.
 pub const SMALL_BYTES: usize = 1_024;
@@ -54,16 +55,6 @@ pub struct Ledger {
     looked_tick: u32,
     /// What all workers counted when this one asked the kernel last.
     counted: usize,
-    waiting: slab::Slab<Waiting>,
-}
-
-/// A task that waits for its client, and what it holds.
-struct Waiting {
-    fd: i32,
-    bytes: usize,
-    /// Until the client does something; not while what came is acted on, which is over in a moment.
-    for_client: bool,
-    evicted: bool,
 }
 
 impl Default for Ledger {
@@ -81,7 +72,6 @@ impl Default for Ledger {
             history_was_full: false,
             looked_tick: u32::MAX,
             counted: 0,
-            waiting: slab::Slab::new(),
         }
     }
 }
@@ -140,33 +130,22 @@ impl State {
     }
 
     /// Counts what a task that waits for its client holds; `place` is where it is remembered.
-    pub fn weigh_task(&mut self, place: &mut Option<u32>, fd: i32, bytes: usize) -> Held {
-        let at = *place.get_or_insert_with(|| {
-            self.ledger.waiting.insert(Waiting { fd, bytes: 0, for_client: false, evicted: false }) as u32
-        });
-        let Some(waiting) = self.ledger.waiting.get_mut(at as usize) else { return Held::Full };
-        if waiting.evicted {
-            return Held::Full;
-        }
-        waiting.for_client = true;
-        let before = std::mem::replace(&mut waiting.bytes, bytes);
-        self.ledger.tasks = self.ledger.tasks + bytes - before;
-        let fits = bytes <= TASK_BYTES + SMALL_BYTES || bytes <= before || self.fits();
+    pub fn weigh_task(
+        &mut self,
+        place: &mut Option<u32>,
+        socket: &Socket,
+        awaits: Awaits,
+        bytes: usize,
+    ) -> Held {
+        let Some(more) = self.remember_task(place, socket, awaits, bytes) else { return Held::Full };
+        self.ledger.tasks = self.ledger.tasks.saturating_add_signed(more);
+        let fits = bytes <= TASK_BYTES + SMALL_BYTES || more <= 0 || self.fits();
         if fits { Held::Fits } else { Held::Full }
-    }
-
-    /// A task's client has done something.
-    pub fn resume_task(&mut self, place: Option<u32>) {
-        if let Some(waiting) = place.and_then(|at| self.ledger.waiting.get_mut(at as usize)) {
-            waiting.for_client = false;
-        }
     }
 
     /// A task that waited is done.
     pub fn forget_task(&mut self, place: u32) {
-        if let Some(waiting) = self.ledger.waiting.try_remove(place as usize) {
-            self.ledger.tasks -= waiting.bytes;
-        }
+        self.ledger.tasks -= self.take_task(place);
     }
 
     /// Counts what a task holds that does not wait for its client, or, negative, no longer does.
@@ -388,8 +367,8 @@ impl State {
                 heavy.push((bytes, Holder::Conn(ConnId { slot, generation })));
             }
         }
-        for (at, waiting) in &self.ledger.waiting {
-            if waiting.bytes > TASK_BYTES + SMALL_BYTES && waiting.for_client && !waiting.evicted {
+        for (at, waiting) in self.tasks.iter() {
+            if waiting.bytes > TASK_BYTES + SMALL_BYTES && waiting.may_be_evicted() {
                 heavy.push((waiting.bytes, Holder::Task(at)));
             }
         }
@@ -439,19 +418,6 @@ impl State {
                 self.doom(slot, reason);
             }
         }
-    }
-
-    /// Ends a task's wait for its client, which it is told of by the end of its input.
-    fn evict_task(&mut self, at: usize) {
-        if let Some(waiting) = self.ledger.waiting.get_mut(at) {
-            waiting.evicted = true;
-            io::shutdown_read(waiting.fd);
-        }
-    }
-
-    /// Whether a task was told to end.
-    pub fn is_evicted(&self, place: Option<u32>) -> bool {
-        place.and_then(|at| self.ledger.waiting.get(at as usize)).is_some_and(|waiting| waiting.evicted)
     }
 }
 

@@ -17,6 +17,7 @@ use super::io::{RecvOutcome, recv_nonblocking};
 use super::noted::Noted;
 use super::sendring::{Outcome, send_now};
 use super::state::Socket;
+use super::tasks::Awaits;
 use super::worker::Worker;
 
 /// Read at once of a client that sends much.
@@ -61,6 +62,8 @@ pub struct Stream {
     torn: bool,
     /// What its task holds beside what it reads into.
     pub beside_bytes: usize,
+    /// What is read next.
+    pub awaits: Awaits,
     /// Where the worker remembers what the task holds.
     place: Option<u32>,
     worker: Rc<Worker>,
@@ -78,6 +81,7 @@ impl Stream {
             filled: false,
             torn: false,
             beside_bytes: 0,
+            awaits: Awaits::Head,
             place: None,
             worker,
         }
@@ -119,7 +123,7 @@ impl Stream {
     /// [`StreamError`]; nothing that came is lost but for a broken connection.
     pub async fn read(&mut self, buffer: &mut Vec<u8>, deadline: Duration) -> Result<(), StreamError> {
         let bytes = TASK_BYTES + self.beside_bytes + buffer.capacity().max(buffer.len() + growth(buffer));
-        self.weigh(bytes)?;
+        self.weigh(self.awaits, bytes)?;
         let read = if self.socket.tls.is_some() {
             Box::pin(self.read_sealed(buffer, deadline)).await
         } else {
@@ -131,7 +135,11 @@ impl Stream {
 
     /// Whether the connection is to end with its next answer, for what it holds.
     pub fn is_evicted(&self) -> bool {
-        self.place.is_some() && self.worker.with(|state| state.is_evicted(self.place))
+        self.told_to_end() == Some(Reason::Full)
+    }
+
+    fn told_to_end(&self) -> Option<Reason> {
+        self.place.and_then(|_| self.worker.with(|state| state.task_ends(self.place)))
     }
 
     /// The same of bytes as they stand on the wire.
@@ -147,9 +155,14 @@ impl Stream {
             match Box::pin(self.read_once(buffer, left, draining.is_some())).await {
                 // The drain began meanwhile: its end is nearer.
                 Err(StreamError::Late) if draining.is_none() && self.worker.drain_ends().is_some() => {}
-                Err(StreamError::Eof) if self.is_evicted() => {
-                    return Err(StreamError::Full);
-                }
+                Err(error @ (StreamError::Eof | StreamError::Broken)) => match self.told_to_end() {
+                    Some(Reason::Full) if error == StreamError::Eof => return Err(StreamError::Full),
+                    Some(Reason::Full) | None => return Err(error),
+                    Some(reason) => {
+                        self.reason = reason;
+                        return Err(error);
+                    }
+                },
                 done => return done,
             }
         }
@@ -187,9 +200,9 @@ impl Stream {
     }
 
     /// Counts what the task holds, where it waits.
-    fn weigh(&mut self, bytes: usize) -> Result<(), StreamError> {
-        let (place, fd) = (&mut self.place, self.socket.fd);
-        match self.worker.with(|state| state.weigh_task(place, fd, bytes)) {
+    fn weigh(&mut self, awaits: Awaits, bytes: usize) -> Result<(), StreamError> {
+        let (place, socket) = (&mut self.place, &self.socket);
+        match self.worker.with(|state| state.weigh_task(place, socket, awaits, bytes)) {
             Held::Fits => Ok(()),
             Held::Full => Err(StreamError::Full),
         }
@@ -300,7 +313,7 @@ impl Stream {
 
     async fn write_rest(&mut self, mut rest: Vec<u8>, deadline: Duration) -> Result<(), StreamError> {
         // The caller has them too.
-        self.weigh(TASK_BYTES + self.beside_bytes + 2 * rest.len())?;
+        self.weigh(Awaits::Answer, TASK_BYTES + self.beside_bytes + 2 * rest.len())?;
         let until = Instant::now() + deadline;
         while !rest.is_empty() {
             let left = until.saturating_duration_since(Instant::now());
@@ -324,7 +337,11 @@ impl Stream {
                     self.reason = Reason::Stalled;
                     return Err(StreamError::Late);
                 }
-                Err(error) => return Err(self.broken(&error)),
+                Err(error) => {
+                    let broken = self.broken(&error);
+                    self.reason = self.told_to_end().unwrap_or(self.reason);
+                    return Err(broken);
+                }
             }
         }
         self.worker.with(|state| state.resume_task(self.place));
