@@ -58,6 +58,11 @@ pub enum ServeError {
          open = true"
     )]
     PassedReachable { name: String, addr: SocketAddr },
+    #[error(
+        "the socket \"tls\" that was passed, {at}, is for clients that speak TLS, and there is no certificate; give \
+         tls.certificates, or the socket another FileDescriptorName="
+    )]
+    PassedWithoutCertificate { at: At },
     #[error("a worker ended before it was told to")]
     WorkerEnded,
 }
