@@ -16,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 
 use common::admin::{addr_of, json, json_with, listen_of};
 use common::http::{Conn, ask, get, head_cursor, post, publish};
-use common::server::Server;
+use common::server::{Server, field};
 use common::sse::Stream;
 use common::token;
 use common::until;

@@ -11,7 +11,7 @@ use common::cost::cpu;
 use common::http::{
     AT_ONCE, Conn, End, Poll, Response, ask, get, head_cursor, poll, publish, published, timed,
 };
-use common::server::Server;
+use common::server::{Server, field, message_of};
 use common::sse::Stream;
 use common::until;
 use serde_json::Value;
@@ -157,6 +157,11 @@ fn over_the_connection_limit_closed_without_an_answer() {
     }
     assert_eq!(open.len(), 12);
     assert_eq!(open.len() + refused, 48);
+    // The log says so once, and how many.
+    let told = server
+        .wait_log(|line| message_of(line).is_some_and(|said| said.starts_with("connections are refused")));
+    assert_eq!(field(&told, "level").as_deref(), Some("WARN"), "{told}");
+    assert!(field(&told, "refused").is_some_and(|count| (1..=36).contains(&count.parse().unwrap_or(0))));
     // Those inside it go on; places are given again.
     for (conn, _) in &mut open {
         conn.get("/healthz").expect(200);

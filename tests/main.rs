@@ -22,6 +22,7 @@ mod hostile;
 mod http;
 mod idempotency;
 mod limits;
+mod log;
 mod longpoll;
 mod memory;
 mod metrics;

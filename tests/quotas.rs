@@ -245,6 +245,9 @@ fn who_is_closed_as_they_come_is_counted_and_logged() {
         assert_eq!(by_key(&metrics, key), refused as f64, "{quota}");
         assert_eq!(metrics.sum("pushline_quota_refusals_total", &[]), refused as f64, "{quota}");
         assert_eq!(metrics.sum("pushline_refusals_total", &[]), refused as f64, "{quota}");
+        let told = server.wait_log(|line| field(line, "quota").is_some());
+        assert_eq!(field(&told, "quota"), Some(format!("quotas.{key}")));
+        assert_eq!(field(&told, "level").as_deref(), Some("WARN"), "{told}");
     }
 }
 

@@ -5,7 +5,7 @@ use crate::common;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd as _;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use common::http::{Conn, get, publish};
 use common::server::{Server, field, message_of};
 use common::sse::Stream;
+use common::tls::{Files, Identity, client, speaks_tls};
 use common::until;
 
 /// The service manager's end.
@@ -257,6 +258,53 @@ fn what_cannot_be_served_is_refused() {
     let server = start(&passing(&everywhere, ""), &["--open"]);
     let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, server.addr().port()));
     get(addr, "/healthz").expect(200);
+}
+
+/// A unix socket too, and its file stays.
+#[test]
+fn a_passed_unix_socket_outlives_its_server() {
+    let path = std::env::temp_dir().join(format!("pushline-passed-{}.sock", std::process::id()));
+    let _ = std::fs::remove_file(&path);
+    let socket = UnixListener::bind(&path).expect("a socket");
+    let settings = ["--workers", "2", "--set", "drain.window_seconds=0"];
+    let mut server = start(&passing(&socket, ""), &settings);
+    assert!(server.sockets().iter().eq([&path]));
+    Conn::open_unix(&path).get("/healthz").expect(200);
+    server.signal(libc::SIGTERM);
+    assert_eq!(server.wait_exit(), 0);
+    let mut early = Conn::open_unix(&path);
+    early.send("GET", "/healthz", &[], "");
+    let next = start(&passing(&socket, ""), &settings);
+    early.read_response().expect(200);
+    drop(next);
+    std::fs::remove_file(&path).expect("the manager's file is still there");
+}
+
+/// By its name, or because it is where `tls.listen` says.
+#[test]
+fn a_passed_socket_speaks_tls_where_it_is_for_that() {
+    let (files, identity) = (Files::new(), Identity::new(&["localhost"]));
+    let certificates = format!("tls.certificates=[{}]", identity.write(&files.0, "own"));
+    for (names, is_in_listen, is_tls) in
+        [("LISTEN_FDNAMES=tls", false, true), ("", true, true), ("LISTEN_FDNAMES=web", false, false)]
+    {
+        let socket = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let addr = socket.local_addr().expect("an address");
+        let listen =
+            if is_in_listen { format!("tls.listen={addr}") } else { "tls.listen=127.0.0.1:1".into() };
+        let server = start(&passing(&socket, names), &["--set", &listen, "--set", &certificates]);
+        if is_tls {
+            assert_eq!(server.tls_addrs(), [addr], "{names}");
+            speaks_tls(addr, client(&[&identity], rustls::DEFAULT_VERSIONS));
+        } else {
+            assert_eq!(server.addrs(), [addr], "{names}");
+            server.wait_log(|line| message_of(line).is_some_and(|said| said.contains("for tls.listen")));
+        }
+        get(addr, "/healthz").expect(200);
+    }
+    let socket = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let (code, said) = refused_with(&passing(&socket, "LISTEN_FDNAMES=tls"), &[]);
+    assert!(code == Some(1) && said.contains("there is no certificate"), "{code:?}: {said}");
 }
 
 /// Sockets that were passed to another process are none of ours.

@@ -371,3 +371,80 @@ fn a_node_that_waits_to_be_noticed_is_taken_over() {
     assert_eq!(old.wait_exit(), 0);
     get(addr, "/readyz").expect(200);
 }
+
+/// Starts two processes with the same arguments in the same moment, and waits until each serves or has refused. What is
+/// done with those that served comes then: they last as long as their threads do.
+fn start_two(args: &[&str], then: impl FnOnce(&mut [Option<Server>; 2])) {
+    let begin = std::sync::Barrier::new(3);
+    let (seen_tx, seen) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let keep: [_; 2] = std::array::from_fn(|_| {
+            let (keep_tx, keep) = std::sync::mpsc::channel::<()>();
+            let (begin, seen) = (&begin, seen_tx.clone());
+            scope.spawn(move || {
+                begin.wait();
+                let server = std::panic::catch_unwind(|| Server::start_bare(args)).ok();
+                seen.send(server).expect("the test waits");
+                let _ = keep.recv();
+            });
+            keep_tx
+        });
+        begin.wait();
+        let mut servers = [(); 2].map(|()| seen.recv().expect("a server, or none"));
+        then(&mut servers);
+        drop(servers);
+        drop(keep);
+    });
+}
+
+/// However they fall, one process alone has the port in the end: all readers are its.
+#[test]
+fn two_that_take_over_at_once_are_one_in_the_end() {
+    for round in 0..4 {
+        let mut old = start("127.0.0.1:0", "1", false);
+        let addr = old.addr();
+        let listen = addr.to_string();
+        let mut args = vec!["--listen", &listen, "--workers", "2", "--takeover"];
+        args.extend(SETTINGS);
+        start_two(&args, |servers| {
+            assert_eq!(old.wait_exit(), 0);
+            if let [Some(one), Some(other)] = servers {
+                until("the one has taken over from the other", || {
+                    let alive = [one.alive(), other.alive()];
+                    assert_ne!(alive, [false, false], "round {round}");
+                    (alive != [true, true]).then_some(())
+                });
+                for ended in [one, other].into_iter().filter_map(|server| (!server.alive()).then_some(server))
+                {
+                    assert_eq!(ended.wait_exit(), 0, "it ended by a drain");
+                }
+            } else {
+                assert!(servers.iter().any(Option::is_some), "round {round}: one at least serves");
+            }
+            let mut readers: Vec<Stream> = (0..16).map(|_| Stream::open(addr, "/channels/a")).collect();
+            publish(addr, "a", "to all");
+            for reader in &mut readers {
+                assert_eq!(reader.texts(1), ["to all"], "round {round}");
+            }
+        });
+    }
+}
+
+/// So too where nobody listens yet, and nobody asked for a takeover: one of two has the port.
+#[test]
+fn two_that_start_at_once_do_not_share_a_port() {
+    for round in 0..4 {
+        let free = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
+        start_two(&["--listen", &free.to_string(), "--workers", "1"], |servers| {
+            assert_eq!(servers.iter().flatten().count(), 1, "round {round}");
+        });
+    }
+}
+
+/// A process is heard by its names before it says that it serves, and opens nothing more afterwards.
+#[test]
+fn a_process_that_serves_can_be_taken_over_at_once() {
+    let server = start("127.0.0.1:0", "1", false);
+    let names = std::fs::read_to_string("/proc/net/unix").expect("/proc/net/unix");
+    assert!(names.contains(&format!("@pushline/{}", server.addr())), "{names}");
+}

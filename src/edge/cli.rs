@@ -20,6 +20,7 @@ use crate::edge::machine::Machine;
 use crate::edge::start;
 use crate::edge::watch::{self, Watching};
 use crate::runtime::server::Ended;
+use crate::runtime::stderr;
 
 /// Stopped by a second signal in the middle of a drain: this and the signal's number, as shells tell of signals.
 const EXIT_SIGNALLED: i32 = 128;
@@ -204,7 +205,9 @@ fn serve(config: Config, inputs: Inputs) -> ExitCode {
         // Workers are in the middle of things: only the end of the process stops them.
         Ok(Ended::AtOnce(signal)) => std::process::exit(EXIT_SIGNALLED + signal.number()),
         Err(error) => {
-            eprintln!("pushline: {error}");
+            // After whatever the log says, and not waiting for ever either.
+            stderr::say(format!("pushline: {error}\n").as_bytes());
+            stderr::flush();
             ExitCode::from(EXIT_FAILED)
         }
     }

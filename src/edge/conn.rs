@@ -21,6 +21,7 @@ use crate::runtime::quotas::{Begins, Limited};
 use crate::runtime::state::Socket;
 use crate::runtime::stats::Refusal;
 use crate::runtime::stream::{Stream, StreamError};
+use crate::runtime::tasks::Awaits;
 use crate::runtime::trace::Who;
 use crate::runtime::turns::Pace;
 use crate::runtime::worker::Worker;
@@ -384,9 +385,9 @@ impl Conn {
             }
             self.flush().await.map_err(|Lost| BodyFailed::Gone)?;
             let left = until.saturating_duration_since(Instant::now());
-            self.stream.beside_bytes = content.capacity();
+            (self.stream.awaits, self.stream.beside_bytes) = (Awaits::Body, content.capacity());
             let read = self.stream.read(&mut self.input, left).await;
-            self.stream.beside_bytes = 0;
+            (self.stream.awaits, self.stream.beside_bytes) = (Awaits::Head, 0);
             match read {
                 Ok(()) => {}
                 Err(StreamError::Late) => return Err(BodyFailed::Late),

@@ -2,6 +2,7 @@
 //! Owns the order of starting: logs first, so that everything after can speak. Never parses settings.
 
 use std::cell::Cell;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use rustls::ServerConfig;
@@ -19,7 +20,8 @@ use crate::runtime::activation::{self, Passed};
 use crate::runtime::node::Node;
 use crate::runtime::serve_error::ServeError;
 use crate::runtime::server::{self, Ended};
-use crate::runtime::settings::{Endpoint, Settings};
+use crate::runtime::settings::{At, Endpoint, Settings};
+use crate::runtime::stderr;
 
 /// Serves until told to stop.
 ///
@@ -73,6 +75,7 @@ pub fn run(config: Config, inputs: Inputs, tls: Option<Arc<ServerConfig>>) -> Re
     );
     // Operators look on until the last client is gone.
     drop(operators);
+    stderr::flush();
     ended
 }
 
@@ -80,10 +83,13 @@ pub fn run(config: Config, inputs: Inputs, tls: Option<Arc<ServerConfig>>) -> Re
 fn passed(settings: &Settings) -> Result<Vec<Passed>, ServeError> {
     let passed = activation::passed()?;
     let loopback_alone = !settings.open && !settings.auth.is_configured();
-    match passed.iter().find(|passed| loopback_alone && !passed.addr.ip().to_canonical().is_loopback()) {
-        Some(Passed { name, addr, .. }) => {
-            Err(ServeError::PassedReachable { name: name.clone(), addr: *addr })
-        }
+    let is_far = |addr: SocketAddr| loopback_alone && !addr.ip().to_canonical().is_loopback();
+    let far = passed.iter().find_map(|passed| match passed.at {
+        At::Tcp(addr) if is_far(addr) => Some((passed, addr)),
+        At::Tcp(_) | At::Unix(_) => None,
+    });
+    match far {
+        Some((Passed { name, .. }, addr)) => Err(ServeError::PassedReachable { name: name.clone(), addr }),
         None => Ok(passed),
     }
 }

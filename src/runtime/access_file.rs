@@ -178,7 +178,7 @@ impl Writer {
         }
         let written = match &mut self.to {
             To::Stdout => io::stdout().lock().write_all(&self.text),
-            To::Stderr => write_in_pieces(&self.text),
+            To::Stderr => io::stderr().lock().write_all(&self.text),
             To::File { file, .. } => {
                 // The last write may have ended in the middle of a line.
                 let torn = if self.is_broken { file.write_all(b"\n") } else { Ok(()) };
@@ -201,21 +201,4 @@ impl Writer {
             }
         }
     }
-}
-
-/// What a pipe takes in one piece (pipe(7), `PIPE_BUF`).
-const PIECE_BYTES: usize = 4_096;
-
-/// Workers write their own lines to stderr: they wait for one piece at most.
-fn write_in_pieces(mut text: &[u8]) -> io::Result<()> {
-    while !text.is_empty() {
-        let whole = text.get(..PIECE_BYTES).and_then(|piece| memchr::memrchr(b'\n', piece));
-        // A line longer than a piece goes alone.
-        let end = whole.or_else(|| memchr::memchr(b'\n', text)).map_or(text.len(), |at| at + 1);
-        let end = if text.len() <= PIECE_BYTES { text.len() } else { end };
-        let (piece, rest) = text.split_at(end);
-        io::stderr().lock().write_all(piece)?;
-        text = rest;
-    }
-    Ok(())
 }

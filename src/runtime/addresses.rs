@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
+use super::activation::Passed;
 use super::io::SocketOptions;
 use super::listen::{self, Listener};
 use super::serve_error::ServeError;
@@ -56,10 +57,14 @@ pub fn reserve(
     if !settings.passed.is_empty() {
         let passed = settings.passed.iter();
         let endpoints = passed.map(|passed| {
-            let tls = passed.name == TLS_SOCKET && !settings.tls.certificates.is_empty();
-            (Endpoint { at: At::Tcp(passed.addr), tls }, Some(passed.fd))
+            let tls = speaks_tls(passed, settings)?;
+            Ok((Endpoint { at: passed.at.clone(), tls }, Some(passed.fd)))
         });
-        return Ok((Vec::new(), endpoints.collect()));
+        let endpoints = endpoints.collect::<Result<Endpoints, ServeError>>()?;
+        if !settings.tls.listen.is_empty() && !endpoints.iter().any(|(endpoint, _)| endpoint.tls) {
+            tracing::warn!("no socket for tls.listen was passed, and passed sockets alone are listened on");
+        }
+        return Ok((Vec::new(), endpoints));
     }
     let (mut reserved, mut endpoints) = (Vec::new(), Vec::new());
     let mut sockets = sockets.iter();
@@ -80,6 +85,16 @@ pub fn reserve(
         endpoints.push((Endpoint { at: At::Tcp(addr), tls: endpoint.tls }, None));
     }
     Ok((reserved, endpoints))
+}
+
+/// Whether clients speak TLS at a socket that was passed: by its name, or because its address stands in `tls.listen`.
+fn speaks_tls(passed: &Passed, settings: &Settings) -> Result<bool, ServeError> {
+    let stands = |addr: &SocketAddr| passed.at == At::Tcp(*addr);
+    let is_tls = passed.name == TLS_SOCKET || settings.tls.listen.iter().any(stands);
+    if is_tls && settings.tls.certificates.is_empty() {
+        return Err(ServeError::PassedWithoutCertificate { at: passed.at.clone() });
+    }
+    Ok(is_tls)
 }
 
 /// Waits a moment for a port that a process may still have which just ended.

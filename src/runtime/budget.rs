@@ -11,8 +11,9 @@ use super::entry::{ConnId, Entry, Kind};
 use super::host;
 use super::io;
 use super::memory::{Part, Pressure, Sums};
-use super::state::State;
+use super::state::{Socket, State};
 use super::tally::Tally;
+use super::tasks::Awaits;
 
 /// What a held connection may have beside its entry without being asked to give it back.
 pub const SMALL_BYTES: usize = 1_024;
@@ -60,24 +61,6 @@ pub struct Ledger {
     looked_tick: u32,
     /// What all workers counted when this one asked the kernel last.
     counted: usize,
-    waiting: slab::Slab<Waiting>,
-}
-
-/// A task that waits for its client, and what it holds.
-struct Waiting {
-    fd: i32,
-    bytes: usize,
-    waits: Waits,
-    /// Until the client does something; not while what came is acted on, which is over in a moment.
-    for_client: bool,
-    evicted: bool,
-}
-
-/// What a task waits for its client to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Waits {
-    ToSend,
-    ToRead,
 }
 
 impl Default for Ledger {
@@ -97,7 +80,6 @@ impl Default for Ledger {
             history_was_full: false,
             looked_tick: u32::MAX,
             counted: 0,
-            waiting: slab::Slab::new(),
         }
     }
 }
@@ -156,34 +138,22 @@ impl State {
     }
 
     /// Counts what a task that waits for its client holds; `place` is where it is remembered.
-    pub fn weigh_task(&mut self, place: &mut Option<u32>, fd: i32, bytes: usize, waits: Waits) -> Held {
-        let at = *place.get_or_insert_with(|| {
-            let waiting = Waiting { fd, bytes: 0, waits, for_client: false, evicted: false };
-            self.ledger.waiting.insert(waiting) as u32
-        });
-        let Some(waiting) = self.ledger.waiting.get_mut(at as usize) else { return Held::Full };
-        if waiting.evicted {
-            return Held::Full;
-        }
-        (waiting.waits, waiting.for_client) = (waits, true);
-        let before = std::mem::replace(&mut waiting.bytes, bytes);
-        self.ledger.tasks = self.ledger.tasks + bytes - before;
-        let fits = bytes <= TASK_BYTES + SMALL_BYTES || bytes <= before || self.fits();
+    pub fn weigh_task(
+        &mut self,
+        place: &mut Option<u32>,
+        socket: &Socket,
+        awaits: Awaits,
+        bytes: usize,
+    ) -> Held {
+        let Some(more) = self.remember_task(place, socket, awaits, bytes) else { return Held::Full };
+        self.ledger.tasks = self.ledger.tasks.saturating_add_signed(more);
+        let fits = bytes <= TASK_BYTES + SMALL_BYTES || more <= 0 || self.fits();
         if fits { Held::Fits } else { Held::Full }
-    }
-
-    /// A task's client has done something.
-    pub fn resume_task(&mut self, place: Option<u32>) {
-        if let Some(waiting) = place.and_then(|at| self.ledger.waiting.get_mut(at as usize)) {
-            waiting.for_client = false;
-        }
     }
 
     /// A task that waited is done.
     pub fn forget_task(&mut self, place: u32) {
-        if let Some(waiting) = self.ledger.waiting.try_remove(place as usize) {
-            self.ledger.tasks -= waiting.bytes;
-        }
+        self.ledger.tasks -= self.take_task(place);
     }
 
     /// Counts what a task holds that does not wait for its client, or, negative, no longer does.
@@ -293,11 +263,13 @@ impl State {
         if now != before {
             let (taken, budget) = (sums.total(), memory.bytes_max());
             let (history, feeds, others) = (sums.history, sums.feeds, sums.others);
-            let pressure = now.as_str();
+            // Of the two, counted and seen by the kernel, either may have decided.
+            let (pressure, resident) = (now.as_str(), memory.resident_bytes());
             if now > before.max(Pressure::Tight) {
                 tracing::warn!(
                     pressure,
                     taken,
+                    resident,
                     budget,
                     history,
                     feeds,
@@ -305,7 +277,7 @@ impl State {
                     "memory is short: newcomers and publishes are refused; see limits.memory_bytes"
                 );
             } else {
-                tracing::info!(pressure, taken, budget, history, feeds, others, "memory");
+                tracing::info!(pressure, taken, resident, budget, history, feeds, others, "memory");
             }
         }
         if now > Pressure::Calm || is_half {
@@ -427,8 +399,8 @@ impl State {
                 heavy.push((bytes, Holder::Conn(ConnId { slot, generation })));
             }
         }
-        for (at, waiting) in &self.ledger.waiting {
-            if waiting.bytes > TASK_BYTES + SMALL_BYTES && waiting.for_client && !waiting.evicted {
+        for (at, waiting) in self.tasks.iter() {
+            if waiting.bytes > TASK_BYTES + SMALL_BYTES && waiting.may_be_evicted() {
                 heavy.push((waiting.bytes, Holder::Task(at)));
             }
         }
@@ -480,25 +452,6 @@ impl State {
                 self.doom(slot, reason);
             }
         }
-    }
-
-    /// Ends a task's wait for its client: one that sends is told so, by the answer to what it had begun; one that does not
-    /// read is cut, and what the kernel holds for it goes too.
-    fn evict_task(&mut self, at: usize) {
-        let Some(waiting) = self.ledger.waiting.get_mut(at) else { return };
-        waiting.evicted = true;
-        match waiting.waits {
-            Waits::ToSend => io::shutdown_read(waiting.fd),
-            Waits::ToRead => {
-                io::reset_when_closed(waiting.fd);
-                io::shutdown_both(waiting.fd);
-            }
-        }
-    }
-
-    /// Whether a task was told to end.
-    pub fn is_evicted(&self, place: Option<u32>) -> bool {
-        place.and_then(|at| self.ledger.waiting.get(at as usize)).is_some_and(|waiting| waiting.evicted)
     }
 }
 

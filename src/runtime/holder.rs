@@ -41,12 +41,13 @@ impl State {
         if self.conn(conn).is_none() {
             return;
         }
-        if ready.is_writable()
-            && self.conn(conn).is_some_and(|entry| entry.flags.blocked)
-            && self.on_writable(conn.slot)
-        {
-            self.bury();
-            return;
+        if ready.is_writable() && self.conn(conn).is_some_and(|entry| entry.flags.blocked) {
+            let is_done = self.on_writable(conn.slot);
+            // What a socket failed of it tells once: a read would find its end alone.
+            if is_done || !self.pass.doomed.is_empty() {
+                self.bury();
+                return;
+            }
         }
         let reads = ready.is_readable()
             && self.conn(conn).is_some_and(|entry| !entry.flags.busy && !entry.flags.input_off);

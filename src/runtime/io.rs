@@ -23,6 +23,15 @@ pub(super) fn owned(rc: i32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Another descriptor for what `fd` is, the first free one that is not below `least`.
+///
+/// # Errors
+/// No descriptor is left.
+pub(super) fn lifted(fd: RawFd, least: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers.
+    owned(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, least) })
+}
+
 /// A counter that can be waited for. Non-blocking.
 ///
 /// Made by main before any worker starts, its number means the same file in every thread's table.

@@ -52,6 +52,11 @@ impl Signs {
         Ok(Self { signals, epoll })
     }
 
+    /// Has other processes heard from now on, as far as the names are free.
+    pub fn hear(&self, controls: &mut Controls) {
+        controls.take_names(&self.epoll, CONTROL);
+    }
+
     /// The higher of their numbers.
     pub fn last_fd(&self) -> RawFd {
         self.signals.as_raw_fd().max(self.epoll.as_raw_fd())

@@ -16,6 +16,8 @@ use std::os::fd::RawFd;
 
 use io_uring::{IoUring, opcode, squeue, types};
 
+use super::stderr;
+
 /// The most sends in one call. Larger batches gain nothing (`bench/RESULTS.md`) and hold the thread.
 pub const BATCH_MAX: usize = 64;
 
@@ -138,6 +140,7 @@ struct AbortOnUnwind;
 
 impl Drop for AbortOnUnwind {
     fn drop(&mut self) {
+        stderr::flush();
         std::process::abort();
     }
 }

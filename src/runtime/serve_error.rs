@@ -33,6 +33,11 @@ pub enum ServeError {
          listens there, or choose another --listen"
     )]
     NoPredecessor { at: At, error: io::Error },
+    #[error(
+        "{0}: another Pushline is just starting there, and does not come to an end; look at that one, or stop it, and try \
+         again"
+    )]
+    Starting(At),
     #[error("--driver io_uring: {0}; use --driver epoll, or auto")]
     IoUring(probe::Refused),
     #[error(
@@ -53,6 +58,11 @@ pub enum ServeError {
          open = true"
     )]
     PassedReachable { name: String, addr: SocketAddr },
+    #[error(
+        "the socket \"tls\" that was passed, {at}, is for clients that speak TLS, and there is no certificate; give \
+         tls.certificates, or the socket another FileDescriptorName="
+    )]
+    PassedWithoutCertificate { at: At },
     #[error("a worker ended before it was told to")]
     WorkerEnded,
 }

@@ -33,8 +33,8 @@ use super::report::Reports;
 use super::serve_error::{ServeError, io_error};
 use super::settings::{AccessTo, At, DriverChoice, Endpoint, Settings};
 use super::stats::{Places, Stats};
-use super::succession::{find_predecessors, take_over};
-use super::takeover::Controls;
+use super::succession::{claim, find_predecessors, take_over};
+use super::takeover::{Claim, Controls};
 use super::threads::{Seed, Threads};
 use super::unix::UnixListener;
 use super::worker::Edge;
@@ -73,7 +73,7 @@ pub fn serve<E: Edge + 'static, B: FnOnce()>(
     // Signals come to the main thread alone; workers inherit this.
     host::block_signals().map_err(io_error("cannot block signals"))?;
     let plan = Plan::of(&settings)?;
-    let Shared { signs, main, reports, senders, mailboxes, mut sockets, last } =
+    let Shared { signs, main, reports, senders, mailboxes, claims, mut sockets, last } =
         Shared::make(&settings, &plan)?;
     let predecessors = find_predecessors(&settings)?;
     let (reserved, endpoints) = reserve(&settings, &sockets)?;
@@ -107,12 +107,14 @@ pub fn serve<E: Edge + 'static, B: FnOnce()>(
     begin();
     take_over(&node, predecessors, listeners);
     drop(reserved);
+    let mut controls = Controls::new(listening.iter().map(|endpoint| endpoint.at.clone()), listeners);
+    signs.hear(&mut controls);
+    drop(claims);
     node.progress.reach(Phase::Serving);
     tell_serving(&node, &plan, &listening);
     ready(&node, &listening);
     let mut supervisor = Supervisor::find(plan.workers);
     supervisor.on_ready(&node);
-    let controls = Controls::new(listening.into_iter().map(|endpoint| endpoint.at), listeners);
     let ended = Keeper::new(&node, &signs, controls, supervisor, reload).run()?;
     if ended == Ended::Drained {
         threads.join();
@@ -174,6 +176,8 @@ struct Shared {
     reports: Reports,
     senders: Vec<Sender<Mail>>,
     mailboxes: Vec<Mailbox<Mail>>,
+    /// Not shared: their numbers are above all others here.
+    claims: Vec<Claim>,
     sockets: Vec<UnixListener>,
     /// The highest number among them.
     last: RawFd,
@@ -191,14 +195,16 @@ impl Shared {
         let made: io::Result<Vec<_>> = (0..plan.workers).map(|_| mailbox(bytes_max)).collect();
         let (senders, mailboxes): (Vec<_>, Vec<_>) =
             made.map_err(io_error("cannot make a mailbox"))?.into_iter().unzip();
-        let sockets = unix_listeners(settings)?;
         let last = [signs.last_fd(), main.as_raw_fd(), reports.wake_fd()]
             .into_iter()
             .chain(settings.passed.iter().map(|passed| passed.fd))
             .chain(mailboxes.iter().map(Mailbox::wake_fd))
-            .chain(sockets.iter().map(AsRawFd::as_raw_fd))
             .fold(0, RawFd::max);
-        Ok(Self { signs, main, reports, senders, mailboxes, sockets, last })
+        // Before anything is done to a path, and yet above the sockets that are made there.
+        let claims = claim(settings, last + 1 + settings.listen.len() as RawFd)?;
+        let sockets = unix_listeners(settings)?;
+        let last = sockets.iter().map(AsRawFd::as_raw_fd).fold(last, RawFd::max);
+        Ok(Self { signs, main, reports, senders, mailboxes, claims, sockets, last })
     }
 }
 

@@ -28,8 +28,10 @@ use super::post::Pending;
 use super::running::Running;
 use super::sendring::SendRing;
 use super::share::Share;
+use super::shortages::Shortages;
 use super::slots::ChunkedSlab;
 use super::stats::Stats;
+use super::tasks::Tasks;
 use super::tls::Tls;
 use super::tokens::Waiting;
 use super::trace::Watch;
@@ -125,6 +127,9 @@ pub struct State {
     pub(super) ledger: Ledger,
     pub(super) crowd: Crowd,
     pub(super) running: Running,
+    pub(super) shortages: Shortages,
+    /// That wait for their clients.
+    pub tasks: Tasks,
     /// Feeds with something to send.
     pub dirty: VecDeque<u32>,
     pub catchups: VecDeque<(ConnId, u32)>,
@@ -192,6 +197,8 @@ impl State {
             ledger: Ledger::default(),
             crowd: Crowd::default(),
             running: Running::default(),
+            shortages: Shortages::default(),
+            tasks: Tasks::default(),
             dirty: VecDeque::new(),
             catchups: VecDeque::new(),
             catchups_later: Vec::new(),

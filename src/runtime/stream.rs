@@ -11,12 +11,13 @@ use monoio::buf::{IoBuf, IoBufMut};
 use monoio::io::{CancelableAsyncReadRent, CancelableAsyncWriteRent, Canceller};
 use monoio::net::TcpStream;
 
-use super::budget::{Held, TASK_BYTES, Waits};
+use super::budget::{Held, TASK_BYTES};
 use super::close::{Reason, Transport};
 use super::io::{RecvOutcome, recv_nonblocking};
 use super::noted::Noted;
 use super::sendring::{Outcome, send_now};
 use super::state::Socket;
+use super::tasks::Awaits;
 use super::worker::Worker;
 
 /// Read at once of a client that sends much.
@@ -61,6 +62,8 @@ pub struct Stream {
     torn: bool,
     /// What its task holds beside what it reads into.
     pub beside_bytes: usize,
+    /// What is read next.
+    pub awaits: Awaits,
     /// Where the worker remembers what the task holds.
     place: Option<u32>,
     /// What acting on its request takes, and whether that is under way: not while its client is waited for.
@@ -81,6 +84,7 @@ impl Stream {
             filled: false,
             torn: false,
             beside_bytes: 0,
+            awaits: Awaits::Head,
             place: None,
             work_bytes: 0,
             is_running: false,
@@ -143,7 +147,7 @@ impl Stream {
     /// [`StreamError`]; nothing that came is lost but for a broken connection.
     pub async fn read(&mut self, buffer: &mut Vec<u8>, deadline: Duration) -> Result<(), StreamError> {
         let bytes = TASK_BYTES + self.beside_bytes + buffer.capacity().max(buffer.len() + growth(buffer));
-        self.weigh(bytes, Waits::ToSend)?;
+        self.weigh(self.awaits, bytes)?;
         let read = if self.socket.tls.is_some() {
             Box::pin(self.read_sealed(buffer, deadline)).await
         } else {
@@ -155,7 +159,11 @@ impl Stream {
 
     /// Whether the connection is to end with its next answer, for what it holds.
     pub fn is_evicted(&self) -> bool {
-        self.place.is_some() && self.worker.with(|state| state.is_evicted(self.place))
+        self.told_to_end() == Some(Reason::Full)
+    }
+
+    fn told_to_end(&self) -> Option<Reason> {
+        self.place.and_then(|_| self.worker.with(|state| state.task_ends(self.place)))
     }
 
     /// The same of bytes as they stand on the wire.
@@ -171,9 +179,14 @@ impl Stream {
             match Box::pin(self.read_once(buffer, left, draining.is_some())).await {
                 // The drain began meanwhile: its end is nearer.
                 Err(StreamError::Late) if draining.is_none() && self.worker.drain_ends().is_some() => {}
-                Err(StreamError::Eof) if self.is_evicted() => {
-                    return Err(StreamError::Full);
-                }
+                Err(error @ (StreamError::Eof | StreamError::Broken)) => match self.told_to_end() {
+                    Some(Reason::Full) if error == StreamError::Eof => return Err(StreamError::Full),
+                    Some(Reason::Full) | None => return Err(error),
+                    Some(reason) => {
+                        self.reason = reason;
+                        return Err(error);
+                    }
+                },
                 done => return done,
             }
         }
@@ -211,10 +224,10 @@ impl Stream {
     }
 
     /// Counts what the task holds, where it waits.
-    fn weigh(&mut self, bytes: usize, waits: Waits) -> Result<(), StreamError> {
+    fn weigh(&mut self, awaits: Awaits, bytes: usize) -> Result<(), StreamError> {
         self.pause_work();
-        let (place, fd) = (&mut self.place, self.socket.fd);
-        match self.worker.with(|state| state.weigh_task(place, fd, bytes, waits)) {
+        let (place, socket) = (&mut self.place, &self.socket);
+        match self.worker.with(|state| state.weigh_task(place, socket, awaits, bytes)) {
             Held::Fits => Ok(()),
             Held::Full => Err(StreamError::Full),
         }
@@ -361,8 +374,8 @@ impl Stream {
         self.torn = written.is_err();
         match written {
             Err(StreamError::Full) => self.reason = Reason::Full,
-            Err(_) if self.is_evicted() => self.reason = Reason::Slow,
-            _ => {}
+            Err(_) => self.reason = self.told_to_end().unwrap_or(self.reason),
+            Ok(()) => {}
         }
         self.resume();
         written
@@ -374,7 +387,7 @@ impl Stream {
         mut sent: usize,
         deadline: Duration,
     ) -> Result<(), StreamError> {
-        self.weigh(TASK_BYTES + self.beside_bytes + bytes.capacity(), Waits::ToRead)?;
+        self.weigh(Awaits::Answer, TASK_BYTES + self.beside_bytes + bytes.capacity())?;
         let until = Instant::now() + deadline;
         while sent < bytes.len() {
             let left = until.saturating_duration_since(Instant::now());

@@ -345,6 +345,7 @@ impl State {
             }
             self.weigh_feed(slot);
         }
+        self.tell_shortages();
     }
 }
 

@@ -3,16 +3,19 @@
 //!
 //! The new process says `hello`, before it listens: the old one answers `ready N`, with its listeners to an address, or
 //! the new one gives up and nobody has noticed. Once all of its own listen, which are at least as many (`listen`), it
-//! says `drain N`: the old one answers `draining`, and later `closed`, when no new connection can come to it any more.
+//! says `drain N`: the old one gives up its names, answers `draining`, and later `closed`, when no new connection can come
+//! to it any more.
+//!
+//! A second name of an address is its [`Claim`]: of several processes that start at once, one after the other has it.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
 use std::time::Duration;
 
 use super::host;
-use super::io::{Epoll, Interest};
+use super::io::{Epoll, Interest, lifted};
 use super::settings::At;
 
 /// How long the other process may take to answer.
@@ -44,6 +47,35 @@ enum Heard {
     /// It wants this place, and has so many listeners.
     Drain(u32),
     Gone,
+}
+
+/// An address is this process's alone to begin to listen at. Others wait, or are refused, until it is dropped.
+#[derive(Debug)]
+pub struct Claim {
+    _name: OwnedFd,
+}
+
+impl Claim {
+    /// Takes the claim to `at`, with a descriptor not below `least`. One that another user has made counts for nothing:
+    /// anybody may take an abstract name.
+    ///
+    /// # Errors
+    /// `AddrInUse`: another process of this user has it. Others: there can be none.
+    pub fn take(at: &At, least: RawFd) -> io::Result<Self> {
+        let name = UnixAddr::from_abstract_name(format!("pushline+/{at}"))?;
+        match UnixListener::bind_addr(&name) {
+            Ok(listener) => Ok(Self { _name: lifted(listener.as_raw_fd(), least)? }),
+            Err(error) if error.kind() == ErrorKind::AddrInUse && is_strangers(&name) => {
+                Err(ErrorKind::PermissionDenied.into())
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Whether another user's process listens there.
+fn is_strangers(name: &UnixAddr) -> bool {
+    UnixStream::connect_addr(name).is_ok_and(|stream| !host::is_same_user(stream.as_raw_fd()))
 }
 
 impl Controls {
@@ -84,10 +116,15 @@ impl Controls {
                 Heard::Nothing => at += 1,
                 Heard::Gone => drop(self.visitors.remove(at)),
                 Heard::Drain(listeners) => {
-                    let Visitor { stream, .. } = self.visitors.remove(at);
-                    let _ = epoll.remove(stream.as_raw_fd());
-                    self.successor = Some(stream);
-                    return Some(listeners);
+                    let mut visitor = self.visitors.remove(at);
+                    let _ = epoll.remove(visitor.stream.as_raw_fd());
+                    // It takes them as soon as it is answered. They are taken back from one that has just gone.
+                    self.names.iter_mut().for_each(|(_, listener)| *listener = None);
+                    if visitor.say("draining\n") {
+                        self.close();
+                        self.successor = Some(visitor.stream);
+                        return Some(listeners);
+                    }
                 }
             }
         }
@@ -129,8 +166,8 @@ impl Visitor {
                 match std::str::from_utf8(&line).map(str::trim_end) {
                     Ok("hello") if self.say(&format!("ready {listeners}\n")) => {}
                     Ok(line) => match count_in(line, "drain ") {
-                        Some(theirs) if self.say("draining\n") => return Heard::Drain(theirs),
-                        _ => return Heard::Gone,
+                        Some(theirs) => return Heard::Drain(theirs),
+                        None => return Heard::Gone,
                     },
                     Err(_) => return Heard::Gone,
                 }
@@ -259,11 +296,21 @@ mod tests {
                 found.wait_until_closed();
             });
             assert_eq!(serve(&mut old, &epoll, 100), Some(6));
-            old.close();
             assert!(waiting.take_names(&epoll, 7), "the name is free");
             old.tell_closed();
             new.join().unwrap();
         });
+    }
+
+    #[test]
+    fn one_process_at_a_time_has_the_claim_to_an_address() {
+        let addr = nowhere(3);
+        let claim = Claim::take(&addr, 200).unwrap();
+        assert!(claim._name.as_raw_fd() >= 200);
+        assert_eq!(Claim::take(&addr, 3).unwrap_err().kind(), ErrorKind::AddrInUse);
+        Claim::take(&nowhere(4), 3).expect("another address is another claim");
+        drop(claim);
+        Claim::take(&addr, 3).expect("it is free again");
     }
 
     #[test]

@@ -25,6 +25,7 @@ use super::sendring::{BATCH_MAX, SendRing};
 use super::serve_error::{ServeError, io_error};
 use super::settings::FilesChoice;
 use super::state::State;
+use super::stderr;
 use super::worker::{Edge, Parts, Worker};
 
 /// Entries of a worker's ring for requests.
@@ -123,6 +124,7 @@ struct AbortOnPanic;
 impl Drop for AbortOnPanic {
     fn drop(&mut self) {
         if std::thread::panicking() {
+            stderr::flush();
             std::process::abort();
         }
     }

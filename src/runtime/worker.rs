@@ -33,6 +33,7 @@ use super::post::{Overloaded, Pending, Reply};
 use super::sendring::BATCH_MAX;
 use super::state::{Frame, Socket, Spawn, State};
 use super::stats::Stats;
+use super::stderr;
 use super::stream::Awaited;
 use super::tally::Tally;
 use super::turns::Breather;
@@ -558,7 +559,10 @@ struct AbortOnUnwind;
 
 impl Drop for AbortOnUnwind {
     fn drop(&mut self) {
-        eprintln!("pushline: a panic in the order of channels or the table of connections; stopping at once");
+        stderr::say(
+            b"pushline: a panic in the order of channels or the table of connections; stopping at once\n",
+        );
+        stderr::flush();
         std::process::abort();
     }
 }

@@ -7,6 +7,54 @@ fn ids(list: &Value) -> Vec<&str> {
     connections.iter().map(|connection| connection["id"].as_str().expect("an id")).collect()
 }
 
+/// One that is slow with its request takes a place as any other: it is seen, and can be sent away.
+#[test]
+fn who_is_in_the_middle_of_a_request_is_listed_and_can_be_ended() {
+    let body = "POST /channels/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nabc";
+    for workers in WORKERS {
+        let (server, admin) = start(&["--workers", workers]);
+        for (begun, state) in [("GET / HT", "head"), (body, "body")] {
+            let mut conns: Vec<Conn> = (0..3).map(|_| Conn::open(server.addr())).collect();
+            conns.iter_mut().for_each(|conn| conn.send_raw(begun));
+            let found = |query: &str| {
+                let list = json(admin, &format!("/connections?limit=1000&{query}"));
+                let rows = list["connections"].as_array().expect("a list");
+                rows.iter().filter(|row| row["state"] == state).cloned().collect::<Vec<Value>>()
+            };
+            let rows = until("they are listed", || Some(found("")).filter(|rows| rows.len() == 3));
+            for query in ["transport=http", "address=127.0.0.0/8", "lag=0"] {
+                assert_eq!(found(query).len(), 3, "{query}");
+            }
+            for query in ["transport=sse", "address=10.0.0.0/8", "lag=1", "subject=anna", "channel=a"] {
+                assert_eq!(found(query).len(), 0, "{query}");
+            }
+            // Pages: each once.
+            let mut after = String::new();
+            let mut seen = Vec::new();
+            loop {
+                let page = json(admin, &format!("/connections?limit=1{after}"));
+                seen.extend(ids(&page).iter().map(|id| (*id).to_owned()));
+                let Some(next) = page["next"].as_str() else { break };
+                after = format!("&after={next}");
+            }
+            for row in rows {
+                let id = row["id"].as_str().expect("an id");
+                assert_eq!(seen.iter().filter(|seen| *seen == id).count(), 1, "{seen:?}");
+                assert!(row["address"].as_str().is_some_and(|peer| peer.starts_with("127.0.0.1:")), "{row}");
+                assert!(row["age_seconds"].as_f64().is_some_and(|age| age < 60.0), "{row}");
+                assert_eq!(json(admin, &format!("/connections/{id}"))["state"], state);
+                let end = || ask(admin, "DELETE", &format!("/connections/{id}"), &[], "");
+                end().expect(204);
+                until("it is gone", || (end().status == 404).then_some(()));
+            }
+            conns.iter_mut().for_each(Conn::eof);
+        }
+        let kicked =
+            server.log().iter().filter(|line| field(line, "reason").as_deref() == Some("kicked")).count();
+        assert_eq!(kicked, 6);
+    }
+}
+
 #[test]
 fn connections_are_found_by_what_is_known_of_them() {
     for workers in WORKERS {

@@ -1,8 +1,9 @@
 //! `/connections`: who is connected, found by what is known of them; `/connections/{id}`: all that is known of one, and
 //! its end.
 //! Owns the questions and the walk over the workers, one after another, a slice at a time. What one connection is told as
-//! is `portrait`'s. Listed are connections that a worker holds: streams, polls that wait, and those between requests; one
-//! whose request is being answered just now is in a task's hands, and is listed again a moment later.
+//! is `portrait`'s. Listed are connections that a worker holds, streams, polls that wait, and those between requests, and
+//! those that a task waits for: in the middle of a request, or of an answer. One whose request is being answered just now
+//! is listed again a moment later.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,6 +23,7 @@ use crate::runtime::entry::{ConnId, Entry, Kind};
 use crate::runtime::identity::read_id;
 use crate::runtime::peer::Peer;
 use crate::runtime::state::State as Worker;
+use crate::runtime::tasks::TASKS_FROM;
 
 use super::desk::{Desk, SLICE};
 use super::portrait::{self, Portrait, Row};
@@ -122,6 +124,9 @@ async fn kick(State(desk): State<Desk>, Path(id): Path<String>) -> Result<Status
 
 /// Ends a connection as its transport says it. False when it is not there any more.
 fn end(state: &mut Worker, conn: ConnId) -> bool {
+    if conn.slot >= TASKS_FROM {
+        return state.kick_task(conn);
+    }
     let is_open = |entry: &Entry| !matches!(entry.kind, Kind::Ending { .. });
     if !state.conn(conn).is_some_and(is_open) {
         return false;
@@ -214,6 +219,9 @@ impl Search {
                 None => return (Vec::new(), None),
             },
         };
+        if from >= TASKS_FROM {
+            return self.look_at_tasks(state, from, room);
+        }
         let (mut found, mut at, end) = (Vec::new(), from, state.conns.slots_end());
         while at < end {
             let stop = at.saturating_add(LOOKS).min(end);
@@ -221,7 +229,7 @@ impl Search {
                 if self.fits(state, entry, feed) {
                     found.push(portrait::row(state, ConnId { slot, generation }, entry));
                     if found.len() == room {
-                        return (found, Some(slot + 1).filter(|next| *next < end));
+                        return (found, goes_on(state, slot + 1));
                     }
                 }
             }
@@ -230,7 +238,25 @@ impl Search {
                 break;
             }
         }
-        (found, Some(at).filter(|at| *at < end))
+        (found, goes_on(state, at))
+    }
+
+    /// The same of connections that tasks wait for: they read no channel, and it is not known yet whose they are.
+    fn look_at_tasks(&self, state: &Worker, from: u32, room: usize) -> (Vec<Row>, Option<u32>) {
+        let is_wanted = self.transport.is_none_or(|transport| transport == Transport::Http)
+            && self.channel.is_none()
+            && self.subject.is_none()
+            && self.lag.is_none_or(|lag| lag == 0);
+        let mut found = Vec::new();
+        for (conn, waiting) in state.tasks.seen_from(from).filter(|_| is_wanted) {
+            if found.len() == room {
+                return (found, Some(conn.slot));
+            }
+            if self.from.as_ref().is_none_or(|from| from.has(&waiting.peer)) {
+                found.push(portrait::row_of_task(state, conn, waiting));
+            }
+        }
+        (found, None)
     }
 
     fn fits(&self, state: &Worker, entry: &Entry, feed: Option<u32>) -> bool {
@@ -240,6 +266,14 @@ impl Search {
             && self.subject.as_ref().is_none_or(|subject| portrait::subject_of(entry) == Some(subject))
             && self.lag.is_none_or(|lag| portrait::lag_of(state, entry) >= lag)
     }
+}
+
+/// Where a worker's list goes on behind all slots below `at`: those of the holder come first.
+fn goes_on(state: &Worker, at: u32) -> Option<u32> {
+    if at < state.conns.slots_end() {
+        return Some(at);
+    }
+    state.tasks.seen_from(TASKS_FROM).next().map(|_| TASKS_FROM)
 }
 
 #[cfg(test)]

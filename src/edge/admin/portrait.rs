@@ -5,8 +5,10 @@ use serde::Serialize;
 use crate::domain::lane::Standing;
 use crate::edge::identity::connection_id;
 use crate::runtime::clock::TICK_MS;
+use crate::runtime::close::Transport;
 use crate::runtime::entry::{ConnId, Entry, Kind, Sub};
 use crate::runtime::state::State;
+use crate::runtime::tasks::{Awaits, TASKS_FROM, Waiting};
 use crate::runtime::tcp::{TcpState, tcp_state};
 
 /// One connection in a list.
@@ -116,8 +118,46 @@ pub fn row(state: &State, conn: ConnId, entry: &Entry) -> Row {
     }
 }
 
+/// One that is in the middle of a request, or of an answer.
+pub fn row_of_task(state: &State, conn: ConnId, waiting: &Waiting) -> Row {
+    Row {
+        id: connection_id(state, conn),
+        worker: state.index,
+        transport: Transport::Http.as_str(),
+        state: waiting.awaits.as_str(),
+        address: waiting.peer.to_string(),
+        subject: None,
+        age_seconds: seconds_since(state, waiting.opened_tick),
+        channels: 0,
+        lag_messages: 0,
+        owed_bytes: 0,
+        blocked_seconds: (waiting.awaits == Awaits::Answer).then(|| seconds_since(state, waiting.since_tick)),
+        sent_messages: 0,
+        sent_bytes: 0,
+    }
+}
+
+fn portrait_of_task(state: &State, conn: ConnId) -> Option<Portrait> {
+    let waiting = state.tasks.named(conn)?;
+    let since = seconds_since(state, waiting.since_tick);
+    let blocked = waiting.awaits == Awaits::Answer;
+    Some(Portrait {
+        row: row_of_task(state, conn, waiting),
+        token_id: None,
+        expires_at: None,
+        heard_seconds_ago: since,
+        said_seconds_ago: since,
+        flags: Flags { blocked, busy: false, pinged: false, input_off: blocked, shut: false },
+        reads: Vec::new(),
+        tcp: tcp_state(waiting.fd),
+    })
+}
+
 /// All of a connection; `None`: it is not there.
 pub fn of(state: &State, conn: ConnId) -> Option<Portrait> {
+    if conn.slot >= TASKS_FROM {
+        return portrait_of_task(state, conn);
+    }
     let entry = state.conn(conn)?;
     let bearer = entry.bearer.as_deref();
     let reads: Vec<Reading> = entry.subs.as_slice().iter().filter_map(|sub| reading(state, *sub)).collect();
