@@ -358,6 +358,20 @@ fn a_takeover_from_nobody() {
     assert!(refused.stderr.contains("not by a Pushline of this user"), "{}", refused.stderr);
 }
 
+/// Who takes over, and does not listen at all that the other did, is seen.
+#[test]
+fn an_address_that_nobody_serves_any_more_is_told() {
+    let mut old = Server::start_bare(&["--listen", "127.0.0.1:0", "--listen", "127.0.0.1:0"]);
+    let [kept, left] = *old.addrs() else { panic!("two addresses: {:?}", old.addrs()) };
+    let _new = start(&kept.to_string(), "1", true);
+    let line = old.wait_log(|line| field(line, "at").is_some_and(|at| at == left.to_string()));
+    assert_eq!(field(&line, "level").as_deref(), Some("WARN"), "{line}");
+    assert_eq!(old.wait_exit(), 0);
+    get(kept, "/readyz").expect(200);
+    let told = |addr: SocketAddr| old.log().iter().any(|line| field(line, "at") == Some(addr.to_string()));
+    assert!(!told(kept), "somebody serves it");
+}
+
 /// While it waits for its load balancers to notice, a node may still be replaced: then nobody need be waited for.
 #[test]
 fn a_node_that_waits_to_be_noticed_is_taken_over() {

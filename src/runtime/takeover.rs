@@ -24,10 +24,19 @@ const LINE_BYTES_MAX: usize = 64;
 /// Processes that are heard at once; the oldest must go when more come.
 const VISITORS_MAX: usize = 8;
 
+/// An address, and the name that another process asks for it by.
+#[derive(Debug)]
+struct Place {
+    at: At,
+    listener: Option<UnixListener>,
+    /// Somebody has come by it.
+    is_asked_for: bool,
+}
+
 /// Where this process hears that another wants its place.
 #[derive(Debug)]
 pub struct Controls {
-    names: Vec<(At, Option<UnixListener>)>,
+    names: Vec<Place>,
     visitors: Vec<Visitor>,
     /// The process that takes over, until it was told the last.
     successor: Option<UnixStream>,
@@ -80,29 +89,30 @@ fn is_strangers(name: &UnixAddr) -> bool {
 
 impl Controls {
     pub fn new(places: impl IntoIterator<Item = At>, listeners: u32) -> Self {
-        let names = places.into_iter().map(|at| (at, None)).collect();
+        let names = places.into_iter().map(|at| Place { at, listener: None, is_asked_for: false }).collect();
         Self { names, visitors: Vec::new(), successor: None, listeners }
     }
 
     /// Takes the names that are free: that of a process before this one is only when it drains. Returns whether all are
     /// taken.
     pub fn take_names(&mut self, epoll: &Epoll, token: u64) -> bool {
-        for (at, listener) in self.names.iter_mut().filter(|(_, listener)| listener.is_none()) {
+        for Place { at, listener, .. } in self.names.iter_mut().filter(|place| place.listener.is_none()) {
             *listener = listen(at)
                 .ok()
                 .filter(|listener| epoll.add(listener.as_raw_fd(), token, Interest::Read).is_ok());
         }
-        self.names.iter().all(|(_, listener)| listener.is_some())
+        self.names.iter().all(|place| place.listener.is_some())
     }
 
     /// Hears those who speak. A number: one of them takes this process's place, with so many listeners to each address.
     pub fn hear(&mut self, epoll: &Epoll, token: u64) -> Option<u32> {
-        for (_, listener) in &self.names {
+        for Place { listener, is_asked_for, .. } in &mut self.names {
             while let Some(Ok((stream, _))) = listener.as_ref().map(UnixListener::accept) {
                 let is_heard = host::is_same_user(stream.as_raw_fd())
                     && stream.set_nonblocking(true).is_ok()
                     && epoll.add(stream.as_raw_fd(), token, Interest::Read).is_ok();
                 if is_heard {
+                    *is_asked_for = true;
                     self.visitors.push(Visitor { stream, begun: Vec::new() });
                 }
             }
@@ -119,8 +129,9 @@ impl Controls {
                     let mut visitor = self.visitors.remove(at);
                     let _ = epoll.remove(visitor.stream.as_raw_fd());
                     // It takes them as soon as it is answered. They are taken back from one that has just gone.
-                    self.names.iter_mut().for_each(|(_, listener)| *listener = None);
+                    self.names.iter_mut().for_each(|place| place.listener = None);
                     if visitor.say("draining\n") {
+                        self.warn_of_left();
                         self.close();
                         self.successor = Some(visitor.stream);
                         return Some(listeners);
@@ -129,6 +140,17 @@ impl Controls {
             }
         }
         None
+    }
+
+    /// Says which addresses no other process has asked for: nobody serves them from now on.
+    fn warn_of_left(&self) {
+        for Place { at, .. } in self.names.iter().filter(|place| !place.is_asked_for) {
+            tracing::warn!(
+                %at,
+                "the process that takes over does not listen here: from now on nobody does; name this address in its \
+                 configuration too, if that is not meant"
+            );
+        }
     }
 
     /// Gives the names up, for the successor to take.
