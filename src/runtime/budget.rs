@@ -17,7 +17,8 @@ use super::tasks::Awaits;
 
 /// What a held connection may have beside its entry without being asked to give it back.
 pub const SMALL_BYTES: usize = 1_024;
-/// What a task takes for itself.
+/// What is counted of a task that waits, beside what it holds: less than it takes (`running`), so that whoever is slow with a
+/// small request is not ended for it; the kernel's figure has the rest.
 pub const TASK_BYTES: usize = 2 * 1_024;
 /// More than so much for history is worth asking for between two ticks.
 const HISTORY_GRAIN_BYTES: usize = 16 * 1_024;
