@@ -128,7 +128,12 @@ impl Batch<'_> {
         let mut slots = FieldSlots::new();
         let request = parse(input, span, &mut slots).ok()?;
         let behind = input.get(span.used()..)?;
-        if self.len() == 0 && opening::is_for_here(&request) {
+        let reads = request.method == Method::Get;
+        let accept = reads.then(|| Accept::parse(request.fields.all("accept")));
+        if let Some(accept) = accept
+            && self.len() == 0
+            && opening::is_for_here(&request, accept)
+        {
             opening::open_held(self.site, self.worker, self.conn, &request, behind)?;
             return Some(Served::Held);
         }
@@ -144,7 +149,7 @@ impl Batch<'_> {
                 let bearer = self.admit(&request, Act::Publish, &names, manner.unix_s)?;
                 self.publish(&request, content, &manner, &names, bearer.as_deref())?;
             }
-            Method::Get if self.publishing.is_empty() => match self.poll(&request, manner.unix_s)? {
+            Method::Get if self.publishing.is_empty() => match self.poll(&request, accept?, manner.unix_s)? {
                 Polled::Answer(answer) => self.tell(&request, &answer, &manner),
                 Polled::Hold { places, limit, wait_s } => {
                     let (client, proxy) = self.client(&request)?;
@@ -296,8 +301,7 @@ impl Batch<'_> {
         Some(limited)
     }
 
-    fn poll(&self, request: &Request<'_>, now_s: u64) -> Option<Polled> {
-        let accept = Accept::parse(request.fields.all("accept"));
+    fn poll(&self, request: &Request<'_>, accept: Accept, now_s: u64) -> Option<Polled> {
         if accept.event_stream || !accept.json || !request.body.is_empty() {
             return None;
         }

@@ -50,7 +50,8 @@ pub fn open(site: &Site, worker: &Rc<Worker>, newcomer: &mut Option<Socket>, inp
     let request = parse(input, span, &mut slots).ok()?;
     let leftover = input.get(span.used()..)?;
     let Socket { fd, peer, .. } = *newcomer.as_ref()?;
-    if !is_for_here(&request) || worker.with(|state| state.turns_away(fd).is_some()) {
+    let accept = Accept::parse(request.fields.all("accept"));
+    if !is_for_here(&request, accept) || worker.with(|state| state.turns_away(fd).is_some()) {
         return None;
     }
     let opening = Opening::of(site, worker, peer, &request)?;
@@ -75,17 +76,13 @@ pub fn open_held(
 }
 
 /// Whether a request may be one to open a stream here.
-pub fn is_for_here(request: &Request<'_>) -> bool {
+pub fn is_for_here(request: &Request<'_>, accept: Accept) -> bool {
     request.method == Method::Get
         && request.version == Version::Http11
         && request.keep_alive
         && request.body.is_empty()
         && !request.expect_continue
-        && (request.upgrade != Upgrade::None || wants_events(request))
-}
-
-fn wants_events(request: &Request<'_>) -> bool {
-    Accept::parse(request.fields.all("accept")).event_stream
+        && (request.upgrade != Upgrade::None || accept.event_stream)
 }
 
 /// A stream that may begin.
