@@ -3,12 +3,12 @@
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import http from 'node:http';
-import { after, before, test } from 'node:test';
-import { head, launch, noBrowser, proxy, publish, serve } from './harness.mjs';
+import { after, before } from 'node:test';
+import { head, launch, noBrowser, proxy, publish, serve, test } from './harness.mjs';
 
 let browser;
-before(async () => { if (!noBrowser) browser = await launch('--host-resolver-rules=MAP evil.test 127.0.0.1'); });
-after(() => browser?.close());
+before(async () => { if (!noBrowser) browser = await launch('--host-resolver-rules=MAP evil.test 127.0.0.1'); }, { timeout: 60_000 });
+after(() => browser?.close(), { timeout: 60_000 });
 
 const options = { skip: noBrowser, timeout: 120_000 };
 

@@ -3,8 +3,7 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { createInterface } from 'node:readline';
-import { test } from 'node:test';
-import { Inbox, head, publish, serve, soon } from './harness.mjs';
+import { head, Inbox, publish, serve, soon, test } from './harness.mjs';
 
 /** Runs curl to its end: status, headers (lower case) and body. */
 async function curl(...args) {

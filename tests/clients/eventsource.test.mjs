@@ -1,9 +1,8 @@
 // Node's `eventsource`: the usual client outside browsers. It reconnects by itself, with Last-Event-ID.
 
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
 import { EventSource } from 'eventsource';
-import { Inbox, head, proxy, publish, serve, soon } from './harness.mjs';
+import { head, Inbox, proxy, publish, serve, soon, test } from './harness.mjs';
 
 /** An EventSource whose events of the given names arrive in one inbox. */
 function listen(t, url, ...names) {

@@ -10,6 +10,7 @@ import net from 'node:net';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { createInterface } from 'node:readline';
+import { test as nodeTest } from 'node:test';
 import { chromium } from 'playwright-core';
 
 const ROOT = resolve(import.meta.dirname, '../..');
@@ -17,6 +18,12 @@ const BINARY = resolve(ROOT, process.env.PUSHLINE_BIN ?? 'target/debug/pushline'
 
 /** Longer than anything takes on a loaded machine, shorter than anyone's patience. */
 export const DEADLINE_MS = 20_000;
+
+/** A test that has failed, by its name, if it is not done after a minute, or its own `timeout`: nothing here waits for ever. */
+export function test(name, ...rest) {
+  const run = rest.pop();
+  return nodeTest(name, { timeout: 60_000, ...rest[0] }, run);
+}
 
 /** An event that must come: its value, or an error that names it. */
 export async function soon(promise, what, ms = DEADLINE_MS) {
@@ -104,7 +111,7 @@ export async function serve(t, { set = {}, toml, args = [] } = {}) {
 
 /** Publishes and returns the message's id. */
 export async function publish(base, channel, body, headers = { 'Content-Type': 'text/plain' }) {
-  const answer = await fetch(`${base}/channels/${channel}`, { method: 'POST', body, headers });
+  const answer = await fetch(`${base}/channels/${channel}`, { method: 'POST', body, headers, signal: AbortSignal.timeout(DEADLINE_MS) });
   const text = await answer.text();
   if (answer.status !== 201) throw new Error(`publishing to ${channel}: ${answer.status} ${text}`);
   return JSON.parse(text).published[0].id;
@@ -112,7 +119,7 @@ export async function publish(base, channel, body, headers = { 'Content-Type': '
 
 /** A channel's cursor, without messages. */
 export async function head(base, channel) {
-  return (await (await fetch(`${base}/channels/${channel}?limit=0`)).json()).cursor;
+  return (await (await fetch(`${base}/channels/${channel}?limit=0`, { signal: AbortSignal.timeout(DEADLINE_MS) })).json()).cursor;
 }
 
 /**

@@ -5,12 +5,12 @@ import assert from 'node:assert/strict';
 import { mkdirSync, mkdtempSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { after, before, test } from 'node:test';
-import { launch, noBrowser, proxy, serve } from './harness.mjs';
+import { after, before } from 'node:test';
+import { launch, noBrowser, proxy, serve, test } from './harness.mjs';
 
 let browser;
-before(async () => { if (!noBrowser) browser = await launch(); });
-after(() => browser?.close());
+before(async () => { if (!noBrowser) browser = await launch(); }, { timeout: 60_000 });
+after(() => browser?.close(), { timeout: 60_000 });
 
 const options = { skip: noBrowser, timeout: 180_000 };
 const READERS = ['short', 'long', 'sse', 'ws', 'hopper'];

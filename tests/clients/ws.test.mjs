@@ -2,9 +2,8 @@
 
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
-import { test } from 'node:test';
 import WebSocket from 'ws';
-import { DEADLINE_MS, Inbox, head, proxy, publish, serve, soon } from './harness.mjs';
+import { DEADLINE_MS, head, Inbox, proxy, publish, serve, soon, test } from './harness.mjs';
 
 /** An open connection with its frames, pings, pongs and its close as things to await. */
 async function open(t, url, protocols, options) {
