@@ -62,6 +62,8 @@ pub struct Ledger {
     looked_tick: u32,
     /// What all workers counted when this one asked the kernel last.
     counted: usize,
+    /// What has come into history here since then, in the place of others.
+    replaced: usize,
 }
 
 impl Default for Ledger {
@@ -81,6 +83,7 @@ impl Default for Ledger {
             history_was_full: false,
             looked_tick: u32::MAX,
             counted: 0,
+            replaced: 0,
         }
     }
 }
@@ -243,8 +246,10 @@ impl State {
         memory.tell(usize::from(self.index), part);
         let mut sums = memory.sums();
         // Each worker for itself: what a thread has freed, it alone can give back.
-        if memory.is_stale(&sums, self.ledger.counted) {
+        let changed = sums.counted().abs_diff(self.ledger.counted) + self.ledger.replaced;
+        if memory.is_stale(changed) {
             self.ledger.counted = sums.counted();
+            self.ledger.replaced = 0;
             self.ask_kernel();
             sums = memory.sums();
         }
@@ -299,7 +304,8 @@ impl State {
     /// A message of so many bytes comes into history here: where that would push out others, the node may have room yet.
     pub fn make_room(&mut self, bytes: usize) {
         if self.home.is_full_for(bytes) {
-            if self.ledger.history_may_grow {
+            self.ledger.replaced += bytes;
+            if self.ledger.history_may_grow || self.node.memory.is_stale(self.ledger.replaced) {
                 self.balance_memory();
             }
             // The oldest of the node are elsewhere, perhaps: they are to go, not those of this worker.

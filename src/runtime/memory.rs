@@ -266,10 +266,10 @@ impl Memory {
         self.others_asked.store(false, Ordering::Relaxed);
     }
 
-    /// Whether so much has come or gone since so much was counted that the kernel is to be asked again: what is not counted,
-    /// or freed and not given back, comes along with what is.
-    pub fn is_stale(&self, sums: &Sums, counted: usize) -> bool {
-        sums.counted().abs_diff(counted) > self.bytes_max / STALE_PARTS
+    /// Whether so much has come or gone since the kernel was asked that it is to be asked again: what is not counted, or
+    /// freed and not given back, comes along with what is.
+    pub fn is_stale(&self, changed_bytes: usize) -> bool {
+        changed_bytes > self.bytes_max / STALE_PARTS
     }
 
     /// What all history may take, beside what others take.
