@@ -31,10 +31,12 @@ pub struct Channel {
     /// What had been published when held polls were last answered.
     answered: u64,
     recent: VecDeque<Vec<u8>>,
-    /// Answers to short polls, made when a message comes.
+    /// Answers to short polls, made when the first asks after a message: a publish makes none.
     changed: Vec<u8>,
     unchanged: Vec<u8>,
     tag: String,
+    /// How many had been published when these answers were made.
+    canned: Option<u64>,
 }
 
 impl Channel {
@@ -70,9 +72,6 @@ impl Channel {
             self.recent.clear();
         }
         self.recent.push_back(message.to_vec());
-        if self.polled {
-            self.can_answers();
-        }
     }
 
     fn can_answers(&mut self) {
@@ -85,9 +84,10 @@ impl Channel {
 
     /// The answer to a short poll.
     pub fn short_answer(&mut self, head: &[u8]) -> &[u8] {
-        if !self.polled {
-            self.polled = true;
+        self.polled = true;
+        if self.canned != Some(self.published) {
             self.can_answers();
+            self.canned = Some(self.published);
         }
         let same = http::field(head, "if-none-match").is_some_and(|tag| tag == self.tag);
         if same { &self.unchanged } else { &self.changed }
