@@ -337,7 +337,7 @@ async fn publish_v1(
         .map_or(Publisher::ANYONE, |(bearer, peer)| Publisher::of(&site.doorman, bearer, *peer));
     let message_bytes_max = site.settings().limits.message_bytes;
     let over_quota = |bytes| over_quota(worker, conn, bytes);
-    let published = publish_parsed(worker, publish, message_bytes_max, publisher, over_quota).await;
+    let published = publish_parsed(worker, publish, message_bytes_max, publisher, None, over_quota).await;
     let (name, published) = published.map_err(|(declined, _)| declined)?;
     trace_published(worker, conn, &name, bytes, &published);
     say(worker, conn, |json| {

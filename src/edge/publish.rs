@@ -418,7 +418,8 @@ async fn reserve(worker: &Rc<Worker>, name: &Name, key: &Key) -> Result<Known, R
     Err(Refused::Key(PublishRefusal::InFlight))
 }
 
-/// Publishes what a batch line or a frame says. `over_quota`: why a message of so many bytes may not be published just now;
+/// Publishes what a batch line or a frame says. `before`: the channel of what was published before it, which is often the same.
+/// `over_quota`: why a message of so many bytes may not be published just now;
 /// asked last, so that what is refused anyway takes nothing of anybody's.
 ///
 /// # Errors
@@ -428,10 +429,14 @@ pub async fn publish_parsed(
     publish: Publish<'_>,
     message_bytes_max: usize,
     publisher: Publisher<'_>,
+    before: Option<&Name>,
     over_quota: impl Fn(usize) -> Option<Limited>,
 ) -> Result<(Name, Published), (Declined, u16)> {
-    let name = Name::parse(&publish.channel)
-        .map_err(|error| (Refusal::new(ErrorCode::BadChannel, error.detail()).into(), 400))?;
+    let name = match before.filter(|name| name.as_str() == publish.channel) {
+        Some(name) => name.clone(),
+        None => Name::parse(&publish.channel)
+            .map_err(|error| (Refusal::new(ErrorCode::BadChannel, error.detail()).into(), 400))?,
+    };
     publisher.may_publish(&name).map_err(|denied| {
         worker.stats().refuse(denied.counted());
         (denied.into(), denied.status())
@@ -483,13 +488,18 @@ pub async fn batch(
     let mut room = HEAD_BYTES + (lines + 1) * RESULT_BYTES;
     let mut work = Work::begin(worker, body.len(), room).await;
     let mut out = Vec::with_capacity(room);
-    for line in body.split(|byte| *byte == b'\n') {
+    let (mut from, mut before) = (0, None);
+    for end in memchr::memchr_iter(b'\n', body).chain([body.len()]) {
+        let line = &body[std::mem::replace(&mut from, end + 1)..end];
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         if line.iter().all(u8::is_ascii_whitespace) {
             continue;
         }
         let result = match parse_batch_line(line) {
-            Ok(publish) => publish_parsed(worker, publish, message_bytes_max, publisher, &over_quota).await,
+            Ok(publish) => {
+                let before = before.as_ref();
+                publish_parsed(worker, publish, message_bytes_max, publisher, before, &over_quota).await
+            }
             Err(refusal) => Err((refusal.into(), 400)),
         };
         match result {
@@ -499,6 +509,7 @@ pub async fn batch(
                     out.pop();
                     out.extend_from_slice(br#","replayed":true}"#);
                 }
+                before = Some(name);
             }
             Err((Declined { refusal, .. }, status)) => {
                 out.extend_from_slice(br#"{"status":"#);
