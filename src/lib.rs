@@ -61,6 +61,7 @@ pub mod domain {
     pub mod lane;
     pub mod message;
     pub mod rests;
+    pub mod shelf;
 }
 
 pub mod runtime {

@@ -234,7 +234,7 @@ impl Feed {
         };
         let first = self.recent.partition_point(|message| message.cursor.seq <= after);
         let alive = self.recent.range(first..).filter(|message| !message.has_ended(now_ms));
-        let (messages, more) = take_page(alive, max);
+        let (messages, more) = take_page(alive.map(shared), max);
         let next = match messages.last() {
             Some(last) if more => last.cursor.seq,
             _ => self.head,
@@ -249,7 +249,7 @@ impl Feed {
             return None;
         }
         let first = self.recent.partition_point(|message| message.cursor.seq <= seq);
-        let (messages, more) = take_page(self.recent.range(first..), max);
+        let (messages, more) = take_page(self.recent.range(first..).map(shared), max);
         let next = match messages.last() {
             Some(last) if more => last.cursor.seq,
             _ => self.head,
@@ -323,6 +323,11 @@ impl Feed {
     }
 }
 
+/// A message for a page: what it costs, and how it is had.
+fn shared(message: &Arc<Message>) -> (usize, impl FnOnce() -> Arc<Message>) {
+    (message.cost_bytes(), || Arc::clone(message))
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::history::History;
@@ -362,7 +367,8 @@ mod tests {
 
     fn joined(history: &mut History) -> Feed {
         let mut feed = Feed::new(Name::parse("a").expect("a name"));
-        let page = history.read(From::Newest(100), ALL, BOUNDS.history, 0);
+        let page =
+            history.read(&Name::parse("a").expect("a name"), From::Newest(100), ALL, BOUNDS.history, 0);
         feed.on_joined(page, BOUNDS, &mut frame);
         feed
     }
@@ -415,7 +421,11 @@ mod tests {
         message(&mut history, "2", None);
         let third = message(&mut history, "3", None);
         assert_eq!(feed.on_message(third, BOUNDS, &mut frame), Arrival::Hole);
-        feed.on_joined(history.read(From::Newest(100), ALL, BOUNDS.history, 0), BOUNDS, &mut frame);
+        feed.on_joined(
+            history.read(&Name::parse("a").expect("a name"), From::Newest(100), ALL, BOUNDS.history, 0),
+            BOUNDS,
+            &mut frame,
+        );
         assert_eq!(feed.lanes[0].bytes_after(0), b"1\n2\n3\n");
     }
 

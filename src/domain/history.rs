@@ -1,14 +1,16 @@
 //! One channel's order and history: gives each message its place, keeps the recent ones, answers "what came after".
 //! Owns the rule of gaps: a message that left for any reason but its own TTL raises the `floor`; a position below the
 //! floor has missed something. Bounded by messages, bytes (the newest message is kept whatever its size) and age.
-//! Never reads a clock.
+//! A message that somebody reads is shared with the feeds that it goes to; what nobody reads lies on a shelf, and is made a
+//! message when it is asked for. Never reads a clock.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::channel::Name;
 use super::cursor::Cursor;
-use super::message::{Body, Draft, Message};
+use super::message::{Body, Draft, Kind, Message, OVERHEAD_BYTES};
+use super::shelf::{Place, Shelf};
 
 /// What one channel may keep.
 #[derive(Debug, Clone, Copy)]
@@ -72,6 +74,59 @@ impl Rest {
     }
 }
 
+/// A kept message. What decides when it goes is here: neither the message nor its bytes are looked at for it.
+#[derive(Debug)]
+struct Kept {
+    seq: u64,
+    ts_ms: u64,
+    /// `u64::MAX`: when the channel's age ends it.
+    ends_ms: u64,
+    /// Of event name and body.
+    bytes: u32,
+    form: Form,
+}
+
+#[derive(Debug)]
+enum Form {
+    /// Read by somebody when it came.
+    Shared(Arc<Message>),
+    /// Its event name, of so many bytes, and its body.
+    Shelved { place: Place, kind: Kind, event_bytes: Option<u8> },
+}
+
+impl Kept {
+    fn cost_bytes(&self) -> usize {
+        OVERHEAD_BYTES + self.bytes as usize
+    }
+
+    fn has_ended(&self, now_ms: u64) -> bool {
+        self.ends_ms <= now_ms
+    }
+
+    /// The message, of the channel `name` in this incarnation.
+    fn message(&self, shelf: &Shelf, name: &Name, incarnation: u64) -> Arc<Message> {
+        let (place, kind, event_bytes) = match &self.form {
+            Form::Shared(message) => return Arc::clone(message),
+            Form::Shelved { place, kind, event_bytes } => (*place, *kind, *event_bytes),
+        };
+        let bytes = shelf.get(place, self.bytes as usize);
+        let (event, body) = bytes.split_at(event_bytes.map_or(0, usize::from));
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into();
+        Arc::new(Message {
+            channel: name.clone(),
+            cursor: Cursor { incarnation, seq: self.seq },
+            ts_ms: self.ts_ms,
+            event: event_bytes.map(|_| text(event)),
+            body: match kind {
+                Kind::Json => Body::Json(text(body)),
+                Kind::Text => Body::Text(text(body)),
+                Kind::Binary => Body::Binary(body.into()),
+            },
+            ends_ms: Some(self.ends_ms).filter(|&ends| ends != u64::MAX),
+        })
+    }
+}
+
 /// The order and the kept messages of one channel's life.
 #[derive(Debug)]
 pub struct History {
@@ -79,7 +134,8 @@ pub struct History {
     head: u64,
     /// Every position below it has lost a message.
     floor: u64,
-    kept: VecDeque<Arc<Message>>,
+    kept: VecDeque<Kept>,
+    shelf: Shelf,
     kept_bytes: usize,
     /// No kept message ends by its own TTL before this.
     next_end_ms: u64,
@@ -97,6 +153,7 @@ impl History {
             head: 0,
             floor: 0,
             kept: VecDeque::new(),
+            shelf: Shelf::default(),
             kept_bytes: 0,
             next_end_ms: u64::MAX,
             oldest_ms: 0,
@@ -131,33 +188,73 @@ impl History {
         self.kept.len()
     }
 
-    /// Gives `draft` the next place, and keeps it unless its TTL is 0.
+    /// Gives `draft` the next place, and keeps it unless its TTL is 0: a message for those who read it now.
     pub fn append(&mut self, channel: &Name, draft: Draft, bounds: Bounds, now_ms: u64) -> Arc<Message> {
-        self.head += 1;
-        // The clock may be set back; the order of a channel's times is kept all the same.
-        let now_ms = self.kept.back().map_or(now_ms, |newest| now_ms.max(newest.ts_ms));
-        let own_ms = draft.ttl_seconds.map(|seconds| u64::from(seconds) * 1_000);
+        let ttl_seconds = draft.ttl_seconds;
+        let (ts_ms, ends_ms) = self.next_place(ttl_seconds, bounds, now_ms);
         let message = Arc::new(Message {
             channel: channel.clone(),
             cursor: self.head(),
-            ts_ms: now_ms,
+            ts_ms,
             event: draft.event,
             body: draft.body,
-            // Longer than the channel keeps anything, it would be lost for the channel's reason: a gap.
-            ends_ms: own_ms.filter(|&own| own <= bounds.age_ms).map(|own| now_ms + own),
+            ends_ms,
         });
-        if own_ms == Some(0) {
-            self.has_holes = true;
-        } else {
-            if self.kept.is_empty() {
-                (self.has_holes, self.oldest_ms) = (false, now_ms);
-            }
-            self.next_end_ms = self.next_end_ms.min(message.ends_ms.unwrap_or(u64::MAX));
-            self.kept_bytes += message.cost_bytes();
-            self.kept.push_back(Arc::clone(&message));
-        }
-        self.trim(bounds, now_ms);
+        self.keep(ttl_seconds, ts_ms, ends_ms, message.content_bytes(), |_| {
+            Form::Shared(Arc::clone(&message))
+        });
+        self.trim(bounds, ts_ms);
         message
+    }
+
+    /// The same where nobody reads the channel.
+    pub fn append_unread(&mut self, channel: &Name, draft: Draft, bounds: Bounds, now_ms: u64) -> Cursor {
+        let (Some(kind), Ok(event_bytes)) =
+            (draft.body.kind(), draft.event.as_ref().map(|event| u8::try_from(event.len())).transpose())
+        else {
+            return self.append(channel, draft, bounds, now_ms).cursor;
+        };
+        let (ts_ms, ends_ms) = self.next_place(draft.ttl_seconds, bounds, now_ms);
+        self.keep(draft.ttl_seconds, ts_ms, ends_ms, draft.content_bytes(), |shelf| {
+            let event = draft.event.as_deref().unwrap_or_default().as_bytes();
+            Form::Shelved { place: shelf.put(event, draft.body.bytes()), kind, event_bytes }
+        });
+        self.trim(bounds, ts_ms);
+        self.head()
+    }
+
+    /// Moves the head on. When the message there is placed, and when it ends by its own TTL.
+    fn next_place(&mut self, ttl_seconds: Option<u32>, bounds: Bounds, now_ms: u64) -> (u64, Option<u64>) {
+        self.head += 1;
+        // The clock may be set back; the order of a channel's times is kept all the same.
+        let ts_ms = self.kept.back().map_or(now_ms, |newest| now_ms.max(newest.ts_ms));
+        // Longer than the channel keeps anything, it would be lost for the channel's reason: a gap.
+        let own_ms =
+            ttl_seconds.map(|seconds| u64::from(seconds) * 1_000).filter(|&own| own <= bounds.age_ms);
+        (ts_ms, own_ms.map(|own| ts_ms + own))
+    }
+
+    fn keep(
+        &mut self,
+        ttl_seconds: Option<u32>,
+        ts_ms: u64,
+        ends_ms: Option<u64>,
+        bytes: usize,
+        form: impl FnOnce(&mut Shelf) -> Form,
+    ) {
+        if ttl_seconds == Some(0) {
+            self.has_holes = true;
+            return;
+        }
+        if self.kept.is_empty() {
+            (self.has_holes, self.oldest_ms) = (false, ts_ms);
+        }
+        let ends_ms = ends_ms.unwrap_or(u64::MAX);
+        self.next_end_ms = self.next_end_ms.min(ends_ms);
+        let (seq, form) = (self.head, form(&mut self.shelf));
+        let kept = Kept { seq, ts_ms, ends_ms, bytes: bytes as u32, form };
+        self.kept_bytes += kept.cost_bytes();
+        self.kept.push_back(kept);
     }
 
     /// Forgets all messages. Takes a place in the order, so that every earlier position is told a gap.
@@ -165,6 +262,7 @@ impl History {
         self.head += 1;
         self.floor = self.head;
         self.kept = VecDeque::new();
+        self.shelf = Shelf::default();
         self.kept_bytes = 0;
         self.next_end_ms = u64::MAX;
         Arc::new(Message {
@@ -182,11 +280,14 @@ impl History {
         if self.next_end_ms <= now_ms {
             let (mut bytes, mut next_end_ms) = (0, u64::MAX);
             self.has_holes = true;
-            self.kept.retain(|message| {
-                let keep = !message.has_ended(now_ms);
+            let shelf = &mut self.shelf;
+            self.kept.retain(|kept| {
+                let keep = !kept.has_ended(now_ms);
                 if keep {
-                    bytes += message.cost_bytes();
-                    next_end_ms = next_end_ms.min(message.ends_ms.unwrap_or(u64::MAX));
+                    bytes += kept.cost_bytes();
+                    next_end_ms = next_end_ms.min(kept.ends_ms);
+                } else {
+                    take_down(kept, shelf);
                 }
                 keep
             });
@@ -216,9 +317,10 @@ impl History {
     /// Lets go of the oldest message, as a loss. Returns the bytes that it held.
     pub fn drop_oldest(&mut self) -> usize {
         let Some(oldest) = self.kept.pop_front() else { return 0 };
-        self.floor = oldest.cursor.seq;
+        self.floor = oldest.seq;
         self.oldest_ms = oldest.ts_ms;
         self.kept_bytes -= oldest.cost_bytes();
+        take_down(&oldest, &mut self.shelf);
         oldest.cost_bytes()
     }
 
@@ -227,35 +329,39 @@ impl History {
         if !self.has_holes {
             return seq <= self.head && self.head - seq < self.kept.len() as u64;
         }
-        self.kept.binary_search_by_key(&seq, |message| message.cursor.seq).is_ok()
+        self.kept.binary_search_by_key(&seq, |kept| kept.seq).is_ok()
     }
 
     pub fn oldest_seq(&self) -> Option<u64> {
-        self.kept.front().map(|message| message.cursor.seq)
+        self.kept.front().map(|kept| kept.seq)
     }
 
     /// When the oldest message that is kept was placed.
     pub fn oldest_ms(&self) -> Option<u64> {
-        self.kept.front().map(|message| message.ts_ms)
+        self.kept.front().map(|kept| kept.ts_ms)
     }
 
-    /// A page of what is held from `from` on. Trims first, so that what it gives is within the bounds.
-    pub fn read(&mut self, from: From, max: PageMax, bounds: Bounds, now_ms: u64) -> Page {
+    /// A page of what is held of the channel `name` from `from` on. Trims first, so that what it gives is within the bounds.
+    pub fn read(&mut self, name: &Name, from: From, max: PageMax, bounds: Bounds, now_ms: u64) -> Page {
         self.trim(bounds, now_ms);
         let (after, gap) = match from {
             From::Now => (self.head, false),
             From::Newest(0) => (self.head, false),
             From::Newest(count) => {
                 let skip = self.kept.len().saturating_sub(count);
-                (self.kept.get(skip).map_or(self.head, |first| first.cursor.seq - 1), false)
+                (self.kept.get(skip).map_or(self.head, |first| first.seq - 1), false)
             }
             From::After(cursor) => {
                 let ahead = cursor.incarnation != self.incarnation || cursor.seq > self.head;
                 if ahead || cursor.seq < self.floor { (self.floor, true) } else { (cursor.seq, false) }
             }
         };
-        let first = self.kept.partition_point(|message| message.cursor.seq <= after);
-        let (messages, more) = take_page(self.kept.range(first..), max);
+        let first = self.kept.partition_point(|kept| kept.seq <= after);
+        let messages = self
+            .kept
+            .range(first..)
+            .map(|kept| (kept.cost_bytes(), || kept.message(&self.shelf, name, self.incarnation)));
+        let (messages, more) = take_page(messages, max);
         let next = match messages.last() {
             Some(last) if more => last.cursor.seq,
             _ => self.head,
@@ -264,18 +370,25 @@ impl History {
     }
 }
 
-/// As many messages as `max` allows, and whether more follow.
-pub fn take_page<'m>(
-    messages: impl Iterator<Item = &'m Arc<Message>>,
+/// What a kept message has on the shelf goes with it.
+fn take_down(kept: &Kept, shelf: &mut Shelf) {
+    if let Form::Shelved { place, .. } = kept.form {
+        shelf.forget(place, kept.bytes as usize);
+    }
+}
+
+/// As many messages as `max` allows, each by what it costs and how it is had, and whether more follow.
+pub fn take_page<F: FnOnce() -> Arc<Message>>(
+    messages: impl Iterator<Item = (usize, F)>,
     max: PageMax,
 ) -> (Vec<Arc<Message>>, bool) {
     let (mut page, mut bytes) = (Vec::new(), 0usize);
-    for message in messages {
-        bytes = bytes.saturating_add(message.cost_bytes());
+    for (cost_bytes, message) in messages {
+        bytes = bytes.saturating_add(cost_bytes);
         if !page.is_empty() && (page.len() >= max.messages || bytes > max.bytes) {
             return (page, true);
         }
-        page.push(Arc::clone(message));
+        page.push(message());
     }
     (page, false)
 }
@@ -291,6 +404,21 @@ mod tests {
         Draft { event: None, body: Body::Text(text.into()), ttl_seconds }
     }
 
+    fn name() -> Name {
+        Name::parse("a").expect("a name")
+    }
+
+    /// Read by somebody when it comes, and by nobody: readers are told the same.
+    const BOTH: [bool; 2] = [true, false];
+
+    fn add(history: &mut History, is_read: bool, draft: Draft, bounds: Bounds, now_ms: u64) {
+        if is_read {
+            history.append(&name(), draft, bounds, now_ms);
+        } else {
+            history.append_unread(&name(), draft, bounds, now_ms);
+        }
+    }
+
     fn seen(page: &Page) -> (Vec<String>, bool) {
         let texts = page.messages.iter().map(|m| String::from_utf8_lossy(m.body.bytes()).into_owned());
         (texts.collect(), page.gap)
@@ -302,120 +430,167 @@ mod tests {
 
     #[test]
     fn gaps() {
-        let name = Name::parse("a").expect("a name");
-        let mut history = History::new(7);
-        for text in ["1", "2", "3", "4", "5"] {
-            history.append(&name, draft(text, None), BOUNDS, 0);
+        for is_read in BOTH {
+            let mut history = History::new(7);
+            for text in ["1", "2", "3", "4", "5"] {
+                add(&mut history, is_read, draft(text, None), BOUNDS, 0);
+            }
+            let texts = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+            for (what, from, want, gap) in [
+                ("dropped by count", after(0), texts(&["3", "4", "5"]), true),
+                ("last dropped was seen", after(2), texts(&["3", "4", "5"]), false),
+                ("inside", after(4), texts(&["5"]), false),
+                ("head", after(5), texts(&[]), false),
+                ("ahead of the head", after(6), texts(&["3", "4", "5"]), true),
+                (
+                    "another channel's",
+                    From::After(Cursor { incarnation: 8, seq: 5 }),
+                    texts(&["3", "4", "5"]),
+                    true,
+                ),
+                ("newest", From::Newest(2), texts(&["4", "5"]), false),
+                ("newest of fewer", From::Newest(9), texts(&["3", "4", "5"]), false),
+                ("now", From::Now, texts(&[]), false),
+            ] {
+                assert_eq!(seen(&history.read(&name(), from, ALL, BOUNDS, 0)), (want, gap), "{what}");
+            }
+            history.delete(&name(), 0);
+            assert_eq!(seen(&history.read(&name(), after(5), ALL, BOUNDS, 0)), (vec![], true), "deleted");
+            assert_eq!(
+                seen(&history.read(&name(), after(6), ALL, BOUNDS, 0)),
+                (vec![], false),
+                "after the deletion"
+            );
         }
-        let texts = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
-        for (what, from, want, gap) in [
-            ("dropped by count", after(0), texts(&["3", "4", "5"]), true),
-            ("last dropped was seen", after(2), texts(&["3", "4", "5"]), false),
-            ("inside", after(4), texts(&["5"]), false),
-            ("head", after(5), texts(&[]), false),
-            ("ahead of the head", after(6), texts(&["3", "4", "5"]), true),
-            (
-                "another channel's",
-                From::After(Cursor { incarnation: 8, seq: 5 }),
-                texts(&["3", "4", "5"]),
-                true,
-            ),
-            ("newest", From::Newest(2), texts(&["4", "5"]), false),
-            ("newest of fewer", From::Newest(9), texts(&["3", "4", "5"]), false),
-            ("now", From::Now, texts(&[]), false),
-        ] {
-            assert_eq!(seen(&history.read(from, ALL, BOUNDS, 0)), (want, gap), "{what}");
-        }
-        history.delete(&name, 0);
-        assert_eq!(seen(&history.read(after(5), ALL, BOUNDS, 0)), (vec![], true), "deleted");
-        assert_eq!(seen(&history.read(after(6), ALL, BOUNDS, 0)), (vec![], false), "after the deletion");
     }
 
     #[test]
     fn the_newest_message_is_kept_whatever_its_size() {
-        let name = Name::parse("a").expect("a name");
-        let bounds = Bounds { bytes: 200, ..BOUNDS };
-        let big = "x".repeat(1_000);
-        let mut history = History::new(7);
-        history.append(&name, draft("small", None), bounds, 0);
-        history.append(&name, draft(&big, None), bounds, 0);
-        assert_eq!(seen(&history.read(From::Newest(1), ALL, bounds, 0)), (vec![big.clone()], false));
-        assert_eq!(seen(&history.read(after(1), ALL, bounds, 0)), (vec![big.clone()], false));
-        assert_eq!(
-            seen(&history.read(after(0), ALL, bounds, 0)),
-            (vec![big], true),
-            "the one before it went"
-        );
-        history.append(&name, draft("small", None), bounds, 0);
-        assert_eq!(seen(&history.read(after(1), ALL, bounds, 0)), (vec!["small".to_owned()], true));
-        // Age still ends it, and so do deletion and the node's limit, which take it by name.
-        assert_eq!(seen(&history.read(after(2), ALL, bounds, 60_000)), (vec![], true));
-        history.append(&name, draft(&"x".repeat(1_000), None), bounds, 60_000);
-        assert_eq!((history.drop_oldest(), history.len()), (1_160, 0));
+        for is_read in BOTH {
+            let bounds = Bounds { bytes: 200, ..BOUNDS };
+            let big = "x".repeat(1_000);
+            let mut history = History::new(7);
+            add(&mut history, is_read, draft("small", None), bounds, 0);
+            add(&mut history, is_read, draft(&big, None), bounds, 0);
+            assert_eq!(
+                seen(&history.read(&name(), From::Newest(1), ALL, bounds, 0)),
+                (vec![big.clone()], false)
+            );
+            assert_eq!(seen(&history.read(&name(), after(1), ALL, bounds, 0)), (vec![big.clone()], false));
+            assert_eq!(
+                seen(&history.read(&name(), after(0), ALL, bounds, 0)),
+                (vec![big], true),
+                "the one before it went"
+            );
+            add(&mut history, is_read, draft("small", None), bounds, 0);
+            assert_eq!(
+                seen(&history.read(&name(), after(1), ALL, bounds, 0)),
+                (vec!["small".to_owned()], true)
+            );
+            // Age still ends it, and so do deletion and the node's limit, which take it by name.
+            assert_eq!(seen(&history.read(&name(), after(2), ALL, bounds, 60_000)), (vec![], true));
+            add(&mut history, is_read, draft(&"x".repeat(1_000), None), bounds, 60_000);
+            assert_eq!((history.drop_oldest(), history.len()), (1_160, 0));
+        }
     }
 
     #[test]
     fn own_ttl_is_no_loss() {
-        let name = Name::parse("a").expect("a name");
-        let mut history = History::new(7);
-        history.append(&name, draft("kept", None), BOUNDS, 0);
-        history.append(&name, draft("short", Some(1)), BOUNDS, 0);
-        history.append(&name, draft("never", Some(0)), BOUNDS, 0);
-        assert_eq!(history.len(), 2);
-        let page = history.read(after(0), ALL, BOUNDS, 1_000);
-        assert_eq!((seen(&page), page.next), ((vec!["kept".to_owned()], false), 3));
-        assert_eq!(seen(&history.read(after(0), ALL, BOUNDS, 60_000)), (vec![], true), "age is a loss");
-        assert_eq!(history.bytes(), 0);
+        for is_read in BOTH {
+            let mut history = History::new(7);
+            add(&mut history, is_read, draft("kept", None), BOUNDS, 0);
+            add(&mut history, is_read, draft("short", Some(1)), BOUNDS, 0);
+            add(&mut history, is_read, draft("never", Some(0)), BOUNDS, 0);
+            assert_eq!(history.len(), 2);
+            let page = history.read(&name(), after(0), ALL, BOUNDS, 1_000);
+            assert_eq!((seen(&page), page.next), ((vec!["kept".to_owned()], false), 3));
+            assert_eq!(
+                seen(&history.read(&name(), after(0), ALL, BOUNDS, 60_000)),
+                (vec![], true),
+                "age is a loss"
+            );
+            assert_eq!(history.bytes(), 0);
+        }
     }
 
     #[test]
     fn a_ttl_beyond_the_channels_age_is_cut_and_its_end_is_a_gap() {
-        let name = Name::parse("a").expect("a name");
-        let mut history = History::new(7);
-        history.append(&name, draft("long", Some(61)), BOUNDS, 0);
-        assert_eq!(seen(&history.read(after(0), ALL, BOUNDS, 60_000)), (vec![], true));
+        for is_read in BOTH {
+            let mut history = History::new(7);
+            add(&mut history, is_read, draft("long", Some(61)), BOUNDS, 0);
+            assert_eq!(seen(&history.read(&name(), after(0), ALL, BOUNDS, 60_000)), (vec![], true));
+        }
     }
 
     #[test]
     fn pages_join_up() {
-        let name = Name::parse("a").expect("a name");
-        let mut history = History::new(7);
-        for text in ["1", "2", "3"] {
-            history.append(&name, draft(text, None), BOUNDS, 0);
+        for is_read in BOTH {
+            let mut history = History::new(7);
+            for text in ["1", "2", "3"] {
+                add(&mut history, is_read, draft(text, None), BOUNDS, 0);
+            }
+            let one = PageMax { messages: 1, bytes: 1 };
+            let (mut at, mut all) = (0, Vec::new());
+            while at < 3 {
+                let page = history.read(&name(), after(at), one, BOUNDS, 0);
+                all.extend(seen(&page).0);
+                at = page.next;
+            }
+            assert_eq!(all, ["1", "2", "3"]);
         }
-        let one = PageMax { messages: 1, bytes: 1 };
-        let (mut at, mut all) = (0, Vec::new());
-        while at < 3 {
-            let page = history.read(after(at), one, BOUNDS, 0);
-            all.extend(seen(&page).0);
-            at = page.next;
-        }
-        assert_eq!(all, ["1", "2", "3"]);
     }
 
     proptest::proptest! {
         #[test]
-        fn it_knows_what_it_holds(steps in proptest::collection::vec((0_u8..12, 0_u64..40_000), 1..60)) {
-            let name = Name::parse("a").expect("a name");
+        fn it_knows_what_it_holds(
+            steps in proptest::collection::vec((0_u8..12, 0_u64..40_000, proptest::bool::ANY), 1..60),
+        ) {
             let bounds = Bounds { messages: 5, ..BOUNDS };
             let (mut history, mut now_ms) = (History::new(7), 0);
-            for (what, pause_ms) in steps {
+            for (at, (what, pause_ms, is_read)) in steps.into_iter().enumerate() {
                 match what {
-                    0 => drop(history.delete(&name, now_ms)),
-                    1 => drop(history.append(&name, draft("brief", Some(0)), bounds, now_ms)),
-                    2 | 3 => drop(history.append(&name, draft("short", Some(20)), bounds, now_ms)),
+                    0 => drop(history.delete(&name(), now_ms)),
+                    1 => add(&mut history, is_read, draft("brief", Some(0)), bounds, now_ms),
+                    2 | 3 => add(&mut history, is_read, draft("short", Some(20)), bounds, now_ms),
                     4 => drop(history.drop_oldest()),
                     5 | 6 => now_ms += pause_ms,
-                    _ => drop(history.append(&name, draft("x", None), bounds, now_ms)),
+                    7 => add(&mut history, is_read, draft(&"y".repeat(at * 100), None), bounds, now_ms),
+                    _ => add(&mut history, is_read, draft("x", None), bounds, now_ms),
                 }
                 history.trim(bounds, now_ms);
                 for seq in 0..=history.head + 2 {
-                    let holds = history.kept.iter().any(|message| message.cursor.seq == seq);
+                    let holds = history.kept.iter().any(|kept| kept.seq == seq);
                     proptest::prop_assert_eq!(history.holds(seq), holds, "{}", seq);
                 }
-                let is_old = |message: &Arc<Message>| message.ts_ms + bounds.age_ms <= now_ms;
+                let is_old = |kept: &Kept| kept.ts_ms + bounds.age_ms <= now_ms;
                 proptest::prop_assert!(!history.kept.iter().any(is_old));
                 proptest::prop_assert!(history.kept.len() <= bounds.messages);
+                let bytes: usize = history.kept.iter().map(Kept::cost_bytes).sum();
+                proptest::prop_assert_eq!(history.bytes(), bytes);
+            }
+        }
+
+        /// What nobody read when it came is, when it is asked for, what it would be otherwise.
+        #[test]
+        fn a_shelved_message_is_the_same(
+            messages in proptest::collection::vec((0_u8..3, "\\PC{0,40}", proptest::option::of("[a-z]{1,64}"), 0_u32..90), 1..12),
+        ) {
+            let [mut read, mut unread] = [History::new(7), History::new(7)];
+            let bounds = Bounds { messages: 10, ..BOUNDS };
+            for (kind, text, event, ttl) in messages {
+                let body = match kind {
+                    0 => Body::Json(text.into()),
+                    1 => Body::Text(text.into()),
+                    _ => Body::Binary(text.into_bytes().iter().map(|byte| byte ^ 0x80).collect()),
+                };
+                let draft = Draft { event: event.map(Into::into), body, ttl_seconds: Some(ttl).filter(|&ttl| ttl < 80) };
+                add(&mut read, true, draft.clone(), bounds, 5);
+                add(&mut unread, false, draft, bounds, 5);
+            }
+            for now_ms in [5, 20_000, 65_005] {
+                let [read, unread] =
+                    [&mut read, &mut unread].map(|history| history.read(&name(), after(0), ALL, bounds, now_ms));
+                proptest::prop_assert_eq!(format!("{read:?}"), format!("{unread:?}"));
             }
         }
     }

@@ -145,9 +145,12 @@ impl Home {
         let is_kept = self.channels.find(name).is_some() || self.channels.had_messages(name);
         let slot = if is_kept { self.channels.claim(name, Room::OfUnused, now_ms) } else { None };
         let page = slot.and_then(|slot| {
-            self.channels.with_history(slot, |history| history.read(from, max, bounds, now_ms))
+            let name = self.channels.get(slot)?.name.clone();
+            self.channels.with_history(slot, |history| history.read(&name, from, max, bounds, now_ms))
         });
-        page.unwrap_or_else(|| History::resume(self.channels.note(name)).read(from, max, bounds, now_ms))
+        page.unwrap_or_else(|| {
+            History::resume(self.channels.note(name)).read(name, from, max, bounds, now_ms)
+        })
     }
 
     /// Makes sure that a message to the channel would have room. False: it would not.
@@ -179,9 +182,10 @@ impl Home {
                 channel.readers.push((worker, false));
             }
         }
-        let bounds = self.bounds.channel;
+        let (bounds, name) = (self.bounds.channel, channel.name.clone());
         self.channels.with_history(slot, |history| {
             let newest = history.read(
+                &name,
                 From::Newest(max.messages),
                 PageMax { messages: max.messages, bytes: usize::MAX },
                 bounds,
@@ -303,20 +307,25 @@ impl Home {
     ) -> Option<Cursor> {
         let slot = self.channels.claim(name, Room::OfUnread, now_ms)?;
         let bounds = self.bounds.channel;
-        // The channel's own: one name for all its messages.
-        let name = self.channels.get(slot)?.name.clone();
-        let message =
-            self.channels.with_history(slot, |history| history.append(&name, draft, bounds, now_ms))?;
         let channel = self.channels.get_mut(slot)?;
-        tell(channel, &message, deliver);
-        if channel.history.holds(message.cursor.seq) {
-            self.oldest.push_back((slot, message.cursor.incarnation, message.cursor.seq));
+        // The channel's own: one name for all its messages.
+        let own = channel.name.clone();
+        let cursor = if channel.readers.is_empty() {
+            self.channels.with_history(slot, |history| history.append_unread(&own, draft, bounds, now_ms))?
+        } else {
+            let message =
+                self.channels.with_history(slot, |history| history.append(&own, draft, bounds, now_ms))?;
+            tell(self.channels.get_mut(slot)?, &message, deliver);
+            message.cursor
+        };
+        if self.channels.get(slot)?.history.holds(cursor.seq) {
+            self.oldest.push_back((slot, cursor.incarnation, cursor.seq));
         }
         while self.channels.bytes() > self.bounds.bytes && self.drop_oldest().is_some() {}
         if self.oldest.len() > 4 * self.channels.kept() + 65_536 {
             self.compact_oldest();
         }
-        Some(message.cursor)
+        Some(cursor)
     }
 
     fn compact_oldest(&mut self) {

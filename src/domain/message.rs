@@ -15,7 +15,25 @@ pub enum Body {
     Deletion,
 }
 
+/// What kind of value a body is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Json,
+    Text,
+    Binary,
+}
+
 impl Body {
+    /// `None`: it is a deletion.
+    pub fn kind(&self) -> Option<Kind> {
+        match self {
+            Self::Json(_) => Some(Kind::Json),
+            Self::Text(_) => Some(Kind::Text),
+            Self::Binary(_) => Some(Kind::Binary),
+            Self::Deletion => None,
+        }
+    }
+
     pub fn bytes(&self) -> &[u8] {
         match self {
             Self::Json(text) | Self::Text(text) => text.as_bytes(),
@@ -35,9 +53,14 @@ pub struct Draft {
 }
 
 impl Draft {
+    /// Of event name and body.
+    pub fn content_bytes(&self) -> usize {
+        self.body.bytes().len() + self.event.as_ref().map_or(0, |event| event.len())
+    }
+
     /// The memory that it takes once it is kept.
     pub fn cost_bytes(&self) -> usize {
-        OVERHEAD_BYTES + self.body.bytes().len() + self.event.as_ref().map_or(0, |event| event.len())
+        OVERHEAD_BYTES + self.content_bytes()
     }
 }
 
@@ -56,12 +79,17 @@ pub struct Message {
 }
 
 /// What one kept message costs beside its data and event name, in bytes (allocation headers included).
-const OVERHEAD_BYTES: usize = 160;
+pub(super) const OVERHEAD_BYTES: usize = 160;
 
 impl Message {
+    /// Of event name and body.
+    pub fn content_bytes(&self) -> usize {
+        self.body.bytes().len() + self.event.as_ref().map_or(0, |event| event.len())
+    }
+
     /// The memory that keeping this message takes.
     pub fn cost_bytes(&self) -> usize {
-        OVERHEAD_BYTES + self.body.bytes().len() + self.event.as_ref().map_or(0, |event| event.len())
+        OVERHEAD_BYTES + self.content_bytes()
     }
 
     pub fn has_ended(&self, now_ms: u64) -> bool {

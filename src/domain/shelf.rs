@@ -1,0 +1,163 @@
+//! The bytes of messages that history keeps and nobody reads yet, side by side in the order in which they came.
+//! Owns the segments that hold them. Whoever publishes to many channels in turn finds the place of the next message where
+//! the last one was put, in a cache still, and what goes is not touched: it is memory of its own that is cold, not the work.
+
+use std::collections::VecDeque;
+
+/// Bytes that a segment has at most. A large message has a segment of its own, of just its size.
+const SEGMENT_BYTES_MAX: usize = 16 * 1024;
+const LARGE_BYTES: usize = SEGMENT_BYTES_MAX / 8;
+/// A new segment has this part of what the shelf holds: little is taken beside it.
+const SEGMENT_PARTS: usize = 8;
+
+/// Where bytes were put.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    segment: u32,
+    at: u16,
+}
+
+#[derive(Debug)]
+struct Segment {
+    bytes: Vec<u8>,
+    /// Messages that are still here.
+    messages: u32,
+}
+
+#[derive(Debug, Default)]
+pub struct Shelf {
+    segments: VecDeque<Segment>,
+    /// The number of the first segment; they are counted without end, and wrap.
+    first: u32,
+    /// The one that small messages go to, if it is there and has room.
+    open: u32,
+    held_bytes: usize,
+}
+
+impl Shelf {
+    /// Puts two pieces down, the one behind the other.
+    pub fn put(&mut self, first: &[u8], second: &[u8]) -> Place {
+        let len = first.len() + second.len();
+        let is_large = len >= LARGE_BYTES;
+        let fits = |open: &Segment| open.bytes.len() + len <= SEGMENT_BYTES_MAX.min(open.bytes.capacity());
+        let mut number = self.open;
+        if is_large || !self.segments.get(self.index(number)).is_some_and(fits) {
+            let part = (self.held_bytes / SEGMENT_PARTS).min(SEGMENT_BYTES_MAX);
+            let room = if is_large { len } else { len.max(part) };
+            number = self.first.wrapping_add(self.segments.len() as u32);
+            self.segments.push_back(Segment { bytes: Vec::with_capacity(room), messages: 0 });
+            if !is_large {
+                self.open = number;
+            }
+        }
+        self.held_bytes += len;
+        let index = self.index(number);
+        let mut at = 0;
+        if let Some(segment) = self.segments.get_mut(index) {
+            at = segment.bytes.len() as u16;
+            segment.bytes.extend_from_slice(first);
+            segment.bytes.extend_from_slice(second);
+            segment.messages += 1;
+        }
+        Place { segment: number, at }
+    }
+
+    /// The `len` bytes that were put at `place`.
+    pub fn get(&self, place: Place, len: usize) -> &[u8] {
+        let at = usize::from(place.at);
+        let segment = self.segments.get(self.index(place.segment));
+        segment.and_then(|segment| segment.bytes.get(at..at + len)).unwrap_or_default()
+    }
+
+    /// What was put at `place`, `len` bytes, is wanted no more. A segment goes with its last message.
+    pub fn forget(&mut self, place: Place, len: usize) {
+        let index = self.index(place.segment);
+        let Some(segment) = self.segments.get_mut(index) else { return };
+        segment.messages -= 1;
+        self.held_bytes -= len;
+        if segment.messages == 0 {
+            segment.bytes = Vec::new();
+        }
+        while self.segments.front().is_some_and(|first| first.messages == 0) {
+            self.segments.pop_front();
+            self.first = self.first.wrapping_add(1);
+        }
+        if self.segments.is_empty() {
+            self.segments = VecDeque::new();
+        }
+    }
+
+    /// Memory that is taken for what is held.
+    #[cfg(test)]
+    fn kept_bytes(&self) -> usize {
+        self.segments.iter().map(|segment| segment.bytes.capacity()).sum()
+    }
+
+    /// Where the segment with this number is among those that there are.
+    fn index(&self, number: u32) -> usize {
+        number.wrapping_sub(self.first) as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_message_takes_its_size_and_many_little_more() {
+        let mut shelf = Shelf::default();
+        shelf.put(b"tick", &[7; 96]);
+        assert_eq!(shelf.kept_bytes(), 100);
+        let mut places: VecDeque<Place> = VecDeque::new();
+        let mut shelf = Shelf::default();
+        for round in 0..10_000 {
+            places.push_back(shelf.put(b"", &[7; 100]));
+            if places.len() > 1_000 {
+                shelf.forget(places.pop_front().expect("there is one"), 100);
+            }
+            let (held, kept) = (places.len() * 100, shelf.kept_bytes());
+            assert!(kept <= held + 2 * (held / SEGMENT_PARTS) + 200, "{round}: {kept} for {held}");
+        }
+        assert_eq!(places.iter().filter(|place| shelf.get(**place, 100) == [7; 100]).count(), 1_000);
+    }
+
+    #[test]
+    fn large_messages_have_segments_of_their_own() {
+        let mut shelf = Shelf::default();
+        let places: Vec<(Place, usize)> =
+            [1 << 20, 3, 0, LARGE_BYTES, 5].map(|len| (shelf.put(b"", &vec![len as u8; len]), len)).into();
+        for (place, len) in &places {
+            assert_eq!(shelf.get(*place, *len), vec![*len as u8; *len]);
+        }
+        let (large, len) = places[0];
+        shelf.forget(large, len);
+        assert_eq!(shelf.kept_bytes(), SEGMENT_BYTES_MAX + LARGE_BYTES, "and do not come between the small");
+    }
+
+    proptest::proptest! {
+        /// Whatever goes in whatever order, the others are there, and in the end nothing is kept.
+        #[test]
+        fn what_was_put_is_found(steps in proptest::collection::vec((0_u8..3, 0_usize..9_000, 0_usize..64), 1..200)) {
+            let mut shelf = Shelf::default();
+            let mut held: Vec<(Place, Vec<u8>)> = Vec::new();
+            for (number, (what, size, pick)) in steps.into_iter().enumerate() {
+                if what == 0 && !held.is_empty() {
+                    let (place, bytes) = held.swap_remove(pick % held.len());
+                    shelf.forget(place, bytes.len());
+                } else {
+                    let size = if what == 1 { size } else { size % 300 };
+                    let bytes = vec![number as u8; size];
+                    let (first, second) = bytes.split_at(pick.min(size));
+                    held.push((shelf.put(first, second), bytes.clone()));
+                }
+                for (place, bytes) in &held {
+                    proptest::prop_assert_eq!(shelf.get(*place, bytes.len()), bytes);
+                }
+            }
+            for (place, bytes) in held {
+                shelf.forget(place, bytes.len());
+            }
+            proptest::prop_assert_eq!((shelf.kept_bytes(), shelf.held_bytes, shelf.segments.len()), (0, 0, 0));
+        }
+    }
+}
