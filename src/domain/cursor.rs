@@ -45,10 +45,17 @@ pub struct CursorText {
     len: u8,
 }
 
+impl CursorText {
+    /// Digits alone: nothing that needs an escape, in JSON or anywhere.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+}
+
 impl std::ops::Deref for CursorText {
     type Target = str;
     fn deref(&self) -> &str {
-        std::str::from_utf8(&self.bytes[..usize::from(self.len)]).unwrap_or_default()
+        std::str::from_utf8(self.as_bytes()).unwrap_or_default()
     }
 }
 

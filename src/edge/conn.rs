@@ -11,7 +11,7 @@ use crate::proto::http::body::BodyDecoder;
 use crate::proto::http::date::format_imf_date;
 use crate::proto::http::error::HttpError;
 use crate::proto::http::head::HeadScanner;
-use crate::proto::http::request::{FieldSlots, Method, Request, Version, parse};
+use crate::proto::http::request::{BodyLength, FieldSlots, Method, Request, Version, parse};
 use crate::proto::http::response::{CONTINUE, write_refusal};
 use crate::proto::http::target::{Query, Target};
 use crate::runtime::close::{Reason, Transport};
@@ -373,6 +373,9 @@ impl Conn {
         let mut content = Vec::new();
         let mut decoder =
             BodyDecoder::new(call.request.body, bytes_max as u64).map_err(BodyFailed::Refused)?;
+        if !self.input.is_empty() && call.request.body == BodyLength::Length(self.input.len() as u64) {
+            return Ok(std::mem::take(&mut self.input));
+        }
         if call.request.expect_continue && self.input.is_empty() && !decoder.is_done() {
             self.out.extend_from_slice(CONTINUE);
         }

@@ -238,9 +238,9 @@ pub fn answer(worker: &Rc<Worker>, names: &[Name], result: Result<Vec<Published>
 fn write_published(out: &mut Vec<u8>, name: &Name, published: &Published) {
     out.extend_from_slice(br#"{"channel":"#);
     json::write_str(out, name.as_str());
-    out.extend_from_slice(br#","id":"#);
-    json::write_str(out, &published.cursor.text());
-    out.push(b'}');
+    out.extend_from_slice(br#","id":""#);
+    out.extend_from_slice(published.cursor.text().as_bytes());
+    out.extend_from_slice(br#""}"#);
 }
 
 /// The answer to a publish that was not done.
