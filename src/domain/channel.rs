@@ -62,28 +62,8 @@ impl Name {
     /// # Errors
     /// [`NameError`] with the first rule that it breaks.
     pub fn parse(name: &str) -> Result<Self, NameError> {
-        if name.is_empty() {
-            return Err(NameError::Empty);
-        }
-        if name.len() > NAME_BYTES_MAX {
-            return Err(NameError::TooLong);
-        }
-        if name.chars().any(char::is_control) {
-            return Err(NameError::Control);
-        }
-        if name.contains(',') {
-            return Err(NameError::Comma);
-        }
-        if name.starts_with('$') {
-            return Err(NameError::Reserved);
-        }
-        for segment in name.split('/') {
-            match segment {
-                "" => return Err(NameError::EmptySegment),
-                "." | ".." => return Err(NameError::DotSegment),
-                "*" | "**" => return Err(NameError::WildcardSegment),
-                _ => {}
-            }
+        if !is_plain(name.as_bytes()) {
+            check(name)?;
         }
         Ok(Self(Arc::from(name)))
     }
@@ -91,6 +71,45 @@ impl Name {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+/// Whether a name breaks no rule, at one look: most do not. False may be wrong.
+fn is_plain(name: &[u8]) -> bool {
+    let mut begins = true;
+    for byte in name {
+        match byte {
+            b'/' if !begins => begins = true,
+            b'/' | b'.' | b'*' | b'$' if begins => return false,
+            b',' | 0..b' ' | 0x7f.. => return false,
+            _ => begins = false,
+        }
+    }
+    !begins && name.len() <= NAME_BYTES_MAX
+}
+
+/// The first rule that a name breaks.
+fn check(name: &str) -> Result<(), NameError> {
+    if name.is_empty() {
+        return Err(NameError::Empty);
+    }
+    if name.len() > NAME_BYTES_MAX {
+        return Err(NameError::TooLong);
+    }
+    if name.chars().any(char::is_control) {
+        return Err(NameError::Control);
+    }
+    if name.contains(',') {
+        return Err(NameError::Comma);
+    }
+    if name.starts_with('$') {
+        return Err(NameError::Reserved);
+    }
+    name.split('/').try_for_each(|segment| match segment {
+        "" => Err(NameError::EmptySegment),
+        "." | ".." => Err(NameError::DotSegment),
+        "*" | "**" => Err(NameError::WildcardSegment),
+        _ => Ok(()),
+    })
 }
 
 impl std::borrow::Borrow<str> for Name {
@@ -191,6 +210,18 @@ mod tests {
             ("$sys/x", Err(NameError::Reserved)),
         ] {
             assert_eq!(Name::parse(name).map(|_| ()), want, "{name:?}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_plain_name_breaks_no_rule(name in "[ab/.*$,é\\u{1}\\u{7f}\\u{85}]{0,8}|[ab/]{190,210}") {
+            proptest::prop_assert!(!is_plain(name.as_bytes()) || check(&name).is_ok(), "{name:?}");
+        }
+
+        #[test]
+        fn most_names_are_plain(name in "[a-z0-9_:-]{1,20}(/[a-z][a-z0-9.$*-]{0,8}){0,3}") {
+            proptest::prop_assert!(is_plain(name.as_bytes()), "{name:?}");
         }
     }
 
