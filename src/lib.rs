@@ -58,6 +58,7 @@ pub mod domain {
     pub mod history;
     pub mod home;
     pub mod idempotency;
+    pub mod kept;
     pub mod lane;
     pub mod message;
     pub mod rests;

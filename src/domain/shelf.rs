@@ -32,6 +32,8 @@ pub struct Shelf {
     /// The one that small messages go to, if it is there and has room.
     open: u32,
     held_bytes: usize,
+    /// Memory of all segments.
+    taken_bytes: usize,
 }
 
 impl Shelf {
@@ -45,7 +47,9 @@ impl Shelf {
             let part = (self.held_bytes / SEGMENT_PARTS).min(SEGMENT_BYTES_MAX);
             let room = if is_large { len } else { len.max(part) };
             number = self.first.wrapping_add(self.segments.len() as u32);
-            self.segments.push_back(Segment { bytes: Vec::with_capacity(room), messages: 0 });
+            let bytes = Vec::with_capacity(room);
+            self.taken_bytes += bytes.capacity();
+            self.segments.push_back(Segment { bytes, messages: 0 });
             if !is_large {
                 self.open = number;
             }
@@ -76,6 +80,7 @@ impl Shelf {
         segment.messages -= 1;
         self.held_bytes -= len;
         if segment.messages == 0 {
+            self.taken_bytes -= segment.bytes.capacity();
             segment.bytes = Vec::new();
         }
         while self.segments.front().is_some_and(|first| first.messages == 0) {
@@ -87,10 +92,14 @@ impl Shelf {
         }
     }
 
-    /// Memory that is taken for what is held.
-    #[cfg(test)]
-    fn kept_bytes(&self) -> usize {
-        self.segments.iter().map(|segment| segment.bytes.capacity()).sum()
+    /// Memory that is taken beside what is held: what no message has come to yet, and what went from between others.
+    pub fn slack_bytes(&self) -> usize {
+        self.taken_bytes - self.held_bytes
+    }
+
+    /// Whether most of it has gone from between others: what is left is to be put down anew.
+    pub fn is_sparse(&self) -> bool {
+        self.slack_bytes() > self.held_bytes + SEGMENT_BYTES_MAX
     }
 
     /// Where the segment with this number is among those that there are.
@@ -107,7 +116,7 @@ mod tests {
     fn one_message_takes_its_size_and_many_little_more() {
         let mut shelf = Shelf::default();
         shelf.put(b"tick", &[7; 96]);
-        assert_eq!(shelf.kept_bytes(), 100);
+        assert_eq!(shelf.taken_bytes, 100);
         let mut places: VecDeque<Place> = VecDeque::new();
         let mut shelf = Shelf::default();
         for round in 0..10_000 {
@@ -115,7 +124,7 @@ mod tests {
             if places.len() > 1_000 {
                 shelf.forget(places.pop_front().expect("there is one"), 100);
             }
-            let (held, kept) = (places.len() * 100, shelf.kept_bytes());
+            let (held, kept) = (places.len() * 100, shelf.taken_bytes);
             assert!(kept <= held + 2 * (held / SEGMENT_PARTS) + 200, "{round}: {kept} for {held}");
         }
         assert_eq!(places.iter().filter(|place| shelf.get(**place, 100) == [7; 100]).count(), 1_000);
@@ -131,7 +140,7 @@ mod tests {
         }
         let (large, len) = places[0];
         shelf.forget(large, len);
-        assert_eq!(shelf.kept_bytes(), SEGMENT_BYTES_MAX + LARGE_BYTES, "and do not come between the small");
+        assert_eq!(shelf.taken_bytes, SEGMENT_BYTES_MAX + LARGE_BYTES, "and do not come between the small");
     }
 
     proptest::proptest! {
@@ -153,11 +162,13 @@ mod tests {
                 for (place, bytes) in &held {
                     proptest::prop_assert_eq!(shelf.get(*place, bytes.len()), bytes);
                 }
+                let taken: usize = shelf.segments.iter().map(|segment| segment.bytes.capacity()).sum();
+                proptest::prop_assert_eq!(shelf.taken_bytes, taken);
             }
             for (place, bytes) in held {
                 shelf.forget(place, bytes.len());
             }
-            proptest::prop_assert_eq!((shelf.kept_bytes(), shelf.held_bytes, shelf.segments.len()), (0, 0, 0));
+            proptest::prop_assert_eq!((shelf.taken_bytes, shelf.held_bytes, shelf.segments.len()), (0, 0, 0));
         }
     }
 }
