@@ -71,8 +71,15 @@ test('EventSource: cut in the stream, it reconnects by itself with Last-Event-ID
   assert.deepEqual(events.filter(e => e[0] === '$gap'), []);
   const ids = through.seen('Last-Event-ID');
   assert.equal(ids.length, 3, `three reconnects, each with its id: ${ids}`);
-  // Each stream opens where the one before it ended.
-  assert.deepEqual(events.filter(e => e[0] === '$open').map(e => e[2]).slice(-3), ids);
+  // Each stream opens where the page was: what a reset took away before it was read was never seen, a stream's `$open` included.
+  let seen;
+  for (const [type, , id] of events) {
+    if (type === '$open' && seen !== undefined) {
+      assert.equal(id, seen);
+      assert.ok(ids.includes(id), id);
+    }
+    seen = id;
+  }
 });
 
 test('EventSource: a gap is told after a reconnect', options, async t => {
