@@ -22,6 +22,9 @@ pub struct Scale {
 /// Readers that a worker can hold, with room for an uneven spread: its file table has 20,000 descriptors here.
 const READERS_PER_WORKER: usize = 16_500;
 
+/// Deliveries in a turn: a sixth of a second or more.
+const DELIVERIES_MIN: usize = 40_000;
+
 impl Scale {
     pub fn pick<T>(&self, quick: T, full: T) -> T {
         if self.quick { quick } else { full }
@@ -33,6 +36,13 @@ impl Scale {
 
     pub fn groups(&self) -> u32 {
         self.groups.unwrap_or(self.pick(3, 4))
+    }
+
+    /// As many, or more where there are few readers: in a turn of some milliseconds a server is measured that has just
+    /// been pushed out of every cache by those before it.
+    pub fn groups_of(&self, readers: usize) -> u32 {
+        let long = (DELIVERIES_MIN / readers.max(1)) as u32;
+        self.groups.unwrap_or(self.groups().max(long))
     }
 
     /// The sizes asked for, or these.

@@ -44,13 +44,13 @@ fn measure(
         transport.name(),
         scale.message_bytes,
         scale.rounds(),
-        scale.groups()
+        scale.groups_of(readers)
     );
     let ours = [Subject::Floor, Subject::Pushline];
     let subjects = rounds::present(programs, &ours, rounds::serves(transport, readers));
     let crowd = scale.crowd(transport, readers);
     let mut stands = rounds::start(programs, &subjects, &shape(readers), &crowd, finding)?;
-    let order = Order::single(scale.groups());
+    let order = Order::single(scale.groups_of(readers));
     let taken = rounds::run(&mut stands, Some(WARM_UP), &[order], scale.rounds(), finding)?;
     let all: Vec<&Series> = taken.iter().collect();
     rounds::tell_costs(finding, &title, &all);
