@@ -4,13 +4,12 @@
 //! and time, `domain` what a channel server is, `proto` bytes to values and back; the last two know no I/O, clocks, each other.
 //!
 //! A message: `edge::conn` (reads the POST) -> `edge::route` -> `edge::publish` -> `runtime::worker` (-> `mailbox`) ->
-//! `domain::home`, `domain::history` (its place; on a `domain::shelf` where nobody reads) -> `domain::feed`,
-//! `domain::lane` (framed once, by `runtime::framing`) -> `runtime::fanout` -> `runtime::sendring`. A connection:
-//! `runtime::server` -> `runtime::accept` -> `edge::site` -> `edge::opening` (a stream whose request is there, at once),
-//! else `edge::conn` (a task reads requests with `proto::http`) -> `edge::route` (which handler) -> `edge::stream`,
-//! `edge::websocket` or `edge::read` -> `runtime::conns` (held: an entry without a task) -> `runtime::holder` (its
-//! input), `runtime::sweep` (its time) -> `runtime::close` (why it ended). By TLS it begins with `runtime::handshakes`,
-//! and its bytes go through `runtime::tls` on their way in and out.
+//! `domain::home`, `domain::history` (its place; unread: on a `domain::shelf`) -> `domain::feed`, `domain::lane` (framed once,
+//! by `runtime::framing`) -> `runtime::fanout` -> `runtime::sendring`. A connection: `runtime::server` -> `runtime::accept` ->
+//! `edge::site` -> `edge::opening` (a stream whose request is there, at once), else `edge::conn` (a task reads requests with
+//! `proto::http`) -> `edge::route` (which handler) -> `edge::stream`, `edge::websocket` or `edge::read` -> `runtime::conns`
+//! (held: an entry without a task) -> `runtime::holder` (its input), `runtime::sweep` (its time) -> `runtime::close` (why it
+//! ended). By TLS it begins with `runtime::handshakes`, and its bytes go through `runtime::tls` on their way in and out.
 //!
 //! Absent by design: a task, timer or buffer for a connection that waits; state of channels or connections that workers
 //! share; a queue for each reader; persistence.
