@@ -80,6 +80,9 @@ test('EventSource: cut in the stream, it reconnects by itself with Last-Event-ID
     }
     seen = id;
   }
+  // The last one was not cut.
+  assert.equal(events.findLast(e => e[0] === '$open')[2], ids.at(-1));
+  for (const id of ids) assert.ok(events.some(e => e[2] === id), `the page has seen ${id}`);
 });
 
 test('EventSource: a gap is told after a reconnect', options, async t => {
