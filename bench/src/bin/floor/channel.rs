@@ -75,6 +75,7 @@ impl Channel {
     }
 
     fn can_answers(&mut self) {
+        self.canned = Some(self.published);
         self.tag = format!("\"{}\"", self.published);
         let etag = format!("ETag: {}\r\n", self.tag);
         self.unchanged = format!("HTTP/1.1 304 Not Modified\r\n{etag}\r\n").into_bytes();
@@ -87,7 +88,6 @@ impl Channel {
         self.polled = true;
         if self.canned != Some(self.published) {
             self.can_answers();
-            self.canned = Some(self.published);
         }
         let same = http::field(head, "if-none-match").is_some_and(|tag| tag == self.tag);
         if same { &self.unchanged } else { &self.changed }
