@@ -367,10 +367,12 @@ mod tests {
 
     fn joined(history: &mut History) -> Feed {
         let mut feed = Feed::new(Name::parse("a").expect("a name"));
-        let page =
-            history.read(&Name::parse("a").expect("a name"), From::Newest(100), ALL, BOUNDS.history, 0);
-        feed.on_joined(page, BOUNDS, &mut frame);
+        feed.on_joined(newest(history), BOUNDS, &mut frame);
         feed
+    }
+
+    fn newest(history: &mut History) -> Page {
+        history.read(&Name::parse("a").expect("a name"), From::Newest(100), ALL, BOUNDS.history, 0)
     }
 
     #[test]
@@ -421,11 +423,7 @@ mod tests {
         message(&mut history, "2", None);
         let third = message(&mut history, "3", None);
         assert_eq!(feed.on_message(third, BOUNDS, &mut frame), Arrival::Hole);
-        feed.on_joined(
-            history.read(&Name::parse("a").expect("a name"), From::Newest(100), ALL, BOUNDS.history, 0),
-            BOUNDS,
-            &mut frame,
-        );
+        feed.on_joined(newest(&mut history), BOUNDS, &mut frame);
         assert_eq!(feed.lanes[0].bytes_after(0), b"1\n2\n3\n");
     }
 

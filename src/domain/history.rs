@@ -161,6 +161,7 @@ impl History {
         let (Some(kind), Ok(event_bytes)) =
             (draft.body.kind(), draft.event.as_ref().map(|event| u8::try_from(event.len())).transpose())
         else {
+            // No draft is a deletion, and event names are shorter.
             return self.append(channel, draft, bounds, now_ms).cursor;
         };
         let (ts_ms, ends_ms) = self.next_place(draft.ttl_seconds, bounds, now_ms);
@@ -183,6 +184,7 @@ impl History {
         (ts_ms, own_ms.map(|own| ts_ms + own))
     }
 
+    /// Keeps what was placed at the head, in the form that it is given, unless its TTL is 0.
     fn keep(
         &mut self,
         ttl_seconds: Option<u32>,

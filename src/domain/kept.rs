@@ -46,7 +46,7 @@ impl Kept {
             Form::Shelved { place, kind, event_bytes } => (*place, *kind, *event_bytes),
         };
         let bytes = shelf.get(place, self.bytes as usize);
-        let (event, body) = bytes.split_at(event_bytes.map_or(0, usize::from));
+        let (event, body) = bytes.split_at_checked(event_bytes.map_or(0, usize::from)).unwrap_or_default();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into();
         Arc::new(Message {
             channel: name.clone(),

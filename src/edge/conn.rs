@@ -373,6 +373,7 @@ impl Conn {
         let mut content = Vec::new();
         let mut decoder =
             BodyDecoder::new(call.request.body, bytes_max as u64).map_err(BodyFailed::Refused)?;
+        // All of it is there, and nothing behind it: no copy.
         if !self.input.is_empty() && call.request.body == BodyLength::Length(self.input.len() as u64) {
             return Ok(std::mem::take(&mut self.input));
         }

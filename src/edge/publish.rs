@@ -418,9 +418,9 @@ async fn reserve(worker: &Rc<Worker>, name: &Name, key: &Key) -> Result<Known, R
     Err(Refused::Key(PublishRefusal::InFlight))
 }
 
-/// Publishes what a batch line or a frame says. `before`: the channel of what was published before it, which is often the same.
-/// `over_quota`: why a message of so many bytes may not be published just now;
-/// asked last, so that what is refused anyway takes nothing of anybody's.
+/// Publishes what a batch line or a frame says. `before`: the channel of what was published before it, often the same.
+/// `over_quota`: why a message of so many bytes may not be published just now; asked last, so that what is refused anyway
+/// takes nothing of anybody's.
 ///
 /// # Errors
 /// The code and the words for it.
