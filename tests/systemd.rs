@@ -238,8 +238,13 @@ fn workers_share_a_passed_socket() {
         }));
     }
     threads.into_iter().for_each(|thread| thread.join().expect("all were answered"));
-    let lines = server.log().into_iter().filter(|line| message_of(line).as_deref() == Some("closed"));
-    let workers: std::collections::HashSet<_> = lines.filter_map(|line| field(&line, "worker")).collect();
+    let ended = until("their ends are in the log", || {
+        let mut lines = server.log();
+        lines.retain(|line| message_of(line).as_deref() == Some("closed"));
+        (lines.len() >= 400).then_some(lines)
+    });
+    let workers: std::collections::HashSet<_> =
+        ended.iter().filter_map(|line| field(line, "worker")).collect();
     assert!(workers.len() > 1, "all by {workers:?}");
 }
 

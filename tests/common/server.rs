@@ -157,7 +157,7 @@ impl Server {
         });
     }
 
-    /// Waits for its end: the exit code, or 128 + the signal that ended it.
+    /// Waits for its end and for all that it said: the exit code, or 128 + the signal that ended it.
     ///
     /// # Panics
     /// When the deadline passes first.
@@ -165,6 +165,7 @@ impl Server {
         self.end_expected = true;
         let status = wait_child(&mut self.child)
             .unwrap_or_else(|| panic!("the server did not end; it said:\n{}", self.log.tail()));
+        self.log.wait(|_| false);
         status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
     }
 
