@@ -61,6 +61,7 @@ pub mod domain {
     pub mod kept;
     pub mod lane;
     pub mod message;
+    pub mod page;
     pub mod rests;
     pub mod shelf;
 }

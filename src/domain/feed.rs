@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use super::channel::Name;
 use super::cursor::Cursor;
-use super::history::{Bounds, From, Page, PageMax, take_page};
+use super::history::Bounds;
 use super::lane::{Encoding, Lane, Reader, Standing};
 use super::message::{Body, Message};
+use super::page::{From, Page, PageMax, page_len};
 
 /// How a feed stands to its channel's home.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -233,8 +234,9 @@ impl Feed {
             }
         };
         let first = self.recent.partition_point(|message| message.cursor.seq <= after);
-        let alive = self.recent.range(first..).filter(|message| !message.has_ended(now_ms));
-        let (messages, more) = take_page(alive.map(shared), max);
+        let alive = || self.recent.range(first..).filter(|message| !message.has_ended(now_ms));
+        let (count, more) = page_len(alive().map(|message| message.cost_bytes()), max);
+        let messages: Vec<Arc<Message>> = alive().take(count).map(Arc::clone).collect();
         let next = match messages.last() {
             Some(last) if more => last.cursor.seq,
             _ => self.head,
@@ -249,7 +251,9 @@ impl Feed {
             return None;
         }
         let first = self.recent.partition_point(|message| message.cursor.seq <= seq);
-        let (messages, more) = take_page(self.recent.range(first..).map(shared), max);
+        let live = self.recent.range(first..);
+        let (count, more) = page_len(live.clone().map(|message| message.cost_bytes()), max);
+        let messages: Vec<Arc<Message>> = live.take(count).map(Arc::clone).collect();
         let next = match messages.last() {
             Some(last) if more => last.cursor.seq,
             _ => self.head,
@@ -321,11 +325,6 @@ impl Feed {
             lane.shrink(bounds.bytes);
         }
     }
-}
-
-/// A message for a page: what it costs, and how it is had.
-fn shared(message: &Arc<Message>) -> (usize, impl FnOnce() -> Arc<Message>) {
-    (message.cost_bytes(), || Arc::clone(message))
 }
 
 #[cfg(test)]

@@ -1,17 +1,19 @@
 //! One channel's order and history: gives each message its place, keeps the recent ones, answers "what came after".
 //! Owns the rule of gaps: a message that left for any reason but its own TTL raises the `floor`; a position below the
 //! floor has missed something. Bounded by messages, bytes (the newest message is kept whatever its size) and age.
-//! A message that somebody reads is shared with the feeds that it goes to; what nobody reads lies on a shelf, and is made a
-//! message when it is asked for. Never reads a clock.
+//! A message that somebody reads is shared with the feeds that it goes to; what nobody reads lies on a shelf until it is
+//! asked for, and is shared from then on. Never reads a clock.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::channel::Name;
 use super::cursor::Cursor;
 use super::kept::{Form, Kept};
 use super::message::{Body, Draft, Message, OVERHEAD_BYTES};
-use super::shelf::Shelf;
+use super::page::{From, Page, PageMax, page_len};
+use super::shelf::{self, Shelf};
 
 /// What one channel may keep.
 #[derive(Debug, Clone, Copy)]
@@ -19,37 +21,6 @@ pub struct Bounds {
     pub messages: usize,
     pub bytes: usize,
     pub age_ms: u64,
-}
-
-/// Where a reader wants to begin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum From {
-    /// After the head: only what is yet to come.
-    Now,
-    /// So many messages before the head, or what there is of them.
-    Newest(usize),
-    After(Cursor),
-}
-
-/// How much one page may hold; at least one message is given if there is one.
-#[derive(Debug, Clone, Copy)]
-pub struct PageMax {
-    pub messages: usize,
-    pub bytes: usize,
-}
-
-/// A stretch of a channel's order.
-#[derive(Debug, Clone)]
-pub struct Page {
-    pub incarnation: u64,
-    /// The position just before the first message of the page.
-    pub after: u64,
-    pub messages: Vec<Arc<Message>>,
-    /// The position just after the page; equal to `head` when nothing more is held.
-    pub next: u64,
-    pub head: u64,
-    /// Messages between the position asked for and `after` are lost.
-    pub gap: bool,
 }
 
 /// All that is left of a forgotten channel.
@@ -158,14 +129,17 @@ impl History {
 
     /// The same where nobody reads the channel.
     pub fn append_unread(&mut self, channel: &Name, draft: Draft, bounds: Bounds, now_ms: u64) -> Cursor {
-        let (Some(kind), Ok(event_bytes)) =
-            (draft.body.kind(), draft.event.as_ref().map(|event| u8::try_from(event.len())).transpose())
-        else {
+        let bytes = draft.content_bytes();
+        let (Some(kind), Ok(event_bytes), true) = (
+            draft.body.kind(),
+            draft.event.as_ref().map(|event| u8::try_from(event.len())).transpose(),
+            bytes <= shelf::MESSAGE_BYTES_MAX,
+        ) else {
             // No draft is a deletion, and event names are shorter.
             return self.append(channel, draft, bounds, now_ms).cursor;
         };
         let (ts_ms, ends_ms) = self.next_place(draft.ttl_seconds, bounds, now_ms);
-        self.keep(draft.ttl_seconds, ts_ms, ends_ms, draft.content_bytes(), |shelf| {
+        self.keep(draft.ttl_seconds, ts_ms, ends_ms, bytes, |shelf| {
             let event = draft.event.as_deref().unwrap_or_default().as_bytes();
             Form::Shelved { place: shelf.put(event, draft.body.bytes()), kind, event_bytes }
         });
@@ -322,33 +296,34 @@ impl History {
             }
         };
         let first = self.kept.partition_point(|kept| kept.seq <= after);
-        let messages = self
-            .kept
-            .range(first..)
-            .map(|kept| (kept.cost_bytes(), || kept.message(&self.shelf, name, self.incarnation)));
-        let (messages, more) = take_page(messages, max);
+        let (count, more) = page_len(self.kept.range(first..).map(Kept::cost_bytes), max);
+        let messages = self.share(name, first..first + count);
         let next = match messages.last() {
             Some(last) if more => last.cursor.seq,
             _ => self.head,
         };
         Page { incarnation: self.incarnation, after, messages, next, head: self.head, gap }
     }
-}
 
-/// As many messages as `max` allows, each by what it costs and how it is had, and whether more follow.
-pub fn take_page<F: FnOnce() -> Arc<Message>>(
-    messages: impl Iterator<Item = (usize, F)>,
-    max: PageMax,
-) -> (Vec<Arc<Message>>, bool) {
-    let (mut page, mut bytes) = (Vec::new(), 0usize);
-    for (cost_bytes, message) in messages {
-        bytes = bytes.saturating_add(cost_bytes);
-        if !page.is_empty() && (page.len() >= max.messages || bytes > max.bytes) {
-            return (page, true);
-        }
-        page.push(message());
+    /// The newest of what is held that `max` allows, if only the very newest does: none, if that one is too large.
+    pub fn read_newest(&mut self, name: &Name, max: PageMax, bounds: Bounds, now_ms: u64) -> Page {
+        self.trim(bounds, now_ms);
+        let mut left = max.bytes;
+        let fits = |kept: &&Kept| left.checked_sub(kept.cost_bytes()).inspect(|rest| left = *rest).is_some();
+        let count = self.kept.iter().rev().take(max.messages).take_while(fits).count();
+        let messages = self.share(name, self.kept.len() - count..self.kept.len());
+        let after = messages.first().map_or(self.head, |first| first.cursor.seq - 1);
+        let (next, head) = (self.head, self.head);
+        Page { incarnation: self.incarnation, after, messages, next, head, gap: false }
     }
-    (page, false)
+
+    /// Kept messages of the channel `name`, for readers, with whom history shares them from now on.
+    fn share(&mut self, name: &Name, which: Range<usize>) -> Vec<Arc<Message>> {
+        let share = |kept: &mut Kept| kept.share(&mut self.shelf, name, self.incarnation);
+        let messages = self.kept.range_mut(which).map(share).collect();
+        self.tidy_shelf();
+        messages
+    }
 }
 
 #[cfg(test)]
@@ -384,6 +359,38 @@ mod tests {
 
     fn after(seq: u64) -> From {
         From::After(Cursor { incarnation: 7, seq })
+    }
+
+    #[test]
+    fn what_is_read_leaves_the_shelf_and_is_shared() {
+        const LARGE: Bounds = Bounds { messages: 1_000, ..BOUNDS };
+        let mut history = History::new(7);
+        for number in 0..100 {
+            add(&mut history, false, draft(&format!("{number:01000}"), None), LARGE, 0);
+        }
+        let unread = |history: &History| {
+            history.kept.iter().filter(|kept| matches!(kept.form, Form::Shelved { .. })).count()
+        };
+        let few = PageMax { messages: 100, bytes: 10 * (OVERHEAD_BYTES + 1_000) };
+        let newest = history.read_newest(&name(), few, LARGE, 0);
+        assert_eq!(
+            (newest.after, newest.messages.len(), unread(&history)),
+            (90, 10, 90),
+            "no more than asked for"
+        );
+        let page = history.read(&name(), after(95), ALL, LARGE, 0);
+        for (one, other) in page.messages.iter().zip(&newest.messages[5..]) {
+            assert!(Arc::ptr_eq(one, other), "one message for all that read it");
+        }
+        let page = history.read(&name(), after(0), ALL, LARGE, 0);
+        let texts: Vec<String> = (0..100).map(|number| format!("{number:01000}")).collect();
+        assert_eq!(seen(&page).0, texts);
+        assert_eq!((unread(&history), history.shelf.slack_bytes()), (0, 0), "and nothing is left there");
+        add(&mut history, false, draft(&"x".repeat(shelf::MESSAGE_BYTES_MAX + 1), None), LARGE, 0);
+        assert_eq!(unread(&history), 0, "what is large is not put there");
+        let none = PageMax { messages: 100, bytes: 1_000 };
+        let newest = history.read_newest(&name(), none, LARGE, 0);
+        assert_eq!((newest.after, newest.messages.len(), newest.gap), (101, 0, false), "what is too large");
     }
 
     #[test]

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use super::channel::Name;
 use super::channels::{Channel, Channels, Room};
 use super::cursor::Cursor;
-use super::history::{Bounds, From, History, Page, PageMax};
+use super::history::{Bounds, History};
 use super::idempotency::{Key, Keys, Known};
 use super::message::{Draft, Message};
+use super::page::{From, Page, PageMax};
 
 pub use super::channels::{Look, WorkerIndex};
 
@@ -183,16 +184,7 @@ impl Home {
             }
         }
         let (bounds, name) = (self.bounds.channel, channel.name.clone());
-        self.channels.with_history(slot, |history| {
-            let newest = history.read(
-                &name,
-                From::Newest(max.messages),
-                PageMax { messages: max.messages, bytes: usize::MAX },
-                bounds,
-                now_ms,
-            );
-            shorten_to(newest, max.bytes)
-        })
+        self.channels.with_history(slot, |history| history.read_newest(&name, max, bounds, now_ms))
     }
 
     pub fn leave(&mut self, name: &Name, worker: WorkerIndex, now_ms: u64) {
@@ -350,19 +342,6 @@ fn tell(
             *lost = !deliver(*worker, message);
         }
     }
-}
-
-/// Drops messages from the front of a page until the rest fits.
-fn shorten_to(mut page: Page, bytes_max: usize) -> Page {
-    let mut bytes: usize = page.messages.iter().map(|message| message.cost_bytes()).sum();
-    let mut drop = 0;
-    while bytes > bytes_max && drop < page.messages.len() {
-        bytes -= page.messages[drop].cost_bytes();
-        page.after = page.messages[drop].cursor.seq;
-        drop += 1;
-    }
-    page.messages.drain(..drop);
-    page
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ pub struct Kept {
 
 #[derive(Debug)]
 pub enum Form {
-    /// Read by somebody when it came.
+    /// Read by somebody, when it came or later.
     Shared(Arc<Message>),
     /// Its event name, of so many bytes, and its body.
     Shelved { place: Place, kind: Kind, event_bytes: Option<u8> },
@@ -39,8 +39,8 @@ impl Kept {
         self.ends_ms <= now_ms
     }
 
-    /// The message, of the channel `name` in this incarnation.
-    pub fn message(&self, shelf: &Shelf, name: &Name, incarnation: u64) -> Arc<Message> {
+    /// The message, of the channel `name` in this incarnation. What was on the shelf goes from there.
+    pub fn share(&mut self, shelf: &mut Shelf, name: &Name, incarnation: u64) -> Arc<Message> {
         let (place, kind, event_bytes) = match &self.form {
             Form::Shared(message) => return Arc::clone(message),
             Form::Shelved { place, kind, event_bytes } => (*place, *kind, *event_bytes),
@@ -48,7 +48,7 @@ impl Kept {
         let bytes = shelf.get(place, self.bytes as usize);
         let (event, body) = bytes.split_at_checked(event_bytes.map_or(0, usize::from)).unwrap_or_default();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into();
-        Arc::new(Message {
+        let message = Arc::new(Message {
             channel: name.clone(),
             cursor: Cursor { incarnation, seq: self.seq },
             ts_ms: self.ts_ms,
@@ -59,7 +59,10 @@ impl Kept {
                 Kind::Binary => Body::Binary(body.into()),
             },
             ends_ms: Some(self.ends_ms).filter(|&ends| ends != u64::MAX),
-        })
+        });
+        shelf.forget(place, self.bytes as usize);
+        self.form = Form::Shared(Arc::clone(&message));
+        message
     }
 
     /// It goes, and what it has on the shelf with it.

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use crate::domain::channel::Name;
 use crate::domain::feed::Link;
-use crate::domain::history::{From, Page, PageMax};
+use crate::domain::page::{From, Page, PageMax};
 use crate::runtime::feeds::{LEASE_MS, Place};
 use crate::runtime::mail::{Answer, Ask};
 use crate::runtime::post::Overloaded;

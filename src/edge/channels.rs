@@ -2,7 +2,7 @@
 
 use crate::domain::channel::{CHANNELS_PER_REQUEST_MAX, Name};
 use crate::domain::cursor::{Cursor, parse_joined};
-use crate::domain::history::From;
+use crate::domain::page::From;
 use crate::proto::http::error::HttpError;
 use crate::proto::http::target::Query;
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use crate::domain::channel::Name;
 use crate::domain::cursor::Cursor;
-use crate::domain::history::From;
+use crate::domain::page::From;
 use crate::proto::http::body::BodyDecoder;
 use crate::proto::http::date::format_imf_date;
 use crate::proto::http::error::HttpError;
@@ -370,35 +370,63 @@ impl Conn {
         call: &Call<'_>,
         bytes_max: usize,
     ) -> Result<Vec<u8>, BodyFailed> {
-        let mut content = Vec::new();
         let mut decoder =
             BodyDecoder::new(call.request.body, bytes_max as u64).map_err(BodyFailed::Refused)?;
-        // All of it is there, and nothing behind it: no copy.
-        if !self.input.is_empty() && call.request.body == BodyLength::Length(self.input.len() as u64) {
-            return Ok(std::mem::take(&mut self.input));
-        }
         if call.request.expect_continue && self.input.is_empty() && !decoder.is_done() {
             self.out.extend_from_slice(CONTINUE);
         }
         let until = Instant::now() + self.site.settings().timeouts.body;
+        if let BodyLength::Length(bytes) = call.request.body
+            && self.input.len() as u64 <= bytes
+        {
+            return self.read_into_place(bytes as usize, until).await;
+        }
+        let mut content = Vec::new();
         loop {
             let used = decoder.decode(&self.input, &mut content).map_err(BodyFailed::Refused)?;
             self.input.drain(..used);
             if decoder.is_done() {
                 return Ok(content);
             }
-            self.flush().await.map_err(|Lost| BodyFailed::Gone)?;
-            let left = until.saturating_duration_since(Instant::now());
-            (self.stream.awaits, self.stream.beside_bytes) = (Awaits::Body, content.capacity());
-            let read = self.stream.read(&mut self.input, left).await;
-            (self.stream.awaits, self.stream.beside_bytes) = (Awaits::Head, 0);
-            match read {
-                Ok(()) => {}
-                Err(StreamError::Late) => return Err(BodyFailed::Late),
-                Err(StreamError::Full) => return Err(BodyFailed::Full),
-                Err(StreamError::Eof | StreamError::Broken) => return Err(BodyFailed::Gone),
-            }
+            let mut input = std::mem::take(&mut self.input);
+            let read = self.read_more(&mut input, content.capacity(), until).await;
+            self.input = input;
+            read?;
         }
+    }
+
+    /// Reads content of a known length, of which what has come is the beginning: without a copy of it.
+    async fn read_into_place(&mut self, bytes: usize, until: Instant) -> Result<Vec<u8>, BodyFailed> {
+        let mut content = std::mem::take(&mut self.input);
+        while content.len() < bytes {
+            self.stream.wanted = bytes - content.len();
+            let read = self.read_more(&mut content, 0, until).await;
+            self.stream.wanted = usize::MAX;
+            read?;
+        }
+        if content.len() > bytes {
+            self.input = content.split_off(bytes);
+        }
+        Ok(content)
+    }
+
+    /// Waits for more of a body, of which so many bytes are held elsewhere.
+    async fn read_more(
+        &mut self,
+        buffer: &mut Vec<u8>,
+        beside_bytes: usize,
+        until: Instant,
+    ) -> Result<(), BodyFailed> {
+        self.flush().await.map_err(|Lost| BodyFailed::Gone)?;
+        let left = until.saturating_duration_since(Instant::now());
+        (self.stream.awaits, self.stream.beside_bytes) = (Awaits::Body, beside_bytes);
+        let read = self.stream.read(buffer, left).await;
+        (self.stream.awaits, self.stream.beside_bytes) = (Awaits::Head, 0);
+        read.map_err(|error| match error {
+            StreamError::Late => BodyFailed::Late,
+            StreamError::Full => BodyFailed::Full,
+            StreamError::Eof | StreamError::Broken => BodyFailed::Gone,
+        })
     }
 
     /// Counts a poll that is to be held; the answer where it may not be.

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use crate::domain::auth::Act;
 use crate::domain::channel::Name;
-use crate::domain::history::From;
+use crate::domain::page::From;
 use crate::proto::http::fields::Accept;
 use crate::proto::http::head::HeadScanner;
 use crate::proto::http::request::{FieldSlots, Method, Request, Upgrade, Version, parse};

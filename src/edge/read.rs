@@ -12,8 +12,8 @@ use sha1::{Digest, Sha1};
 
 use crate::domain::channel::Name;
 use crate::domain::cursor::Cursor;
-use crate::domain::history::{From, Page, PageMax};
 use crate::domain::lane::Encoding;
+use crate::domain::page::{From, Page, PageMax};
 use crate::proto::http::fields::{if_none_match, prefer_wait};
 use crate::proto::http::request::{Method, Request, Version};
 use crate::proto::http::response::ResponseWriter;
@@ -28,6 +28,7 @@ use crate::runtime::post::Overloaded;
 use crate::runtime::quotas::Limited;
 use crate::runtime::state::{Socket, State};
 use crate::runtime::stats::Refusal;
+use crate::runtime::tally::{Tally, Weight};
 use crate::runtime::worker::Worker;
 
 use super::answer::{Answer, Content, Manner, VARY_READ};
@@ -40,6 +41,8 @@ use super::publish::with_retry_after;
 const REMEMBERED_MAX: usize = 1_024;
 /// Larger answers are made anew each time: with the number above, what is remembered stays within 16 MiB.
 const REMEMBERED_BYTES_MAX: usize = 16 * 1_024;
+/// What remembering one takes beside its body and target.
+const REMEMBERED_BYTES: usize = 512;
 
 /// Messages in one answer, in bytes as they are kept; one message of each channel always fits.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
@@ -55,8 +58,10 @@ pub struct PollRequest {
 }
 
 /// Short polls that were answered, to be answered again as long as nothing has changed.
-#[derive(Default)]
-pub struct Remembered(RefCell<HashMap<Box<str>, Rc<ShortAnswer>, RandomState>>);
+pub struct Remembered {
+    answers: RefCell<HashMap<Box<str>, Rc<ShortAnswer>, RandomState>>,
+    tally: Tally,
+}
 
 /// A channel of another worker that is polled so soon again gets a feed here, to answer from.
 const HOT_MS: u64 = 1_000;
@@ -70,12 +75,18 @@ struct ShortAnswer {
     made_ms: u64,
     /// Something in it ends then.
     until_ms: u64,
+    weight: Weight,
 }
 
 impl Remembered {
+    /// Counts what it holds in `tally`.
+    pub fn new(tally: &Tally) -> Self {
+        Self { answers: RefCell::default(), tally: tally.clone() }
+    }
+
     /// The answer to the poll at `target`, if it was given before and still holds.
     pub fn get(&self, worker: &Rc<Worker>, target: &str, request: &Request<'_>) -> Option<Answer> {
-        let remembered = self.0.borrow().get(target).cloned()?;
+        let remembered = Rc::clone(self.answers.borrow().get(target)?);
         ask::read_mail(worker);
         let holds = worker.with(|state| {
             let now_ms = state.node.clock.now_ms();
@@ -88,21 +99,26 @@ impl Remembered {
                 && remembered.heads.iter().all(|(name, head)| state.known_head(name) == Some(*head))
         });
         if !holds {
-            self.0.borrow_mut().remove(target);
+            self.answers.borrow_mut().remove(target);
             return None;
         }
         Some(short_answer(worker, &remembered, request))
     }
 
     fn put(&self, target: &str, answer: Rc<ShortAnswer>) {
-        if answer.body.len() + target.len() > REMEMBERED_BYTES_MAX {
+        if answer.weight.bytes() > REMEMBERED_BYTES_MAX {
             return;
         }
-        let mut remembered = self.0.borrow_mut();
-        if remembered.len() >= REMEMBERED_MAX {
-            remembered.clear();
+        let mut answers = self.answers.borrow_mut();
+        if answers.len() >= REMEMBERED_MAX {
+            answers.clear();
         }
-        remembered.insert(target.into(), answer);
+        answers.insert(target.into(), answer);
+    }
+
+    /// Memory is tight: all are made anew.
+    pub fn forget(&self) {
+        *self.answers.borrow_mut() = HashMap::default();
     }
 }
 
@@ -196,8 +212,12 @@ async fn short_poll(
         Ok(pages) => pages,
         Err(Overloaded) => return overloaded(worker),
     };
-    let mut body = Vec::with_capacity(256);
+    let mut body = Vec::new();
     write_body(&mut body, &mut pages, poll.has_cursor.then_some(poll.limit as usize));
+    if body.len() < REMEMBERED_BYTES_MAX && body.capacity() > body.len() * 2 {
+        body.shrink_to_fit();
+    }
+    let weight = remembered.tally.weigh(REMEMBERED_BYTES + body.capacity() + target.len());
     let digest = Sha1::digest(&body);
     let etag = format!("\"{}\"", URL_SAFE_NO_PAD.encode(&digest[..12]));
     let answer = worker.with(|state| {
@@ -214,6 +234,7 @@ async fn short_poll(
             messages: pages.iter().map(|(_, page)| page.messages.len() as u64).sum(),
             body: Rc::new(body),
             etag,
+            weight,
         }
     });
     let answer = Rc::new(answer);
@@ -305,7 +326,7 @@ fn found(pages: &mut [(Name, Page)], limit: u32, wait_s: u64) -> Option<Answer> 
     if pages.iter().all(|(_, page)| !page.gap && page.messages.is_empty()) {
         return None;
     }
-    let mut body = Vec::with_capacity(256);
+    let mut body = Vec::new();
     write_body(&mut body, pages, Some(limit as usize));
     let cursor = String::from_utf8_lossy(cursor_of(&body)).into_owned();
     let content = Content::Of("application/json", Rc::new(body));

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use crate::domain::auth::{Act, Bearer, Proof};
 use crate::domain::channel::Name;
-use crate::domain::history::From;
 use crate::domain::lane::Encoding;
+use crate::domain::page::From;
 use crate::proto::envelope::{self, Seq};
 use crate::proto::json;
 use crate::proto::refusal::{ErrorCode, Refusal};

@@ -37,12 +37,9 @@ pub struct Site {
 
 impl Site {
     pub fn new(node: &Arc<Node>, auth: &Arc<Auth>) -> Self {
-        Self {
-            node: Arc::clone(node),
-            gate: Gate::new(&node.settings),
-            doorman: Doorman::new(auth, !node.settings.auth.is_configured(), &node.memory),
-            remembered: Remembered::default(),
-        }
+        let doorman = Doorman::new(auth, !node.settings.auth.is_configured(), &node.memory);
+        let remembered = Remembered::new(doorman.tally());
+        Self { node: Arc::clone(node), gate: Gate::new(&node.settings), doorman, remembered }
     }
 
     pub(super) fn settings(&self) -> &Settings {
@@ -57,6 +54,7 @@ impl Edge for Site {
 
     fn forget(&self, worker: &Rc<Worker>) {
         self.doorman.forget();
+        self.remembered.forget();
         if worker.with(|state| state.index) == 0 {
             let now_s = self.node.clock.now_ms() / 1_000;
             self.doorman.auth().tickets.give_back(&self.node.memory, now_s);

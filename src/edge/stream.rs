@@ -5,8 +5,8 @@ use std::rc::Rc;
 
 use crate::domain::channel::Name;
 use crate::domain::cursor::Cursor;
-use crate::domain::history::From;
 use crate::domain::lane::Encoding;
+use crate::domain::page::From;
 use crate::proto::http::date::format_imf_date;
 use crate::proto::http::response::ResponseWriter;
 use crate::proto::sse;

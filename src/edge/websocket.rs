@@ -6,8 +6,8 @@ use std::rc::Rc;
 
 use crate::domain::auth::{Act, Bearer, Proof};
 use crate::domain::channel::Name;
-use crate::domain::history::From;
 use crate::domain::lane::Encoding;
+use crate::domain::page::From;
 use crate::proto::envelope;
 use crate::proto::http::request::{Request, Upgrade};
 use crate::proto::http::target::Query;

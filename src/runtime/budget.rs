@@ -11,6 +11,7 @@ use super::entry::{ConnId, Entry, Kind};
 use super::host;
 use super::io;
 use super::memory::{Part, Pressure, Sums};
+use super::poll::Answered;
 use super::state::{Socket, State};
 use super::tally::Tally;
 use super::tasks::Awaits;
@@ -229,6 +230,7 @@ impl State {
                 + self.running_bytes()
                 + self.ledger.claims.bytes()
                 + letters
+                + self.poll_body.as_ref().map_or(0, Answered::cost_bytes)
                 + self.beside_bytes(),
             oldest_ms: self.home.oldest_ms().unwrap_or(u64::MAX),
         }
@@ -332,6 +334,7 @@ impl State {
             return false;
         }
         self.ledger.history_was_full = false;
+        self.poll_body = None;
         if self.node.memory.has_slack() {
             host::give_back_freed_memory();
         }
@@ -345,16 +348,21 @@ impl State {
     /// Corrects what is counted by what the kernel says that the process takes.
     fn ask_kernel(&self) {
         let memory = &self.node.memory;
-        let Some(bytes) = resident_bytes() else { return };
+        let Some(bytes) = host::resident_bytes() else { return };
         memory.correct(bytes);
         if !memory.has_slack() {
             return;
         }
         // Nobody is to be refused for what was freed and is only not given back yet.
         host::give_back_freed_memory();
-        memory.correct(resident_bytes().unwrap_or(bytes));
+        memory.correct(host::resident_bytes().unwrap_or(bytes));
         if memory.has_slack() && memory.asks_others() {
-            self.node.on_each_worker(|_| |_: &mut State| host::give_back_freed_memory());
+            self.node.on_each_worker(|_| {
+                |state: &mut State| {
+                    host::give_back_freed_memory();
+                    state.node.memory.has_given_back();
+                }
+            });
         }
     }
 
@@ -466,12 +474,4 @@ impl State {
 enum Holder {
     Conn(ConnId),
     Task(usize),
-}
-
-/// The process's own memory in the machine's; `None`: the kernel does not tell.
-fn resident_bytes() -> Option<usize> {
-    let text = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let mut pages = text.split_ascii_whitespace().skip(1).map_while(|word| word.parse::<usize>().ok());
-    let (resident, shared) = (pages.next()?, pages.next()?);
-    Some(resident.saturating_sub(shared) * host::page_bytes())
 }

@@ -1,8 +1,8 @@
 //! Readers whose position no lane holds: pages of the feed's recent messages, or of history, are put before them until
 //! they are level with a lane. Where history no longer holds the position either, the policy for the slow applies.
 
-use crate::domain::history::{From, Page, PageMax};
 use crate::domain::lane::{Encoding, Standing};
+use crate::domain::page::{From, Page, PageMax};
 
 use super::close::Reason;
 use super::entry::{ConnId, Sub};

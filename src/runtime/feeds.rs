@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use crate::domain::channel::Name;
 use crate::domain::feed::{Arrival, Feed, Link};
-use crate::domain::history::PageMax;
 use crate::domain::message::Message;
+use crate::domain::page::{Page, PageMax};
 
 use super::framing::frame;
 use super::mail::{Answer, Ask, Mail};
@@ -80,7 +80,7 @@ impl State {
         self.ask_surely(home, ask, Pending::Join(name));
     }
 
-    pub(super) fn on_joined(&mut self, name: &Name, page: Option<crate::domain::history::Page>) {
+    pub(super) fn on_joined(&mut self, name: &Name, page: Option<Page>) {
         let Some(&slot) = self.feeds_by_name.get(name) else { return };
         let bounds = self.feed_bounds();
         let Some(feed) = self.feeds.get_mut(slot) else { return };

@@ -1,4 +1,4 @@
-//! What a thread asks of the machine: a core of its own, no signals, open files.
+//! What a thread asks of the machine: a core of its own, no signals, open files, memory.
 //! Owns the system calls. Never decides how many workers there are, or what a signal means.
 #![allow(unsafe_code)]
 
@@ -47,6 +47,14 @@ unsafe extern "C" {
 pub fn give_back_freed_memory() {
     // SAFETY: it may be called at any time, by any thread, for its own heap.
     unsafe { mi_collect(true) };
+}
+
+/// The process's own memory in the machine's; `None`: the kernel does not tell.
+pub fn resident_bytes() -> Option<usize> {
+    let text = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let mut pages = text.split_ascii_whitespace().skip(1).map_while(|word| word.parse::<usize>().ok());
+    let (resident, shared) = (pages.next()?, pages.next()?);
+    Some(resident.saturating_sub(shared) * page_bytes())
 }
 
 /// Binds the calling thread to one core: the `index`th of those that this process may use, and

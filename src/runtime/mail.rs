@@ -4,10 +4,10 @@ use std::any::Any;
 use std::sync::Arc;
 
 use crate::domain::channel::Name;
-use crate::domain::history::{From, Page, PageMax};
 use crate::domain::home::{PublishRefusal, Published, WorkerIndex};
 use crate::domain::idempotency::{Key, Known};
 use crate::domain::message::{Draft, Message};
+use crate::domain::page::{From, Page, PageMax};
 
 use super::state::State;
 

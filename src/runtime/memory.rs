@@ -6,10 +6,10 @@
 //! sixteenth beyond all of it they are not even accepted. Each ends a sixteenth or more below where it began.
 //!
 //! What workers count is right to within allocators' and tasks' own needs, and counts a message twice that history and a
-//! feed share. So the sum is corrected by what the kernel says (`resident`), within bounds: memory that an allocator keeps
+//! feed share. What the process takes before it serves anybody is added to it. The sum is corrected by what the kernel says (`resident`), within bounds: memory that an allocator keeps
 //! to itself must not make a node refuse everybody.
 
-use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicIsize, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
 use super::tally::Tally;
 
@@ -99,6 +99,8 @@ pub struct Sums {
     pub history: usize,
     pub feeds: usize,
     pub others: usize,
+    /// The process as such, before it serves anybody.
+    pub base: usize,
     /// By how much the count is short, as the kernel told last; negative: how much is counted twice.
     pub correction: isize,
 }
@@ -106,7 +108,7 @@ pub struct Sums {
 impl Sums {
     /// What workers count.
     pub fn counted(&self) -> usize {
-        self.history + self.feeds + self.others
+        self.history + self.feeds + self.others + self.base
     }
 
     pub fn total(&self) -> usize {
@@ -131,6 +133,7 @@ pub struct Memory {
     /// `history.node_bytes`.
     history_bytes_max: usize,
     cells: Vec<Cell>,
+    base: AtomicUsize,
     correction: AtomicIsize,
     resident: AtomicUsize,
     pressure: AtomicU8,
@@ -138,8 +141,8 @@ pub struct Memory {
     over_ticks: AtomicU8,
     /// What history may take at most because the kernel tells of more than may be taken.
     history_cap: AtomicUsize,
-    /// All workers were asked in this tick to give back what they have freed.
-    others_asked: AtomicBool,
+    /// Workers that were asked to give back what they have freed, and have not done it yet.
+    asked: AtomicUsize,
     /// What no worker holds, but all together.
     beside: Tally,
 }
@@ -152,12 +155,13 @@ impl Memory {
             bytes_max,
             history_bytes_max,
             cells,
+            base: AtomicUsize::new(0),
             correction: AtomicIsize::new(0),
             resident: AtomicUsize::new(0),
             pressure: AtomicU8::new(0),
             over_ticks: AtomicU8::new(0),
             history_cap: AtomicUsize::new(usize::MAX),
-            others_asked: AtomicBool::new(false),
+            asked: AtomicUsize::new(0),
             beside: Tally::default(),
         }
     }
@@ -173,6 +177,11 @@ impl Memory {
     /// Where what no worker holds is counted.
     pub fn beside(&self) -> &Tally {
         &self.beside
+    }
+
+    /// All is made that serves, and nobody is served yet: so much is in use for as long as the process lives.
+    pub fn begin(&self, resident: usize) {
+        self.base.store(resident.saturating_sub(self.sums().counted()), Ordering::Relaxed);
     }
 
     /// A worker tells what it takes.
@@ -193,6 +202,7 @@ impl Memory {
             history: sum(|cell| &cell.history),
             feeds: sum(|cell| &cell.feeds),
             others: sum(|cell| &cell.others),
+            base: self.base.load(Ordering::Relaxed),
             correction: self.correction.load(Ordering::Relaxed),
         }
     }
@@ -249,9 +259,16 @@ impl Memory {
         resident > self.bytes_max / 2 && resident > self.sums().counted() + self.bytes_max / 16
     }
 
-    /// Whether all workers are to be asked to give back what they have freed: once in a tick.
+    /// Whether all workers are to be asked to give back what they have freed: where none still has to do it.
     pub fn asks_others(&self) -> bool {
-        !self.others_asked.swap(true, Ordering::Relaxed)
+        let (none, all) = (0, self.cells.len());
+        self.asked.compare_exchange(none, all, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    /// A worker has done it.
+    pub fn has_given_back(&self) {
+        // Asked anew in a tick, one may do it twice.
+        let _ = self.asked.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |asked| asked.checked_sub(1));
     }
 
     /// A tick has passed: all may be asked again, and a figure of the kernel that stays too large counts. History is less by
@@ -263,7 +280,7 @@ impl Memory {
         self.history_cap.store(history_cap, Ordering::Relaxed);
         let ticks = self.over_ticks.load(Ordering::Relaxed);
         self.over_ticks.store(if is_over { ticks.saturating_add(1) } else { 0 }, Ordering::Relaxed);
-        self.others_asked.store(false, Ordering::Relaxed);
+        self.asked.store(0, Ordering::Relaxed);
     }
 
     /// Whether so much has come or gone since the kernel was asked that it is to be asked again: what is not counted, or
@@ -274,14 +291,14 @@ impl Memory {
 
     /// What all history may take, beside what others take.
     pub fn history_max(&self, sums: &Sums) -> usize {
-        let taken = sums.others.saturating_add(sums.feeds).saturating_add_signed(sums.correction);
+        let taken = (sums.counted() - sums.history).saturating_add_signed(sums.correction);
         let cap = self.history_cap.load(Ordering::Relaxed).max(self.bytes_max / 16);
         self.left(taken).min(self.history_bytes_max).min(cap)
     }
 
     /// What all feeds may take. Together with history they have what others leave.
     pub fn feeds_max(&self, sums: &Sums) -> usize {
-        let taken = sums.others.saturating_add_signed(sums.correction.max(0));
+        let taken = (sums.others + sums.base).saturating_add_signed(sums.correction.max(0));
         (self.left(taken) / 2).min(self.history_bytes_max)
     }
 
@@ -397,6 +414,19 @@ mod tests {
             assert_eq!(memory.judge(&memory.sums()), (before, now), "{resident}");
             before = now;
         }
+    }
+
+    #[test]
+    fn what_the_process_takes_by_itself_is_beside_all_else() {
+        let memory = memory(part(0, 0, 1));
+        memory.begin(6 * MIB);
+        assert_eq!(memory.sums().counted(), 6 * MIB);
+        memory.tell(0, part(1, 0, 1));
+        memory.correct(30 * MIB);
+        let sums = memory.sums();
+        assert_eq!((sums.total(), sums.others), ((7 + 8) * MIB, MIB));
+        assert_eq!(memory.history_max(&sums), (24 - 6 - 8) * MIB);
+        assert_eq!(memory.feeds_max(&sums), (24 - 6 - 8) / 2 * MIB);
     }
 
     /// Down to what it has in any case, and not for longer than that.

@@ -5,7 +5,8 @@ use std::rc::Rc;
 
 use crate::domain::channel::Name;
 use crate::domain::cursor::{Cursor, write_joined};
-use crate::domain::history::{Page, PageMax};
+use crate::domain::message::Body;
+use crate::domain::page::{Page, PageMax};
 use crate::proto::envelope;
 use crate::proto::http::date::format_imf_date;
 use crate::proto::http::problem::Problem;
@@ -22,8 +23,11 @@ const EXPIRED: &str = "the token ended while the request waited; ask again with 
 const REVOKED: &str = "the token was taken back while the request waited; ask again with a new one";
 const FORBIDDEN: &str = "the right to read this channel was taken back while the request waited; ask again with a token that covers it";
 
+/// What a poll says of a message beside its content, and at its end of a channel.
+const BESIDE_CONTENT_BYTES: usize = 256;
+
 /// The last body that was written, for the next poll that waited at the same place.
-pub struct Body {
+pub struct Answered {
     feed: u32,
     incarnation: u64,
     from: u64,
@@ -33,9 +37,17 @@ pub struct Body {
     bytes: Rc<Vec<u8>>,
 }
 
+impl Answered {
+    /// The memory that it takes.
+    pub fn cost_bytes(&self) -> usize {
+        self.bytes.capacity()
+    }
+}
+
 /// Appends a poll's body: the messages of `pages`, oldest first over all channels, the joined cursor and the gaps. With
 /// a `limit`, pages are cut so that no more messages than that stand in it.
 pub fn write_body(out: &mut Vec<u8>, pages: &mut [(Name, Page)], limit: Option<usize>) {
+    out.reserve(body_bytes(pages, limit));
     envelope::write_poll_start(out);
     let mut taken = vec![0; pages.len()];
     for count in 0..limit.unwrap_or(usize::MAX) {
@@ -62,6 +74,20 @@ pub fn write_body(out: &mut Vec<u8>, pages: &mut [(Name, Page)], limit: Option<u
     write_joined(&mut cursor, pages.iter().map(|(_, page)| next_of(page)));
     let gaps: Vec<&str> = pages.iter().filter(|(_, page)| page.gap).map(|(name, _)| name.as_str()).collect();
     envelope::write_poll_end(out, &String::from_utf8(cursor).unwrap_or_default(), &gaps);
+}
+
+/// About as long as a poll's body becomes, or longer: a large one would else grow to up to twice its size.
+fn body_bytes(pages: &[(Name, Page)], limit: Option<usize>) -> usize {
+    let messages = || pages.iter().flat_map(|(_, page)| &page.messages);
+    let content_bytes = |body: &Body| match body {
+        Body::Binary(bytes) => bytes.len() / 3 * 4,
+        body => body.bytes().len() / 16 * 17,
+    };
+    let bytes: usize = messages().map(|message| BESIDE_CONTENT_BYTES + content_bytes(&message.body)).sum();
+    let (count, limit) = (messages().count(), limit.unwrap_or(usize::MAX));
+    // Of several channels together no more than `limit` stand in it.
+    let taken = if limit < count { bytes / count * limit } else { bytes };
+    taken + BESIDE_CONTENT_BYTES * pages.len()
 }
 
 /// The cursor just after a page.
@@ -110,14 +136,14 @@ impl State {
                 }
                 return;
             }
-            let mut bytes = Vec::with_capacity(256);
+            let mut bytes = Vec::new();
             write_body(&mut bytes, &mut pages, Some(limit as usize));
             let bytes = Rc::new(bytes);
             let messages = pages.iter().map(|(_, page)| page.messages.len() as u64).sum();
             if let ([sub], [(_, page)]) = (&subs[..], &pages[..])
                 && let Some(feed) = self.feeds.get(sub.feed)
             {
-                self.poll_body = Some(Body {
+                self.poll_body = Some(Answered {
                     feed: sub.feed,
                     incarnation: page.incarnation,
                     from: feed.lanes[usize::from(sub.lane)].readers[sub.index as usize].seq,

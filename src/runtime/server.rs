@@ -97,6 +97,7 @@ pub fn serve<E: Edge + 'static, B: FnOnce()>(
     };
     let threads = Threads::start(&node, &seed, mailboxes, make_edge)?;
     threads.all_have_come()?;
+    node.memory.begin(host::resident_bytes().unwrap_or(0));
     for socket in &mut sockets {
         let at = At::Unix(socket.path().into());
         socket.begin().map_err(|error| ServeError::Listen { at, error })?;

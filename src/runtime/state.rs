@@ -157,7 +157,7 @@ pub struct State {
     pub lingering: usize,
     /// The slots of connections whose socket takes no more, and since which tick.
     pub blocked: HashMap<u32, u32, RandomState>,
-    pub poll_body: Option<super::poll::Body>,
+    pub poll_body: Option<super::poll::Answered>,
     /// By slot: connections whose token is still to come.
     pub(super) waiting: HashMap<u32, Box<Waiting>, RandomState>,
     pub sweep_feed_at: u32,

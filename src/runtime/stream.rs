@@ -62,6 +62,8 @@ pub struct Stream {
     torn: bool,
     /// What its task holds beside what it reads into.
     pub beside_bytes: usize,
+    /// Bytes that are still to come of what is read, where that is known: room is made for no more.
+    pub wanted: usize,
     /// What is read next.
     pub awaits: Awaits,
     /// Where the worker remembers what the task holds.
@@ -84,6 +86,7 @@ impl Stream {
             filled: false,
             torn: false,
             beside_bytes: 0,
+            wanted: usize::MAX,
             awaits: Awaits::Head,
             place: None,
             work_bytes: 0,
@@ -146,7 +149,8 @@ impl Stream {
     /// # Errors
     /// [`StreamError`]; nothing that came is lost but for a broken connection.
     pub async fn read(&mut self, buffer: &mut Vec<u8>, deadline: Duration) -> Result<(), StreamError> {
-        let bytes = TASK_BYTES + self.beside_bytes + buffer.capacity().max(buffer.len() + growth(buffer));
+        let bytes =
+            TASK_BYTES + self.beside_bytes + buffer.capacity().max(buffer.len() + self.growth(buffer));
         self.weigh(self.awaits, bytes)?;
         let read = if self.socket.tls.is_some() {
             Box::pin(self.read_sealed(buffer, deadline)).await
@@ -239,17 +243,27 @@ impl Stream {
         self.go_on_working();
     }
 
+    /// By how much a buffer grows to be read into.
+    fn growth(&self, buffer: &Vec<u8>) -> usize {
+        let has_room = buffer.capacity() - buffer.len() >= self.wanted.min(512);
+        if has_room { 0 } else { buffer.len().max(2_048).min(self.wanted) }
+    }
+
     /// Reads what is there of a client that sends much at once, without a turn of the driver for each piece.
     fn read_at_once(&mut self, buffer: &mut Vec<u8>) -> bool {
         let before = buffer.len();
-        buffer.resize(before + FLOW_BYTES, 0);
+        let room = FLOW_BYTES.min(self.wanted);
+        if buffer.capacity() < before + room {
+            buffer.reserve_exact(before.max(room).min(self.wanted));
+        }
+        buffer.resize(before + room, 0);
         let got = match recv_nonblocking(self.socket.fd, &mut buffer[before..]) {
             RecvOutcome::Bytes(bytes) => bytes,
             // What else is the case, the read that waits is told.
             RecvOutcome::Empty | RecvOutcome::Eof | RecvOutcome::Failed(_) => 0,
         };
         buffer.truncate(before + got);
-        self.filled = got == FLOW_BYTES;
+        self.filled = got == room && got < self.wanted;
         got > 0
     }
 
@@ -259,7 +273,7 @@ impl Stream {
         left: Duration,
         draining: bool,
     ) -> Result<(), StreamError> {
-        buffer.reserve(growth(buffer));
+        buffer.reserve_exact(self.growth(buffer));
         let taken = std::mem::take(buffer);
         let (start, end) = (taken.len(), taken.capacity());
         let canceller = Canceller::new();
@@ -288,7 +302,7 @@ impl Stream {
                 Err(StreamError::Eof)
             }
             Ok(got) => {
-                self.filled = got == end - start;
+                self.filled = got == end - start && got < self.wanted;
                 Ok(())
             }
             Err(error) if error.raw_os_error() == Some(libc::ECANCELED) => Err(StreamError::Late),
@@ -431,11 +445,6 @@ impl Stream {
     pub fn fd(&self) -> RawFd {
         self.socket.fd
     }
-}
-
-/// By how much a buffer grows to be read into.
-fn growth(buffer: &Vec<u8>) -> usize {
-    if buffer.capacity() - buffer.len() < 512 { buffer.len().clamp(2_048, 65_536) } else { 0 }
 }
 
 impl Drop for Stream {

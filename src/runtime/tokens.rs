@@ -4,7 +4,7 @@
 
 use crate::domain::auth::{Bearer, Proof};
 use crate::domain::channel::Name;
-use crate::domain::history::From;
+use crate::domain::page::From;
 use crate::proto::refusal::ErrorCode;
 use crate::proto::{envelope, sse};
 

@@ -53,7 +53,7 @@ const ROUND_SENDS: usize = 48;
 pub trait Edge {
     /// Answers those requests at the start of what came on a held connection that need no waiting: appends the answers
     /// to `out`. The rest is for a task. A panic closes that connection.
-    /// Where what is known of clients is counted.
+    /// Where what is known of clients is counted, and what is remembered for them.
     fn claims(&self) -> Tally;
     /// Memory is tight: what is only remembered goes before connections do.
     fn forget(&self, worker: &Rc<Worker>);
