@@ -5,13 +5,12 @@ use crate::common;
 use std::io::{ErrorKind, Write};
 use std::time::Duration;
 
-use common::http::{Conn, Poll, ask, get, head_cursor, poll, post, publish, published};
+use common::http::{Conn, Poll, ask, get, poll, post, publish, published};
 use common::server::Server;
 use serde_json::json;
 
 const TEXT: (&str, &str) = ("Content-Type", "text/plain");
 const CHUNKED: (&str, &str) = ("Transfer-Encoding", "chunked");
-const A_WHILE: Duration = Duration::from_millis(200);
 
 // --- Connections ----------------------------------------------------------------------------------------------------
 
@@ -202,6 +201,29 @@ fn what_is_answered_by_mail_stays_behind_what_was_asked_for_first() {
     });
 }
 
+/// What comes while a publish is answered by another worker is read, though the next request behind it stood there already.
+#[test]
+fn what_comes_during_an_answer_by_mail_is_read() {
+    const CLIENTS: usize = 200;
+    let server = Server::start(&["--workers", "4"]);
+    let addr = server.addr();
+    for round in 0..10 {
+        let mut conns: Vec<Conn> = (0..CLIENTS).map(|_| Conn::open(addr)).collect();
+        let mut first = common::http::wire(addr, "POST", &format!("/channels/mail-{round}"), &[TEXT], b"x");
+        first.extend(common::http::wire(addr, "GET", &format!("/channels/mail-{round}"), &[], b""));
+        let second = common::http::wire(addr, "GET", "/healthz", &[], b"");
+        for conn in &mut conns {
+            conn.send_raw(&first);
+            conn.send_raw(&second);
+        }
+        for conn in &mut conns {
+            published(&conn.read_response());
+            Poll::of(&conn.read_response());
+            conn.read_response().expect(200);
+        }
+    }
+}
+
 #[test]
 fn pipelined_requests_are_answered_in_order() {
     let server = Server::start(&["--workers", "2"]);
@@ -264,117 +286,6 @@ fn a_half_closed_client_still_gets_its_answer() {
     conn.shutdown_write();
     published(&conn.read_response());
     conn.eof();
-}
-
-// --- Bodies ---------------------------------------------------------------------------------------------------------
-
-#[test]
-fn chunked_bodies() {
-    let server = Server::start(&[]);
-    for (name, body, want) in [
-        ("one", "5\r\nhello\r\n0\r\n\r\n", "hello"),
-        ("three", "1\r\na\r\n2\r\nbc\r\n3\r\ndef\r\n0\r\n\r\n", "abcdef"),
-        ("hexadecimal", "A\r\n0123456789\r\na\r\n0123456789\r\n0\r\n\r\n", "01234567890123456789"),
-        ("leading zeros", "0005\r\nhello\r\n000\r\n\r\n", "hello"),
-        ("extensions", "5;a=b;c=\"d\"\r\nhello\r\n0;x\r\n\r\n", "hello"),
-        ("trailers", "5\r\nhello\r\n0\r\nX-Sum: 1\r\nX-Other: 2\r\n\r\n", "hello"),
-        ("empty", "0\r\n\r\n", ""),
-        ("CRLF inside", "7\r\na\r\n0\r\nb\r\n0\r\n\r\n", "a\r\n0\r\nb"),
-    ] {
-        let mut whole = Conn::open(server.addr());
-        published(&whole.request("POST", "/channels/chunks", &[TEXT, CHUNKED], body));
-        assert_eq!(poll(server.addr(), "/channels/chunks").data(), [json!(want)], "{name}");
-        // The connection is in step behind it.
-        whole.get("/healthz").expect(200);
-        let mut bytes = Conn::open(server.addr());
-        let coding = ("Transfer-Encoding", "Chunked");
-        let wire =
-            common::http::wire(server.addr(), "POST", "/channels/bytes", &[TEXT, coding], body.as_bytes());
-        for byte in wire {
-            bytes.send_raw([byte]);
-        }
-        published(&bytes.read_response());
-        assert_eq!(poll(server.addr(), "/channels/bytes").data(), [json!(want)], "{name}, byte by byte");
-        bytes.get("/healthz").expect(200);
-    }
-}
-
-/// A refusal does not leave the body to be read as the next request.
-#[test]
-fn bodies_of_refused_requests_are_not_requests() {
-    let server = Server::start(&[]);
-    let smuggled = "DELETE /channels/smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(200);
-    let chunked = format!("{:x}\r\n{smuggled}\r\n0\r\n\r\n", smuggled.len());
-    let gap_before = head_cursor(server.addr(), "smuggled");
-    for (method, target, status) in [
-        ("POST", "/nowhere", 404),
-        ("PUT", "/channels/a", 405),
-        ("POST", "/healthz", 405),
-        ("POST", "/channels/a//b", 400),
-        ("GET", "/channels/a?limit=x", 400),
-        ("GET", "/healthz", 200),
-        ("DELETE", "/channels/other", 204),
-    ] {
-        for (headers, body) in [(&[TEXT][..], &smuggled), (&[TEXT, CHUNKED], &chunked)] {
-            let mut conn = Conn::open(server.addr());
-            let answer = conn.request(method, target, headers, body);
-            let taken = [status, 400, 413].contains(&answer.status);
-            assert!(taken, "{method} {target}: {answer}");
-            if answer.closes() {
-                conn.eof();
-            } else {
-                assert_eq!(conn.get("/channels/smuggled?limit=0").status, 200, "{method} {target}");
-                conn.quiet(Duration::from_millis(20));
-            }
-        }
-    }
-    assert!(
-        !poll(server.addr(), &format!("/channels/smuggled?cursor={gap_before}")).gap,
-        "nothing was deleted"
-    );
-}
-
-#[test]
-fn expect_100_continue() {
-    let server = Server::start(&[]);
-    let mut conn = Conn::open(server.addr());
-    for value in ["100-continue", "100-Continue"] {
-        conn.send_raw(format!(
-            "POST /channels/x HTTP/1.1\r\nHost: localhost\r\nExpect: {value}\r\nContent-Length: 2\r\n\r\n"
-        ));
-        assert_eq!(
-            conn.take_through(b"\r\n\r\n").expect("an interim answer"),
-            b"HTTP/1.1 100 Continue\r\n\r\n"
-        );
-        conn.send_raw("ok");
-        published(&conn.read_response());
-    }
-    // The body is there already: 100 may be left out, the answer may not.
-    conn.send("POST", "/channels/x", &[("Expect", "100-continue")], "ok");
-    published(&conn.read_response());
-    // Nothing to continue with.
-    let answer = conn.request("GET", "/healthz", &[("Expect", "100-continue")], "").expect(200);
-    assert!(answer.interim.is_empty(), "{:?}", answer.interim);
-    // Refused before the body is asked for.
-    let mut conn = Conn::open(server.addr());
-    conn.send_raw(
-        "POST /channels/x HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 99999999\r\n\r\n",
-    );
-    let answer = conn.read_response();
-    answer.problem(413);
-    assert!(answer.interim.is_empty(), "{:?}", answer.interim);
-    // Any other expectation.
-    let mut conn = Conn::open(server.addr());
-    conn.request("POST", "/channels/x", &[("Expect", "a-miracle")], "x").problem(417);
-    // HTTP/1.0 knows no 100 (RFC 9110 §10.1.1).
-    let mut conn = Conn::open(server.addr());
-    conn.send_raw(
-        "POST /channels/x HTTP/1.0\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n",
-    );
-    conn.quiet(A_WHILE);
-    conn.send_raw("ok");
-    let answer = conn.read_response().expect(201);
-    assert!(answer.interim.is_empty(), "{:?}", answer.interim);
 }
 
 // --- Methods, targets, versions -------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ mod access_log;
 mod admin;
 mod auth;
 mod batch;
+mod bodies;
 mod chaos;
 mod choice;
 mod cli;

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use common::admin::{Metrics, addr_of};
 use common::cost::{KIB, MIB, Peak, bystander};
 use common::crowd::{Crowd, Heard, own_memory};
-use common::http::{AT_ONCE, Conn, ask, get, head_cursor, poll, publish, wire};
+use common::http::{AT_ONCE, Conn, ask, get, head_cursor, poll, publish, published, wire};
 use common::server::{Server, field};
 use common::sse::{Item, Stream};
 use common::tls::TlsServer;
@@ -235,6 +235,29 @@ fn half_sent_bodies_are_refused_and_the_others_are_served() {
     assert!(told > SENDERS / 10, "{told}");
     drop(senders);
     recovers(addr);
+}
+
+#[test]
+fn a_body_takes_its_size_while_it_comes() {
+    const SENDERS: usize = 200;
+    let server = server(&["--set", "timeouts.body_seconds=60"]);
+    let addr = server.addr();
+    let before = own_memory(server.pid());
+    let request = wire(addr, "POST", "/channels/half", &[], &[b'x'; LARGEST]);
+    let (begun, rest) = request.split_at(request.len() - 1);
+    let mut senders: Vec<Conn> = (0..SENDERS).map(|_| Conn::open(addr)).collect();
+    senders.iter_mut().for_each(|sender| sender.send_raw(begun));
+    let bodies = SENDERS * LARGEST;
+    // All but what lies in sockets yet.
+    until("they are held", || (own_memory(server.pid()) > before + bodies * 7 / 8).then_some(()));
+    let grown = own_memory(server.pid()) - before;
+    assert!(grown < bodies / 4 * 5, "{} KiB for {}", grown / KIB, bodies / KIB);
+    for sender in &mut senders {
+        sender.send_raw(rest);
+        sender.expect_answer_to("POST");
+        published(&sender.read_response());
+    }
+    assert!(pressures(&server).is_empty());
 }
 
 #[test]

@@ -254,14 +254,19 @@ impl State {
     /// Whether `input` is to be served now: not while earlier answers are owed, nor when the connection is gone.
     pub fn begin_request(&mut self, conn: ConnId, input: Vec<u8>) -> Option<Vec<u8>> {
         let entry = self.conn_mut(conn)?;
-        entry.flags.busy = false;
-        match &mut entry.owed {
+        let was_busy = std::mem::take(&mut entry.flags.busy);
+        let input = match &mut entry.owed {
             Some(owed) => {
                 owed.held_back = input;
                 None
             }
             None => Some(input),
+        };
+        if was_busy {
+            // What was asked for meanwhile was without its input.
+            self.set_interest(conn.slot);
         }
+        input
     }
 
     /// What came after the last answered request of a connection is for a task; once the answers are sent.
