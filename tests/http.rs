@@ -3,7 +3,6 @@
 use crate::common;
 
 use std::io::{ErrorKind, Write};
-use std::time::Duration;
 
 use common::http::{Conn, Poll, ask, get, poll, post, publish, published};
 use common::server::Server;

@@ -1,6 +1,9 @@
 //! All tests over real sockets, in one program: linked once. A file is a module; `tests/run` runs each by itself
 //! (`cargo test --test black_box FILE::`).
 
+// What the fuzz targets use instead of libfuzzer: `fuzzed::fuzz_target`.
+extern crate self as libfuzzer_sys;
+
 mod common;
 
 mod access_log;
@@ -17,6 +20,7 @@ mod drain;
 mod expiry;
 mod floods;
 mod forwarded;
+mod fuzzed;
 mod guarantee;
 mod handshakes;
 mod hostile;

@@ -43,8 +43,8 @@ fuzz_target!(|input: &[u8]| {
             let claims: serde_json::Value = serde_json::from_slice(claims).expect("claims are JSON");
             assert!(claims.is_object());
         }
-        Err(denied) => {
-            assert!(!denied.why().is_empty() && denied.status() >= 400);
+        Err(refused) => {
+            assert!(!refused.denied.why().is_empty() && refused.denied.status() >= 400);
         }
     }
 });
