@@ -19,8 +19,8 @@ use common::http::{Conn, ask, get, head_cursor, post, publish};
 use common::server::{Server, field};
 use common::sse::Stream;
 use common::token;
-use common::until;
 use common::ws::{Socket, V1};
+use common::{receive_buffer, until};
 
 const ADMIN: [&str; 2] = ["--set", "admin.listen=127.0.0.1:0"];
 const WORKERS: [&str; 2] = ["1", "4"];

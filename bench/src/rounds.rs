@@ -94,8 +94,7 @@ pub fn start(
     Ok(stands)
 }
 
-/// Runs all orders on all stands, turn by turn, the order of stands reversed in every other turn. Stands that are not
-/// in turn are quiet. The series come stand by stand, and order by order within. A peer that fails is left out.
+/// Runs all orders on all stands, turn by turn, each time [in another order](visits). Stands that are not in turn are quiet. The series come stand by stand, and order by order within. A peer that fails is left out.
 pub fn run(
     stands: &mut Vec<Stand>,
     warm_up: Option<Order>,
@@ -135,11 +134,7 @@ pub fn run(
     }
     for turn in 0..turns {
         for (at, order) in orders.iter().enumerate() {
-            let mut visit: Vec<usize> = (0..stands.len()).collect();
-            if turn % 2 == 1 {
-                visit.reverse();
-            }
-            for stand in visit {
+            for stand in visits(stands.len(), turn) {
                 if let Some(round) = give(stands, stand, order)? {
                     taken[stand][at].rounds.push(round);
                 }
@@ -148,6 +143,17 @@ pub fn run(
     }
     let whole = taken.into_iter().filter(|series| series.iter().all(|series| series.rounds.len() == turns));
     Ok(whole.flatten().collect())
+}
+
+/// The order in which stands are visited in a turn. Whoever comes right after itself finds its sockets in the caches, whoever
+/// comes after a large one does not: so each has each place, and each other before it, equally often (a Williams design).
+fn visits(stands: usize, turn: usize) -> Vec<usize> {
+    let zigzag = (0..stands).map(|at| if at % 2 == 0 { at / 2 } else { stands - 1 - at / 2 });
+    let mut visits: Vec<usize> = zigzag.map(|stand| (stand + turn) % stands).collect();
+    if turn / stands % 2 == 1 {
+        visits.reverse();
+    }
+    visits
 }
 
 pub const COST_COLUMNS: [&str; 12] = [
@@ -247,4 +253,27 @@ pub fn micro(ns: f64) -> String {
 
 pub fn percent(part: f64) -> String {
     format!("{:.0} %", part * 100.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_comes_at_each_place_and_after_each_other_equally_often() {
+        for stands in 1..9 {
+            let mut places = vec![vec![0; stands]; stands];
+            let mut after = vec![vec![0; stands]; stands];
+            for turn in 0..2 * stands {
+                let order = visits(stands, turn);
+                order.iter().enumerate().for_each(|(place, stand)| places[*stand][place] += 1);
+                order.windows(2).for_each(|pair| after[pair[1]][pair[0]] += 1);
+            }
+            for (stand, after) in after.iter().enumerate() {
+                assert!(places[stand].iter().all(|times| *times == 2), "{stands}: {places:?}");
+                let others = after.iter().enumerate().filter(|(before, _)| *before != stand);
+                assert!(others.clone().all(|(_, times)| *times == 2), "{stands}: {after:?}");
+            }
+        }
+    }
 }
