@@ -97,7 +97,8 @@ impl History {
 
     /// Memory that it takes, but for little: what a message costs covers some of what the shelf has beside it.
     pub fn bytes(&self) -> usize {
-        self.kept_bytes + self.shelf.slack_bytes().saturating_sub(self.kept.len() * (OVERHEAD_BYTES / 2))
+        self.kept_bytes
+            + self.shelf.slack_bytes().saturating_sub(self.shelf.messages() * (OVERHEAD_BYTES / 2))
     }
 
     pub fn is_empty(&self) -> bool {
@@ -391,6 +392,18 @@ mod tests {
         let none = PageMax { messages: 100, bytes: 1_000 };
         let newest = history.read_newest(&name(), none, LARGE, 0);
         assert_eq!((newest.after, newest.messages.len(), newest.gap), (101, 0, false), "what is too large");
+    }
+
+    #[test]
+    fn one_that_is_never_read_keeps_nothing_of_those_that_were() {
+        const MANY: Bounds = Bounds { messages: 1_000, bytes: 1 << 20, age_ms: 1 << 40 };
+        let mut history = History::new(7);
+        add(&mut history, false, draft("stays", None), MANY, 0);
+        for number in 0..2_000 {
+            add(&mut history, false, draft("goes", Some(1)), MANY, number * 1_000);
+            history.read(&name(), From::Newest(1), ALL, MANY, number * 1_000);
+        }
+        assert!(history.bytes() < 1_000, "{}", history.bytes());
     }
 
     #[test]

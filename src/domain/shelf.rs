@@ -33,6 +33,7 @@ pub struct Shelf {
     held_bytes: usize,
     /// Memory of all segments.
     taken_bytes: usize,
+    messages: usize,
 }
 
 impl Shelf {
@@ -47,6 +48,7 @@ impl Shelf {
             self.segments.push_back(Segment { bytes, messages: 0 });
         }
         self.held_bytes += len;
+        self.messages += 1;
         let number = self.first.wrapping_add(self.segments.len() as u32 - 1);
         let mut at = 0;
         if let Some(segment) = self.segments.back_mut() {
@@ -70,6 +72,7 @@ impl Shelf {
         let index = self.index(place.segment);
         let Some(segment) = self.segments.get_mut(index) else { return };
         segment.messages -= 1;
+        self.messages -= 1;
         self.held_bytes -= len;
         if segment.messages == 0 {
             self.taken_bytes -= segment.bytes.capacity();
@@ -79,6 +82,9 @@ impl Shelf {
             self.segments.pop_front();
             self.first = self.first.wrapping_add(1);
         }
+        while self.segments.back().is_some_and(|last| last.messages == 0) {
+            self.segments.pop_back();
+        }
         if self.segments.is_empty() {
             self.segments = VecDeque::new();
         }
@@ -86,7 +92,12 @@ impl Shelf {
 
     /// Memory that is taken beside what is held: what no message has come to yet, and what went from between others.
     pub fn slack_bytes(&self) -> usize {
-        self.taken_bytes - self.held_bytes
+        self.taken_bytes + self.segments.len() * size_of::<Segment>() - self.held_bytes
+    }
+
+    /// How many messages are here.
+    pub fn messages(&self) -> usize {
+        self.messages
     }
 
     /// Whether most of it has gone from between others: what is left is to be put down anew.

@@ -214,7 +214,7 @@ async fn short_poll(
     };
     let mut body = Vec::new();
     write_body(&mut body, &mut pages, poll.has_cursor.then_some(poll.limit as usize));
-    if body.len() < REMEMBERED_BYTES_MAX && body.capacity() > body.len() * 2 {
+    if body.len() < REMEMBERED_BYTES_MAX && body.capacity() > body.len() / 4 * 5 {
         body.shrink_to_fit();
     }
     let weight = remembered.tally.weigh(REMEMBERED_BYTES + body.capacity() + target.len());

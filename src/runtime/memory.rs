@@ -179,9 +179,11 @@ impl Memory {
         &self.beside
     }
 
-    /// All is made that serves, and nobody is served yet: so much is in use for as long as the process lives.
+    /// All is made that serves, and nobody is served yet: so much is in use for as long as the process lives. Within a
+    /// quarter of what it may take: a small budget and many workers must not make it refuse everybody.
     pub fn begin(&self, resident: usize) {
-        self.base.store(resident.saturating_sub(self.sums().counted()), Ordering::Relaxed);
+        let base = resident.saturating_sub(self.sums().counted()).min(self.bytes_max / 4);
+        self.base.store(base, Ordering::Relaxed);
     }
 
     /// A worker tells what it takes.
@@ -427,6 +429,8 @@ mod tests {
         assert_eq!((sums.total(), sums.others), ((7 + 8) * MIB, MIB));
         assert_eq!(memory.history_max(&sums), (24 - 6 - 8) * MIB);
         assert_eq!(memory.feeds_max(&sums), (24 - 6 - 8) / 2 * MIB);
+        memory.begin(30 * MIB);
+        assert_eq!(memory.sums().base, 8 * MIB);
     }
 
     /// Down to what it has in any case, and not for longer than that.

@@ -202,7 +202,10 @@ impl Stream {
         loop {
             let mut wire = self.socket.tls.as_mut().map(|tls| tls.lend_partial()).unwrap_or_default();
             let left = until.saturating_duration_since(Instant::now());
+            // So much is wanted of plain bytes: of what is encrypted, what comes.
+            let wanted = std::mem::replace(&mut self.wanted, usize::MAX);
             let read = self.read_wire(&mut wire, left).await;
+            self.wanted = wanted;
             let Some(tls) = &mut self.socket.tls else { return Err(StreamError::Broken) };
             if let Err(error) = read {
                 tls.keep_partial(wire);
