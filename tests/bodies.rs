@@ -4,9 +4,11 @@ use crate::common;
 
 use std::time::Duration;
 
+use common::cost::cpu;
 use common::http::{Conn, Poll, head_cursor, poll, published, wire};
 use common::rng::{Rng, seed};
 use common::server::Server;
+use common::tls::TlsServer;
 use serde_json::json;
 
 const TEXT: (&str, &str) = ("Content-Type", "text/plain");
@@ -43,6 +45,34 @@ fn large_bodies_are_read_however_they_are_cut() {
             assert_eq!(Poll::of(&conn.read_response()).data(), [json!(text)], "{length}");
         }
     }
+}
+
+/// A body of one byte, in one record of TLS with much behind it: that is not read a byte at a time.
+#[test]
+fn what_is_encrypted_is_read_as_it_comes() {
+    const ROUNDS: usize = 60;
+    const BEHIND: usize = 300;
+    let server = TlsServer::start(&["--workers", "1"]);
+    let addr = server.tls;
+    let mut conn = Conn::open(addr);
+    conn.get("/healthz").expect(200);
+    let begun = wire(addr, "POST", "/channels/a", &[TEXT, ("Expect", "100-continue")], b"x");
+    let (begun, body) = begun.split_at(begun.len() - 1);
+    let mut rest = body.to_vec();
+    (0..BEHIND).for_each(|_| rest.extend(wire(addr, "GET", "/healthz", &[], b"")));
+    assert!((12 * 1024..16 * 1024).contains(&rest.len()), "one record: {}", rest.len());
+    let before = cpu(server.server.pid());
+    for _ in 0..ROUNDS {
+        conn.send_raw(begun);
+        // It waits for the body.
+        conn.take_through(b"\r\n\r\n").expect("an interim answer");
+        conn.send_raw(&rest);
+        published(&conn.read_response());
+        (0..BEHIND).for_each(|_| drop(conn.read_response().expect(200)));
+    }
+    let spent = cpu(server.server.pid()) - before;
+    eprintln!("{spent:?} for {ROUNDS} rounds");
+    assert!(spent < Duration::from_millis(300), "{spent:?}");
 }
 
 #[test]
