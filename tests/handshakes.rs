@@ -142,7 +142,9 @@ fn those_that_the_server_ends() {
 fn those_that_wait() {
     let (server, admin) = start(&["--workers", "1"]);
     let hello = server.hello();
+    let mut opened = 0.0;
     let most = until("some wait", || {
+        opened += 200.0;
         let streams: Vec<TcpStream> = (0..200).map(|_| connect(server.tls)).collect();
         for mut stream in &streams {
             stream.write_all(&hello).expect("the server reads");
@@ -150,7 +152,8 @@ fn those_that_wait() {
         let waiting = Metrics::scrape(admin).sum("pushline_tls_handshakes_waiting", &[]);
         (waiting > 0.0).then_some(waiting)
     });
-    assert!(most <= 200.0, "{most}");
+    // Those that left before their turn may wait yet.
+    assert!(most <= opened, "{most} of {opened}");
     until("none waits", || {
         (Metrics::scrape(admin).sum("pushline_tls_handshakes_waiting", &[]) == 0.0).then_some(())
     });
