@@ -44,7 +44,7 @@ pub struct Ledger {
     conns: usize,
     /// Of tasks, and of frames that are acted on.
     tasks: usize,
-    /// Of those whom connections are of, and who are remembered.
+    /// Of those whom connections are of, and of what is remembered: who they were, and answers to polls.
     pub(super) claims: Tally,
     /// What those may come to before the node is looked at.
     claims_grant: usize,
