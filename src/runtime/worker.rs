@@ -42,7 +42,7 @@ use super::turns::Breather;
 const SLICE: Duration = Duration::from_millis(1);
 /// Letters read, events looked at, in one go.
 const LETTERS_MAX: usize = 256;
-const EVENTS_MAX: usize = 256;
+const EVENTS_MAX: usize = 64;
 /// Slices of history that are given back in one tick.
 const SHRINKS_MAX: usize = 16;
 /// Where workers share a CPU, each sends its part of so many, then lets the others: a message that comes by way of three
