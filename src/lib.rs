@@ -50,6 +50,7 @@ pub mod proto {
 }
 
 pub mod domain {
+    pub mod ages;
     pub mod auth;
     pub mod channel;
     pub mod channels;
@@ -166,6 +167,7 @@ pub mod edge {
     pub mod frames;
     pub mod identity;
     pub mod lab;
+    pub mod labels;
     pub mod log;
     pub mod machine;
     pub mod opening;

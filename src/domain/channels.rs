@@ -4,10 +4,11 @@
 
 use foldhash::fast::RandomState;
 
+use super::ages::{Age, slice_of};
 use super::channel::Name;
 use super::cursor::Cursor;
-use super::history::{History, Rest};
-use super::rests::Rests;
+use super::history::History;
+use super::rests::{Rest, Rests};
 
 /// Index of a worker.
 pub type WorkerIndex = u16;
@@ -29,6 +30,8 @@ pub struct Channel {
     pub used_ms: u64,
     /// Workers with a feed of it, and whether each has lost its place (told to pull).
     pub readers: Vec<(WorkerIndex, bool)>,
+    /// The newest slice of time in which it stands in the order of ages.
+    pub listed: Option<u64>,
     pub rate: Rate,
 }
 
@@ -211,12 +214,43 @@ impl Channels {
 
     /// Runs `change` on a channel's history and keeps the sums right.
     pub fn with_history<T>(&mut self, slot: u32, change: impl FnOnce(&mut History) -> T) -> Option<T> {
-        let history = &mut self.slots.get_mut(slot as usize)?.as_mut()?.history;
+        self.with_named(slot, |_, history| change(history))
+    }
+
+    /// The same where the channel's name is wanted: its own, one for all its messages.
+    pub fn with_named<T>(&mut self, slot: u32, change: impl FnOnce(&Name, &mut History) -> T) -> Option<T> {
+        let Channel { name, history, .. } = self.slots.get_mut(slot as usize)?.as_mut()?;
         let (bytes, kept) = (history.bytes(), history.len());
-        let result = change(history);
+        let result = change(name, history);
         self.bytes = self.bytes - bytes + history.bytes();
         self.kept = self.kept - kept + history.len();
         Some(result)
+    }
+
+    /// Whether the channel still has messages of that slice, or older ones.
+    pub fn is_aged(&self, age: Age) -> bool {
+        self.get(age.slot).is_some_and(|channel| {
+            channel.history.head().incarnation == age.incarnation
+                && channel.history.oldest_ms().is_some_and(|oldest_ms| slice_of(oldest_ms) <= age.slice)
+        })
+    }
+
+    /// Whether the channel still has messages of that very slice.
+    pub fn is_of_age(&self, age: Age) -> bool {
+        self.get(age.slot).is_some_and(|channel| {
+            channel.history.head().incarnation == age.incarnation
+                && channel.history.has_of(|ts_ms| slice_of(ts_ms).cmp(&age.slice))
+        })
+    }
+
+    /// The channel does not stand in the order of ages with that slice any more.
+    pub fn unlist(&mut self, age: Age) {
+        if let Some(channel) = self.get_mut(age.slot)
+            && channel.history.head().incarnation == age.incarnation
+            && channel.listed == Some(age.slice)
+        {
+            channel.listed = None;
+        }
     }
 
     /// Places, some of which may be empty.
@@ -245,7 +279,8 @@ impl Channels {
             None => History::new(self.new_incarnation()),
         };
         let rate = Rate { begun_ms: now_ms, begun_seq: history.head().seq, before: 0 };
-        let channel = Channel { name: name.clone(), history, used_ms: now_ms, readers: Vec::new(), rate };
+        let channel =
+            Channel { name: name.clone(), history, used_ms: now_ms, readers: Vec::new(), listed: None, rate };
         let slot = match self.free.pop() {
             Some(slot) => {
                 self.slots[slot as usize] = Some(channel);

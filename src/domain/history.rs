@@ -4,6 +4,7 @@
 //! A message that somebody reads is shared with the feeds that it goes to; what nobody reads lies on a shelf until it is
 //! asked for, and is shared from then on. Never reads a clock.
 
+use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,7 +14,11 @@ use super::cursor::Cursor;
 use super::kept::{Form, Kept};
 use super::message::{Body, Draft, Message, OVERHEAD_BYTES};
 use super::page::{From, Page, PageMax, page_len};
+use super::rests::Rest;
 use super::shelf::{self, Shelf};
+
+/// A publish leaves this part of `Bounds::messages` beyond them, for the next ones to let go.
+const SPARE_PART: usize = 32;
 
 /// What one channel may keep.
 #[derive(Debug, Clone, Copy)]
@@ -21,29 +26,6 @@ pub struct Bounds {
     pub messages: usize,
     pub bytes: usize,
     pub age_ms: u64,
-}
-
-/// All that is left of a forgotten channel.
-#[derive(Debug, Clone, Copy)]
-pub struct Rest {
-    pub(super) incarnation: u64,
-    pub(super) head: u64,
-    pub(super) floor: u64,
-}
-
-impl Rest {
-    /// Of a channel that nobody has published to.
-    pub fn unheard(incarnation: u64) -> Self {
-        Self { incarnation, head: 0, floor: 0 }
-    }
-
-    pub fn had_messages(&self) -> bool {
-        self.head > 0
-    }
-
-    pub fn head(&self) -> Cursor {
-        Cursor { incarnation: self.incarnation, seq: self.head }
-    }
 }
 
 /// The order and the kept messages of one channel's life.
@@ -61,6 +43,8 @@ pub struct History {
     /// No kept message is older than this: a message that was published long ago is in no cache, and is not looked at
     /// before it must be.
     oldest_ms: u64,
+    /// When the newest was placed, kept or not.
+    newest_ms: u64,
     /// Kept messages may not be the newest numbers without a break.
     has_holes: bool,
 }
@@ -76,6 +60,7 @@ impl History {
             kept_bytes: 0,
             next_end_ms: u64::MAX,
             oldest_ms: 0,
+            newest_ms: 0,
             has_holes: false,
         }
     }
@@ -97,8 +82,8 @@ impl History {
 
     /// Memory that it takes, but for little: what a message costs covers some of what the shelf has beside it.
     pub fn bytes(&self) -> usize {
-        self.kept_bytes
-            + self.shelf.slack_bytes().saturating_sub(self.shelf.messages() * (OVERHEAD_BYTES / 2))
+        let covered = self.shelf.messages() * (OVERHEAD_BYTES / 2);
+        self.kept_bytes + self.shelf.slack_bytes().saturating_sub(covered)
     }
 
     pub fn is_empty(&self) -> bool {
@@ -124,7 +109,7 @@ impl History {
         self.keep(ttl_seconds, ts_ms, ends_ms, message.content_bytes(), |_| {
             Form::Shared(Arc::clone(&message))
         });
-        self.trim(bounds, ts_ms);
+        self.let_go(bounds, ts_ms);
         message
     }
 
@@ -144,7 +129,7 @@ impl History {
             let event = draft.event.as_deref().unwrap_or_default().as_bytes();
             Form::Shelved { place: shelf.put(event, draft.body.bytes()), kind, event_bytes }
         });
-        self.trim(bounds, ts_ms);
+        self.let_go(bounds, ts_ms);
         self.head()
     }
 
@@ -152,11 +137,11 @@ impl History {
     fn next_place(&mut self, ttl_seconds: Option<u32>, bounds: Bounds, now_ms: u64) -> (u64, Option<u64>) {
         self.head += 1;
         // The clock may be set back; the order of a channel's times is kept all the same.
-        let ts_ms = self.kept.back().map_or(now_ms, |newest| now_ms.max(newest.ts_ms));
+        let ts_ms = now_ms.max(self.newest_ms);
+        self.newest_ms = ts_ms;
         // Longer than the channel keeps anything, it would be lost for the channel's reason: a gap.
-        let own_ms =
-            ttl_seconds.map(|seconds| u64::from(seconds) * 1_000).filter(|&own| own <= bounds.age_ms);
-        (ts_ms, own_ms.map(|own| ts_ms + own))
+        let own_ms = ttl_seconds.map(|seconds| u64::from(seconds) * 1_000);
+        (ts_ms, own_ms.filter(|&own| own <= bounds.age_ms).map(|own| ts_ms + own))
     }
 
     /// Keeps what was placed at the head, in the form that it is given, unless its TTL is 0.
@@ -199,6 +184,19 @@ impl History {
             body: Body::Deletion,
             ends_ms: None,
         })
+    }
+
+    /// Trims, unless all that is to go are a few messages too many: these go together, for memory that nobody has touched
+    /// lately is slow. No reader sees them: reads trim first.
+    fn let_go(&mut self, bounds: Bounds, now_ms: u64) {
+        let messages_max = bounds.messages.max(1) + bounds.messages / SPARE_PART;
+        if self.kept.len() > messages_max
+            || self.kept_bytes > bounds.bytes
+            || self.next_end_ms <= now_ms
+            || self.oldest_ms.saturating_add(bounds.age_ms) <= now_ms
+        {
+            self.trim(bounds, now_ms);
+        }
     }
 
     /// Lets go of what the bounds and the messages' own TTLs no longer hold.
@@ -276,6 +274,16 @@ impl History {
         self.kept.front().map(|kept| kept.seq)
     }
 
+    /// When the newest message was placed; 0: there was none.
+    pub fn newest_ms(&self) -> u64 {
+        self.newest_ms
+    }
+
+    /// Whether a message is kept of whose time of placing `order` says `Equal`.
+    pub fn has_of(&self, order: impl Fn(u64) -> Ordering) -> bool {
+        self.kept.binary_search_by(|kept| order(kept.ts_ms)).is_ok()
+    }
+
     /// When the oldest message that is kept was placed.
     pub fn oldest_ms(&self) -> Option<u64> {
         self.kept.front().map(|kept| kept.ts_ms)
@@ -285,8 +293,7 @@ impl History {
     pub fn read(&mut self, name: &Name, from: From, max: PageMax, bounds: Bounds, now_ms: u64) -> Page {
         self.trim(bounds, now_ms);
         let (after, gap) = match from {
-            From::Now => (self.head, false),
-            From::Newest(0) => (self.head, false),
+            From::Now | From::Newest(0) => (self.head, false),
             From::Newest(count) => {
                 let skip = self.kept.len().saturating_sub(count);
                 (self.kept.get(skip).map_or(self.head, |first| first.seq - 1), false)
@@ -314,8 +321,7 @@ impl History {
         let count = self.kept.iter().rev().take(max.messages).take_while(fits).count();
         let messages = self.share(name, self.kept.len() - count..self.kept.len());
         let after = messages.first().map_or(self.head, |first| first.cursor.seq - 1);
-        let (next, head) = (self.head, self.head);
-        Page { incarnation: self.incarnation, after, messages, next, head, gap: false }
+        Page { incarnation: self.incarnation, after, messages, next: self.head, head: self.head, gap: false }
     }
 
     /// Kept messages of the channel `name`, for readers, with whom history shares them from now on.

@@ -4,9 +4,9 @@
 //! nothing is kept and it has not been used for as long as history lasts. Bounded in channels and, over all of them, in bytes.
 //! Owns no I/O and no clock: the worker passes requests in and carries answers out.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::ages::{Age, Ages, slice_of};
 use super::channel::Name;
 use super::channels::{Channel, Channels, Room};
 use super::cursor::Cursor;
@@ -54,8 +54,8 @@ pub struct Home {
     channels: Channels,
     keys: Keys,
     bounds: HomeBounds,
-    /// Every kept message's channel and number, oldest first: what the node's byte limit drops next.
-    oldest: VecDeque<(u32, u64, u64)>,
+    /// Whose messages the node's byte limit drops next.
+    ages: Ages,
 }
 
 impl Home {
@@ -65,7 +65,7 @@ impl Home {
             channels: Channels::new(bounds.channels, first, step),
             keys: Keys::new(bounds.keys),
             bounds,
-            oldest: VecDeque::new(),
+            ages: Ages::default(),
         }
     }
 
@@ -146,8 +146,7 @@ impl Home {
         let is_kept = self.channels.find(name).is_some() || self.channels.had_messages(name);
         let slot = if is_kept { self.channels.claim(name, Room::OfUnused, now_ms) } else { None };
         let page = slot.and_then(|slot| {
-            let name = self.channels.get(slot)?.name.clone();
-            self.channels.with_history(slot, |history| history.read(&name, from, max, bounds, now_ms))
+            self.channels.with_named(slot, |name, history| history.read(name, from, max, bounds, now_ms))
         });
         page.unwrap_or_else(|| {
             History::resume(self.channels.note(name)).read(name, from, max, bounds, now_ms)
@@ -183,8 +182,8 @@ impl Home {
                 channel.readers.push((worker, false));
             }
         }
-        let (bounds, name) = (self.bounds.channel, channel.name.clone());
-        self.channels.with_history(slot, |history| history.read_newest(&name, max, bounds, now_ms))
+        let bounds = self.bounds.channel;
+        self.channels.with_named(slot, |name, history| history.read_newest(name, max, bounds, now_ms))
     }
 
     pub fn leave(&mut self, name: &Name, worker: WorkerIndex, now_ms: u64) {
@@ -212,8 +211,8 @@ impl Home {
                 self.channels.forget(slot);
             }
         }
-        if self.oldest.len() > 2 * self.channels.kept() + 1_024 {
-            self.compact_oldest();
+        if self.ages.count() > 2 * self.channels.kept() + 1_024 {
+            self.compact_ages();
         }
     }
 
@@ -254,38 +253,29 @@ impl Home {
 
     /// The memory that channels take beside their messages, and what is known of others and of keys.
     pub fn tables_bytes(&self) -> usize {
-        self.channels.tables_bytes()
-            + self.oldest.capacity() * size_of::<(u32, u64, u64)>()
-            + self.keys.len() * KEY_BYTES
+        self.channels.tables_bytes() + self.ages.bytes() + self.keys.len() * KEY_BYTES
     }
 
-    /// When the oldest message of all channels was placed.
+    /// When the oldest message of all channels was placed: no other is older by [`SLICE_MS`](super::ages::SLICE_MS).
     pub fn oldest_ms(&mut self) -> Option<u64> {
-        while let Some(&(slot, incarnation, seq)) = self.oldest.front() {
-            let history = self.channels.get(slot).map(|channel| &channel.history);
-            let is_it = |history: &&History| {
-                history.head().incarnation == incarnation
-                    && history.oldest_seq().is_some_and(|oldest| oldest <= seq)
-            };
-            match history.filter(is_it) {
-                Some(history) => return history.oldest_ms(),
-                None => self.oldest.pop_front(),
-            };
-        }
-        None
+        let slot = self.oldest()?;
+        self.channels.get(slot)?.history.oldest_ms()
     }
 
     /// Drops the oldest message of all channels. Returns the bytes that it held; `None`: there is none.
     pub fn drop_oldest(&mut self) -> Option<usize> {
-        while let Some((slot, incarnation, seq)) = self.oldest.pop_front() {
-            let dropped = self.channels.with_history(slot, |history| {
-                let is_it = history.head().incarnation == incarnation
-                    && history.oldest_seq().is_some_and(|oldest| oldest <= seq);
-                is_it.then(|| history.drop_oldest())
-            });
-            if let Some(bytes) = dropped.flatten() {
-                return Some(bytes);
+        let slot = self.oldest()?;
+        self.channels.with_history(slot, History::drop_oldest)
+    }
+
+    /// The channel that has the oldest message.
+    fn oldest(&mut self) -> Option<u32> {
+        while let Some(age) = self.ages.first() {
+            if self.channels.is_aged(age) {
+                return Some(age.slot);
             }
+            self.ages.drop_first();
+            self.channels.unlist(age);
         }
         None
     }
@@ -300,34 +290,37 @@ impl Home {
         let slot = self.channels.claim(name, Room::OfUnread, now_ms)?;
         let bounds = self.bounds.channel;
         let channel = self.channels.get_mut(slot)?;
-        // The channel's own: one name for all its messages.
-        let own = channel.name.clone();
         let cursor = if channel.readers.is_empty() {
-            self.channels.with_history(slot, |history| history.append_unread(&own, draft, bounds, now_ms))?
+            self.channels
+                .with_named(slot, |own, history| history.append_unread(own, draft, bounds, now_ms))?
         } else {
             let message =
-                self.channels.with_history(slot, |history| history.append(&own, draft, bounds, now_ms))?;
+                self.channels.with_named(slot, |own, history| history.append(own, draft, bounds, now_ms))?;
             tell(self.channels.get_mut(slot)?, &message, deliver);
             message.cursor
         };
-        if self.channels.get(slot)?.history.holds(cursor.seq) {
-            self.oldest.push_back((slot, cursor.incarnation, cursor.seq));
+        let channel = self.channels.get_mut(slot)?;
+        let slice = slice_of(channel.history.newest_ms());
+        if channel.listed != Some(slice) && channel.history.holds(cursor.seq) {
+            channel.listed = Some(slice);
+            self.ages.put(Age { slot, incarnation: cursor.incarnation, slice });
         }
         while self.channels.bytes() > self.bounds.bytes && self.drop_oldest().is_some() {}
-        if self.oldest.len() > 4 * self.channels.kept() + 65_536 {
-            self.compact_oldest();
+        if self.ages.count() > 4 * self.channels.kept() + 65_536 {
+            self.compact_ages();
         }
         Some(cursor)
     }
 
-    fn compact_oldest(&mut self) {
-        let channels = &self.channels;
-        self.oldest.retain(|(slot, incarnation, seq)| {
-            channels.get(*slot).is_some_and(|channel| {
-                channel.history.head().incarnation == *incarnation && channel.history.holds(*seq)
-            })
+    fn compact_ages(&mut self) {
+        let channels = &mut self.channels;
+        self.ages.keep(|&age| {
+            let is_wanted = channels.is_of_age(age);
+            if !is_wanted {
+                channels.unlist(age);
+            }
+            is_wanted
         });
-        self.oldest.shrink_to(2 * self.oldest.len());
     }
 }
 
@@ -404,6 +397,65 @@ mod tests {
     }
 
     #[test]
+    fn a_few_messages_too_many_are_seen_by_nobody() {
+        let mut home = home(1 << 20, 10);
+        home.bounds.channel.messages = 64;
+        let first = home.publish(&name("a"), draft(1), None, 0, |_, _| true).expect("published");
+        for _ in 0..64 {
+            home.publish(&name("a"), draft(1), None, 0, |_, _| true).expect("published");
+        }
+        assert_eq!(home.messages(), 65, "a 32nd more may wait for others");
+        let page = home.read(&name("a"), From::After(Cursor { seq: 0, ..first.cursor }), ALL, 0);
+        assert_eq!((page.messages.len(), page.gap, home.messages()), (64, true, 64));
+        for _ in 0..1_000 {
+            home.publish(&name("a"), draft(1), None, 0, |_, _| true).expect("published");
+            assert!(home.messages() <= 66);
+        }
+    }
+
+    #[test]
+    fn channels_take_turns_by_slices_of_time() {
+        let mut home = home(1 << 20, 10);
+        let slice_ms = super::super::ages::SLICE_MS;
+        // Two channels speak by turns, twice in each slice.
+        for at_ms in (0..4 * slice_ms).step_by(slice_ms as usize / 2) {
+            for channel in ["a", "b"] {
+                home.publish(&name(channel), draft(1), None, at_ms, |_, _| true).expect("published");
+            }
+        }
+        assert_eq!(home.ages.count(), 8, "once for a channel and a slice");
+        let left = |home: &mut Home, channel| home.look(&name(channel), 0).expect("known").messages;
+        for want in [(6, 8), (6, 6), (4, 6), (4, 4)] {
+            home.drop_oldest();
+            home.drop_oldest();
+            assert_eq!((left(&mut home, "a"), left(&mut home, "b")), want);
+        }
+        // What has gone for another reason leaves no trace, and who speaks again in the same slice is found.
+        let now_ms = 3 * slice_ms + slice_ms / 2;
+        home.delete(&name("a"), now_ms, |_, _| true);
+        home.delete(&name("b"), now_ms, |_, _| true);
+        assert_eq!((home.oldest_ms(), home.ages.count()), (None, 0));
+        home.publish(&name("a"), draft(1), None, now_ms, |_, _| true).expect("published");
+        assert!(home.drop_oldest().is_some() && home.drop_oldest().is_none());
+    }
+
+    #[test]
+    fn what_ends_by_itself_leaves_its_age() {
+        let mut home = home(1 << 20, 10);
+        home.publish(&name("a"), draft(1), None, 0, |_, _| true).expect("published");
+        for n in 1..200_000 {
+            let brief = Draft { ttl_seconds: Some(1), ..draft(1) };
+            let now_ms = n * 20;
+            home.bounds.channel.age_ms = u64::MAX / 2;
+            home.publish(&name("a"), brief, None, now_ms, |_, _| true).expect("published");
+            if n % 100 == 0 {
+                home.sweep(now_ms, 10);
+            }
+        }
+        assert!(home.ages.count() < 2_000, "{}", home.ages.count());
+    }
+
+    #[test]
     fn messages_that_are_not_kept_are_not_remembered() {
         let mut home = home(1 << 20, 10);
         home.publish(&name("a"), draft(1), None, 0, |_, _| true).expect("published");
@@ -411,7 +463,7 @@ mod tests {
             let brief = Draft { ttl_seconds: Some(0), ..draft(1) };
             home.publish(&name("a"), brief, None, 0, |_, _| true).expect("published");
         }
-        assert_eq!((home.messages(), home.oldest.len()), (1, 1));
+        assert_eq!((home.messages(), home.ages.count()), (1, 1));
     }
 
     #[test]

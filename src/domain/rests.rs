@@ -9,7 +9,30 @@ use std::hash::BuildHasher;
 use foldhash::fast::RandomState;
 
 use super::channel::Name;
-use super::history::Rest;
+use super::cursor::Cursor;
+
+/// All that is left of a forgotten channel.
+#[derive(Debug, Clone, Copy)]
+pub struct Rest {
+    pub(super) incarnation: u64,
+    pub(super) head: u64,
+    pub(super) floor: u64,
+}
+
+impl Rest {
+    /// Of a channel that nobody has published to.
+    pub fn unheard(incarnation: u64) -> Self {
+        Self { incarnation, head: 0, floor: 0 }
+    }
+
+    pub fn had_messages(&self) -> bool {
+        self.head > 0
+    }
+
+    pub fn head(&self) -> Cursor {
+        Cursor { incarnation: self.incarnation, seq: self.head }
+    }
+}
 
 /// Of each kind, on one worker: some 8 MiB. Readers of those that went before are told a gap when they come back, though they
 /// may have missed nothing.

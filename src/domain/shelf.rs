@@ -18,7 +18,7 @@ pub struct Place {
     at: u16,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Segment {
     bytes: Vec<u8>,
     /// Messages that are still here.
@@ -27,7 +27,10 @@ struct Segment {
 
 #[derive(Debug, Default)]
 pub struct Shelf {
-    segments: VecDeque<Segment>,
+    /// Those that are full, oldest first.
+    full: VecDeque<Segment>,
+    /// The newest: here, for a message that comes goes nowhere else.
+    last: Segment,
     /// The number of the first segment; they are counted without end, and wrap.
     first: u32,
     held_bytes: usize,
@@ -40,37 +43,36 @@ impl Shelf {
     /// Puts two pieces down, the one behind the other; together of [`MESSAGE_BYTES_MAX`] at most.
     pub fn put(&mut self, first: &[u8], second: &[u8]) -> Place {
         let len = first.len() + second.len();
-        let fits = |last: &Segment| last.bytes.len() + len <= last.bytes.capacity();
-        if !self.segments.back().is_some_and(fits) {
+        if self.last.bytes.len() + len > self.last.bytes.capacity() {
             let part = (self.held_bytes / SEGMENT_PARTS).min(SEGMENT_BYTES_MAX);
             let bytes = Vec::with_capacity(len.max(part));
             self.taken_bytes += bytes.capacity();
-            self.segments.push_back(Segment { bytes, messages: 0 });
+            let full = std::mem::replace(&mut self.last, Segment { bytes, messages: 0 });
+            // The number of one that nothing is in is free.
+            if full.messages > 0 {
+                self.full.push_back(full);
+            }
         }
         self.held_bytes += len;
         self.messages += 1;
-        let number = self.first.wrapping_add(self.segments.len() as u32 - 1);
-        let mut at = 0;
-        if let Some(segment) = self.segments.back_mut() {
-            at = segment.bytes.len() as u16;
-            segment.bytes.extend_from_slice(first);
-            segment.bytes.extend_from_slice(second);
-            segment.messages += 1;
-        }
-        Place { segment: number, at }
+        let at = self.last.bytes.len() as u16;
+        self.last.bytes.extend_from_slice(first);
+        self.last.bytes.extend_from_slice(second);
+        self.last.messages += 1;
+        Place { segment: self.first.wrapping_add(self.full.len() as u32), at }
     }
 
     /// The `len` bytes that were put at `place`.
     pub fn get(&self, place: Place, len: usize) -> &[u8] {
-        let at = usize::from(place.at);
-        let segment = self.segments.get(self.index(place.segment));
-        segment.and_then(|segment| segment.bytes.get(at..at + len)).unwrap_or_default()
+        let (index, at) = (self.index(place.segment), usize::from(place.at));
+        let segment = self.full.get(index).unwrap_or(&self.last);
+        segment.bytes.get(at..at + len).unwrap_or_default()
     }
 
     /// What was put at `place`, `len` bytes, is wanted no more. A segment goes with its last message.
     pub fn forget(&mut self, place: Place, len: usize) {
         let index = self.index(place.segment);
-        let Some(segment) = self.segments.get_mut(index) else { return };
+        let segment = self.full.get_mut(index).unwrap_or(&mut self.last);
         segment.messages -= 1;
         self.messages -= 1;
         self.held_bytes -= len;
@@ -78,21 +80,18 @@ impl Shelf {
             self.taken_bytes -= segment.bytes.capacity();
             segment.bytes = Vec::new();
         }
-        while self.segments.front().is_some_and(|first| first.messages == 0) {
-            self.segments.pop_front();
+        while self.full.front().is_some_and(|first| first.messages == 0) {
+            self.full.pop_front();
             self.first = self.first.wrapping_add(1);
         }
-        while self.segments.back().is_some_and(|last| last.messages == 0) {
-            self.segments.pop_back();
-        }
-        if self.segments.is_empty() {
-            self.segments = VecDeque::new();
+        if self.full.is_empty() {
+            self.full = VecDeque::new();
         }
     }
 
     /// Memory that is taken beside what is held: what no message has come to yet, and what went from between others.
     pub fn slack_bytes(&self) -> usize {
-        self.taken_bytes + self.segments.len() * size_of::<Segment>() - self.held_bytes
+        self.taken_bytes + self.full.len() * size_of::<Segment>() - self.held_bytes
     }
 
     /// How many messages are here.
@@ -152,13 +151,14 @@ mod tests {
                 for (place, bytes) in &held {
                     proptest::prop_assert_eq!(shelf.get(*place, bytes.len()), bytes);
                 }
-                let taken: usize = shelf.segments.iter().map(|segment| segment.bytes.capacity()).sum();
+                let segments = shelf.full.iter().chain([&shelf.last]);
+                let taken: usize = segments.map(|segment| segment.bytes.capacity()).sum();
                 proptest::prop_assert_eq!(shelf.taken_bytes, taken);
             }
             for (place, bytes) in held {
                 shelf.forget(place, bytes.len());
             }
-            proptest::prop_assert_eq!((shelf.taken_bytes, shelf.held_bytes, shelf.segments.len()), (0, 0, 0));
+            proptest::prop_assert_eq!((shelf.taken_bytes, shelf.held_bytes, shelf.full.len()), (0, 0, 0));
         }
     }
 }

@@ -11,6 +11,7 @@ use std::time::Instant;
 use crate::domain::auth::{Act, Bearer};
 use crate::domain::channel::Name;
 use crate::domain::home::{PublishRefusal, Published};
+use crate::domain::message::Draft;
 use crate::proto::http::fields::Accept;
 use crate::proto::http::head::HeadScanner;
 use crate::proto::http::request::{BodyLength, FieldSlots, Method, Request, Upgrade, Version, parse};
@@ -29,9 +30,10 @@ use super::ask;
 use super::channels::parse_names;
 use super::conn::OUT_BYTES;
 use super::forwarding;
+use super::labels::Labels;
 use super::opening;
 use super::origin::Passed;
-use super::publish::{self, Labels, Publisher, Refused};
+use super::publish::{self, Publisher, Refused};
 use super::read::{self, Polled};
 use super::site::Site;
 
@@ -66,12 +68,11 @@ pub fn serve(site: &Site, worker: &Rc<Worker>, conn: ConnId, input: &[u8], out: 
     }
     let Batch { answers, publishing, .. } = batch;
     let more_by_mail = !publishing.is_empty();
-    worker.with(|state| {
-        if !publishing.is_empty() {
-            state.hold_publishing(conn, publishing, input.get(bytes..).unwrap_or_default());
-            bytes = input.len();
-        }
-    });
+    if more_by_mail {
+        let behind = input.get(bytes..).unwrap_or_default();
+        worker.with(|state| state.hold_publishing(conn, publishing, behind));
+        bytes = input.len();
+    }
     Done { bytes, answers, more_by_mail }
 }
 
@@ -92,7 +93,7 @@ pub fn write_published(
 
 /// How requests that are served here want their answers told.
 fn manner<'r>(site: &Site, method: Method, passed: Passed<'r>) -> Manner<'r> {
-    let unix_s = site.node.clock.now_ms() / 1_000;
+    let unix_s = site.node.clock.unix_s();
     Manner { method, version: Version::Http11, keep_alive: true, passed, unix_s }
 }
 
@@ -193,20 +194,26 @@ impl Batch<'_> {
     fn tell(&mut self, request: &Request<'_>, answer: &Answer, manner: &Manner<'_>) {
         // No handler that was asked closes a connection: it would have to be told so.
         debug_assert!(!answer.close);
-        self.worker.stats().answer(answer.status);
+        self.tell_by(request, answer.status, |out| {
+            answer.write(out, manner);
+        });
+    }
+
+    fn tell_by(&mut self, request: &Request<'_>, status: u16, write: impl FnOnce(&mut Vec<u8>)) {
+        self.worker.stats().answer(status);
         let before = self.out.len();
         let mut bytes_own = 0;
         if self.publishing.is_empty() {
-            answer.write(self.out, manner);
+            write(self.out);
             self.answers += 1;
         } else {
             let mut bytes = Vec::with_capacity(320);
-            answer.write(&mut bytes, manner);
+            write(&mut bytes);
             bytes_own = bytes.len();
             self.publishing.add(bytes);
         }
         if self.begun.is_some() {
-            self.note_answer(request, answer.status, self.out.len() - before + bytes_own);
+            self.note_answer(request, status, self.out.len() - before + bytes_own);
         }
     }
 
@@ -244,9 +251,9 @@ impl Batch<'_> {
         if content.len() > self.site.settings().limits.message_bytes {
             return None;
         }
-        let labels = Labels::of(&request.fields).ok()?;
         let (is_home, is_full) =
             self.worker.with(|state| (state.node.home_of(name) == state.index, state.is_full()));
+        let labels = Labels::of(&request.fields).ok()?;
         if is_full {
             let answer = publish::answer(self.worker, names, Err(Refused::Memory));
             self.tell(request, &answer, manner);
@@ -260,6 +267,10 @@ impl Batch<'_> {
         if let Some(limited) = self.over_quota(request, bearer, content.len()) {
             let answer = publish::answer(self.worker, names, Err(Refused::Limited(limited)));
             self.tell(request, &answer, manner);
+            return Some(());
+        }
+        if is_home && labels.key().is_none() && manner.passed.origin.is_none() {
+            self.place(request, manner, name, draft);
             return Some(());
         }
         if is_home {
@@ -280,6 +291,19 @@ impl Batch<'_> {
             self.publishing.note(noted);
         }
         Some(())
+    }
+
+    /// Publishes to a channel that lives here.
+    fn place(&mut self, request: &Request<'_>, manner: &Manner<'_>, name: &Name, draft: Draft) {
+        match self.worker.with(|state| state.publish_here(name, draft)) {
+            Ok(Published { cursor, .. }) => {
+                self.tell_by(request, 201, |out| publish::write_placed(out, manner.unix_s, name, cursor));
+            }
+            Err(refusal) => {
+                let answer = publish::refusal(self.worker, Refused::Key(refusal));
+                self.tell(request, &answer, manner);
+            }
+        }
     }
 
     /// Whose a request is, and the trusted proxy whose connection it came on.

@@ -1,5 +1,7 @@
 //! What a request says of channels: the names in its path, where it wants to begin, how much it wants.
 
+use memchr::memchr;
+
 use crate::domain::channel::{CHANNELS_PER_REQUEST_MAX, Name};
 use crate::domain::cursor::{Cursor, parse_joined};
 use crate::domain::page::From;
@@ -18,6 +20,10 @@ pub const WAIT_MAX_S: u64 = 50;
 /// # Errors
 /// The answer to give.
 pub fn parse_names(path: &str) -> Result<Vec<Name>, Answer> {
+    let name = |part| Name::parse(part).map_err(|error| Answer::problem(400, error.detail()));
+    if memchr(b',', path.as_bytes()).is_none() {
+        return Ok(vec![name(path)?]);
+    }
     let mut names: Vec<Name> = Vec::new();
     for part in path.split(',') {
         if names.len() == CHANNELS_PER_REQUEST_MAX {
@@ -26,7 +32,7 @@ pub fn parse_names(path: &str) -> Result<Vec<Name>, Answer> {
                 "more than 64 channels in one URL; split them over several requests",
             ));
         }
-        let name = Name::parse(part).map_err(|error| Answer::problem(400, error.detail()))?;
+        let name = name(part)?;
         if names.contains(&name) {
             return Err(Answer::problem(400, "a channel stands twice in the URL; name each once"));
         }

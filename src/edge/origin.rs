@@ -111,7 +111,7 @@ impl Gate {
     /// # Errors
     /// [`Barred`]
     pub fn pass<'r>(&self, request: &Request<'r>) -> Result<Passed<'r>, Barred> {
-        if self.loopback_alone && !request.host.is_empty() && !is_loopback(host::split(request.host).0) {
+        if self.loopback_alone && !request.host.is_empty() && !is_loopback(host::name(request.host)) {
             return Err(Barred::Host);
         }
         let mut origins = request.fields.all("origin");

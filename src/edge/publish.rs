@@ -8,13 +8,13 @@ use sha1::{Digest, Sha1};
 
 use crate::domain::auth::{Act, Bearer, Proof};
 use crate::domain::channel::Name;
+use crate::domain::cursor::Cursor;
 use crate::domain::home::{PublishRefusal, Published};
 use crate::domain::idempotency::{Key, Known};
 use crate::domain::message::{Body, Draft};
-use crate::proto::http::fields::ContentKind;
-use crate::proto::http::request::Fields;
+use crate::proto::http::date::format_imf_date;
 use crate::proto::json;
-use crate::proto::publish::{Publish, PublishData, check_event, check_key, parse_batch_line, parse_ttl};
+use crate::proto::publish::{Publish, PublishData, parse_batch_line};
 use crate::proto::refusal::{ErrorCode, Refusal};
 use crate::runtime::mail::{Answer as Told, Ask};
 use crate::runtime::peer::Peer;
@@ -26,7 +26,6 @@ use crate::runtime::worker::Worker;
 
 use super::answer::{Answer, HEAD_BYTES};
 use super::auth::{Declined, Denied};
-use super::channels::refused;
 use super::doorman::Doorman;
 
 /// A publish that waits for the first one with its key asks so often, and so many times.
@@ -37,15 +36,6 @@ const IN_FLIGHT_TRIES: usize = 2_000;
 const BATCH_LINES_MAX: usize = 65_536;
 /// Of the answer to a batch, about what a line's result takes.
 const RESULT_BYTES: usize = 128;
-
-/// What the head of a publish says of the message.
-#[derive(Debug)]
-pub struct Labels {
-    event: Option<Box<str>>,
-    ttl_seconds: Option<u32>,
-    key: Option<Box<[u8]>>,
-    kind: ContentKind,
-}
 
 /// Who publishes.
 #[derive(Clone, Copy)]
@@ -144,57 +134,6 @@ impl Refused {
     }
 }
 
-impl Labels {
-    /// # Errors
-    /// The answer to give.
-    pub fn of(fields: &Fields<'_>) -> Result<Self, Answer> {
-        if fields.get("content-encoding").is_some() {
-            return Err(Answer::problem(415, "Content-Encoding is not taken; send the message as it is"));
-        }
-        let one = |name| fields.one(name).map_err(refused);
-        let event = one("pushline-event")?.map(check_event).transpose();
-        let ttl_seconds = one("pushline-ttl")?.map(parse_ttl).transpose();
-        let key = one("idempotency-key")?;
-        if let Some(Err(error)) = key.map(check_key) {
-            return Err(Answer::problem(400, error.detail()));
-        }
-        Ok(Self {
-            event: event.map_err(|error| Answer::problem(400, error.detail()))?.map(Into::into),
-            ttl_seconds: ttl_seconds.map_err(|error| Answer::problem(400, error.detail()))?,
-            key: key.map(Into::into),
-            kind: ContentKind::of(one("content-type")?),
-        })
-    }
-
-    /// The message that these labels and `content` make.
-    ///
-    /// # Errors
-    /// The answer to give.
-    pub fn draft(&self, content: Vec<u8>) -> Result<Draft, Answer> {
-        let not_utf8 = || {
-            Answer::problem(
-                400,
-                "the body is not UTF-8, as its Content-Type asks; send application/octet-stream for bytes",
-            )
-        };
-        let body = match self.kind {
-            ContentKind::Json => {
-                if let Err(error) = json::check(&content) {
-                    return Err(Answer::problem(400, error.detail()));
-                }
-                Body::Json(String::from_utf8(content).map_err(|_| not_utf8())?.into())
-            }
-            ContentKind::Text => Body::Text(String::from_utf8(content).map_err(|_| not_utf8())?.into()),
-            ContentKind::Binary => Body::Binary(content.into()),
-        };
-        Ok(Draft { event: self.event.clone(), body, ttl_seconds: self.ttl_seconds })
-    }
-
-    pub fn key(&self) -> Option<&[u8]> {
-        self.key.as_deref()
-    }
-}
-
 /// Publishes to all channels of a URL, which `publisher` may.
 pub async fn publish(
     worker: &Rc<Worker>,
@@ -214,25 +153,48 @@ pub async fn publish(
 /// The answer to a publish to the channels of a URL.
 pub fn answer(worker: &Rc<Worker>, names: &[Name], result: Result<Vec<Published>, Refused>) -> Answer {
     match result {
-        Ok(published) => {
-            let mut body = Vec::with_capacity(64 * names.len() + 16);
-            body.extend_from_slice(br#"{"published":["#);
-            for (at, (name, one)) in names.iter().zip(&published).enumerate() {
-                if at > 0 {
-                    body.push(b',');
-                }
-                write_published(&mut body, name, one);
-            }
-            body.extend_from_slice(b"]}");
-            let answer = Answer::json(201, body).field("Cache-Control", "no-store");
-            if published.iter().all(|one| one.replayed) {
-                answer.field("Idempotency-Replayed", "true")
-            } else {
-                answer
-            }
-        }
+        Ok(published) => done(names, &published),
         Err(refused) => refusal(worker, refused),
     }
+}
+
+fn done(names: &[Name], published: &[Published]) -> Answer {
+    let mut body = Vec::with_capacity(64 * names.len() + 16);
+    body.extend_from_slice(br#"{"published":["#);
+    for (at, (name, one)) in names.iter().zip(published).enumerate() {
+        if at > 0 {
+            body.push(b',');
+        }
+        write_published(&mut body, name, one);
+    }
+    body.extend_from_slice(b"]}");
+    let answer = Answer::json(201, body).field("Cache-Control", "no-store");
+    if published.iter().all(|one| one.replayed) {
+        answer.field("Idempotency-Replayed", "true")
+    } else {
+        answer
+    }
+}
+
+/// Appends the answer to a new message that was placed in one channel, to a request of HTTP/1.1 without `Origin`: the same
+/// bytes as [`answer`]'s, in one go. The most frequent answer of all.
+pub fn write_placed(out: &mut Vec<u8>, unix_s: u64, name: &Name, cursor: Cursor) {
+    const BODY: [&[u8]; 3] = [br#"{"published":[{"channel":"#, br#","id":""#, br#""}]}"#];
+    out.reserve(HEAD_BYTES);
+    out.extend_from_slice(b"HTTP/1.1 201 Created\r\nDate: ");
+    out.extend_from_slice(&format_imf_date(unix_s));
+    out.extend_from_slice(
+        b"\r\nVary: Origin\r\nCache-Control: no-store\r\nContent-Type: application/json\r\nContent-Length: ",
+    );
+    let (name, id) = (name.as_str(), cursor.text());
+    let body_bytes = BODY.iter().map(|part| part.len()).sum::<usize>() + json::str_bytes(name) + id.len();
+    json::write_u64(out, body_bytes as u64);
+    out.extend_from_slice(b"\r\n\r\n");
+    out.extend_from_slice(BODY[0]);
+    json::write_str(out, name);
+    out.extend_from_slice(BODY[1]);
+    out.extend_from_slice(id.as_bytes());
+    out.extend_from_slice(BODY[2]);
 }
 
 fn write_published(out: &mut Vec<u8>, name: &Name, published: &Published) {
@@ -543,6 +505,10 @@ pub async fn delete(worker: &Rc<Worker>, names: &[Name]) -> Answer {
 
 #[cfg(test)]
 mod tests {
+    use crate::proto::http::request::{Method, Version};
+
+    use super::super::answer::Manner;
+    use super::super::origin::Passed;
     use super::*;
     use crate::domain::auth::Grants;
 
@@ -565,5 +531,28 @@ mod tests {
             assert!(!spaces[..at].contains(space), "{spaces:?}");
         }
         assert_eq!(Publisher::ANYONE.key_space(), spaces[0]);
+    }
+
+    #[test]
+    fn an_answer_in_one_go_is_the_same() {
+        let passed = Passed::default();
+        let manner = |unix_s| Manner {
+            method: Method::Post,
+            version: Version::Http11,
+            keep_alive: true,
+            passed,
+            unix_s,
+        };
+        for (name, seq, unix_s) in
+            [("a", 1, 0), ("news/1", u64::MAX, 1_700_000_000), ("é \"q\" \\", 70_000, 1_700_000_001)]
+        {
+            let name = Name::parse(name).expect("a name");
+            let cursor = Cursor { incarnation: 77, seq };
+            let (mut at_once, mut made) = (b"before".to_vec(), b"before".to_vec());
+            write_placed(&mut at_once, unix_s, &name, cursor);
+            let published = [Published { cursor, replayed: false }];
+            done(std::slice::from_ref(&name), &published).write(&mut made, &manner(unix_s));
+            assert_eq!(String::from_utf8(at_once), String::from_utf8(made));
+        }
     }
 }

@@ -81,6 +81,16 @@ pub fn write_str(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
 }
 
+/// How many bytes [`write_str`] appends.
+pub fn str_bytes(text: &str) -> usize {
+    let (mut bytes, mut rest) = (2, text.as_bytes());
+    while let Some((plain, byte, tail)) = split_at_escape(rest) {
+        bytes += plain.len() + if byte < b' ' && !b"\n\r\t\x08\x0c".contains(&byte) { 6 } else { 2 };
+        rest = tail;
+    }
+    bytes + rest.len()
+}
+
 /// Appends a number.
 pub fn write_u64(out: &mut Vec<u8>, number: u64) {
     out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());

@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use crate::domain::channel::Name;
 use crate::domain::feed::Link;
-use crate::domain::home::{PublishRefusal, Published, WorkerIndex};
-use crate::domain::message::Message;
+use crate::domain::home::{Home, PublishRefusal, Published, WorkerIndex};
+use crate::domain::message::{Draft, Message};
 
 use super::entry::ConnId;
 use super::mail::{Answer, Ask, Mail};
@@ -23,6 +23,9 @@ pub struct Reply {
     pub answer: Option<Answer>,
     pub waker: Option<Waker>,
 }
+
+/// Tells a worker that reads a channel of a message that was placed there. False: it cannot take it.
+type Deliver<'d> = dyn FnMut(WorkerIndex, &Arc<Message>) -> bool + 'd;
 
 /// What an answer that is on its way is for.
 pub enum Pending {
@@ -45,16 +48,83 @@ pub enum Pending {
 impl State {
     /// Does, as their home, what `from` asks of this worker's channels.
     pub fn answer(&mut self, from: WorkerIndex, ask: Ask) -> Answer {
-        let now_ms = self.node.clock.now_ms();
         self.see_growth();
-        if let Ask::Publish { draft, .. } | Ask::PublishReserved { draft, .. } = &ask {
-            self.make_room(draft.cost_bytes());
+        let now_ms = self.node.clock.now_ms();
+        match ask {
+            Ask::Publish { name, draft, key } => {
+                Answer::Published(self.place(&name, draft, |home, draft, now_ms, deliver| {
+                    home.publish(&name, draft, key.as_deref(), now_ms, deliver)
+                }))
+            }
+            Ask::PublishReserved { name, draft, key } => {
+                Answer::Published(self.place(&name, draft, |home, draft, now_ms, deliver| {
+                    home.publish_reserved(&name, draft, &key, now_ms, deliver)
+                }))
+            }
+            Ask::Reserve { name, key } => Answer::Known(self.home.reserve(&name, &key, now_ms)),
+            Ask::Release { name, key } => {
+                self.home.release(&name, &key);
+                Answer::Done
+            }
+            Ask::Delete { name } => {
+                let ((), placed_us) = self.at_home(|home, deliver| home.delete(&name, now_ms, deliver));
+                self.trace_in(Who::default(), &name, || What::Deleted);
+                self.tell_arrived(placed_us);
+                Answer::Done
+            }
+            Ask::Read { name, from, max } => Answer::Page(Some(self.home.read(&name, from, max, now_ms))),
+            Ask::Claim { name } => Answer::Claimed(self.home.claim(&name, now_ms)),
+            Ask::Join { name, max } => Answer::Page(self.home.join(&name, from, max, now_ms)),
+            Ask::Leave { name } => {
+                self.home.leave(&name, from, now_ms);
+                Answer::Done
+            }
         }
-        let traced = if self.is_traced() { traced_of(&ask) } else { None };
+    }
+
+    /// Publishes to a channel that lives here, without a key.
+    ///
+    /// # Errors
+    /// [`PublishRefusal`]
+    pub fn publish_here(&mut self, name: &Name, draft: Draft) -> Result<Published, PublishRefusal> {
+        self.see_growth();
+        self.place(name, draft, |home, draft, now_ms, deliver| {
+            home.publish(name, draft, None, now_ms, deliver)
+        })
+    }
+
+    fn place(
+        &mut self,
+        name: &Name,
+        draft: Draft,
+        publish: impl FnOnce(&mut Home, Draft, u64, &mut Deliver<'_>) -> Result<Published, PublishRefusal>,
+    ) -> Result<Published, PublishRefusal> {
+        self.make_room(draft.cost_bytes());
+        let now_ms = self.node.clock.now_ms();
+        let bytes = draft.body.bytes().len();
+        let (result, placed_us) = self.at_home(|home, deliver| publish(home, draft, now_ms, deliver));
+        count_placed(&self.node.stats[usize::from(self.index)], &result, bytes);
+        if self.is_traced() {
+            self.trace_in(Who::default(), name, || match &result {
+                Ok(published) => What::Published {
+                    cursor: published.cursor,
+                    bytes: bytes as u64,
+                    replayed: published.replayed,
+                },
+                Err(refusal) => What::Denied { why: format!("{refusal:?}").into() },
+            });
+        }
+        self.tell_arrived(placed_us);
+        result
+    }
+
+    /// Does something to this worker's channels. What is placed meanwhile is told to all workers that read it, to this one by
+    /// [`tell_arrived`](Self::tell_arrived), which is told when that was: 0, if nobody reads it.
+    fn at_home<T>(&mut self, act: impl FnOnce(&mut Home, &mut Deliver<'_>) -> T) -> (T, u64) {
         let (index, node, arrived) = (self.index, &self.node, &mut self.arrived);
         // The exact clock is read where somebody reads the channel: once for all its readers.
         let mut placed_us = 0;
-        let deliver = |worker: WorkerIndex, message: &Arc<Message>| {
+        let mut deliver = |worker: WorkerIndex, message: &Arc<Message>| {
             if placed_us == 0 {
                 placed_us = node.clock.us(Instant::now());
             }
@@ -68,56 +138,16 @@ impl State {
             }
             fits
         };
-        let answer = match ask {
-            Ask::Publish { name, draft, key } => {
-                let bytes = draft.body.bytes().len();
-                let result = self.home.publish(&name, draft, key.as_deref(), now_ms, deliver);
-                count_placed(&node.stats[usize::from(index)], &result, bytes);
-                Answer::Published(result)
-            }
-            Ask::PublishReserved { name, draft, key } => {
-                let bytes = draft.body.bytes().len();
-                let result = self.home.publish_reserved(&name, draft, &key, now_ms, deliver);
-                count_placed(&node.stats[usize::from(index)], &result, bytes);
-                Answer::Published(result)
-            }
-            Ask::Reserve { name, key } => Answer::Known(self.home.reserve(&name, &key, now_ms)),
-            Ask::Release { name, key } => {
-                self.home.release(&name, &key);
-                Answer::Done
-            }
-            Ask::Delete { name } => {
-                self.home.delete(&name, now_ms, deliver);
-                Answer::Done
-            }
-            Ask::Read { name, from, max } => Answer::Page(Some(self.home.read(&name, from, max, now_ms))),
-            Ask::Claim { name } => Answer::Claimed(self.home.claim(&name, now_ms)),
-            Ask::Join { name, max } => Answer::Page(self.home.join(&name, from, max, now_ms)),
-            Ask::Leave { name } => {
-                self.home.leave(&name, from, now_ms);
-                Answer::Done
-            }
-        };
-        if let Some((name, bytes)) = traced {
-            self.trace_answer(&name, bytes, &answer);
-        }
+        let done = act(&mut self.home, &mut deliver);
+        (done, placed_us)
+    }
+
+    fn tell_arrived(&mut self, placed_us: u64) {
         if placed_us > 0 {
             for message in std::mem::take(&mut self.arrived) {
                 self.on_live(message, placed_us);
             }
         }
-        answer
-    }
-
-    /// What came of an act on a channel that lives here, for who watches the channel.
-    fn trace_answer(&self, name: &Name, bytes: u64, answer: &Answer) {
-        self.trace_in(Who::default(), name, || match answer {
-            Answer::Published(Ok(published)) => {
-                What::Published { cursor: published.cursor, bytes, replayed: published.replayed }
-            }
-            Answer::Published(Err(refusal)) => What::Denied { why: format!("{refusal:?}").into() },
-            _ => What::Deleted,
-        });
     }
 
     /// Sends a request to another worker.
@@ -212,22 +242,6 @@ fn count_placed(stats: &Stats, result: &Result<Published, PublishRefusal>, bytes
     if result.as_ref().is_ok_and(|published| !published.replayed) {
         stats.placed.add(1);
         stats.placed_bytes.add(bytes as u64);
-    }
-}
-
-/// The channel and the bytes of what traces tell of.
-fn traced_of(ask: &Ask) -> Option<(Name, u64)> {
-    match ask {
-        Ask::Publish { name, draft, .. } | Ask::PublishReserved { name, draft, .. } => {
-            Some((name.clone(), draft.body.bytes().len() as u64))
-        }
-        Ask::Delete { name } => Some((name.clone(), 0)),
-        Ask::Reserve { .. }
-        | Ask::Release { .. }
-        | Ask::Read { .. }
-        | Ask::Claim { .. }
-        | Ask::Join { .. }
-        | Ask::Leave { .. } => None,
     }
 }
 

@@ -37,10 +37,9 @@ impl Worker {
 
     /// Something came on a held connection between requests.
     fn on_request(self: &Rc<Self>, conn: ConnId, input: Vec<u8>) {
-        let Some(mut input) = self.with(|state| state.begin_request(conn, input)) else { return };
-        if let Some(why) = self.with(|state| state.turns_away_held(conn))
-            && self.turn_away_held(conn, &input, why)
-        {
+        let begun = self.with(|state| Some((state.begin_request(conn, input)?, state.turns_away_held(conn))));
+        let Some((mut input, why)) = begun else { return };
+        if why.is_some_and(|why| self.turn_away_held(conn, &input, why)) {
             return;
         }
         let mut answers = self.answers.take();

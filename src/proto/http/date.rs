@@ -1,13 +1,31 @@
 //! Dates in HTTP (RFC 9110 §5.6.7): seconds since 1970 to `Sun, 06 Nov 1994 08:49:37 GMT`. Reads no clock.
 
+use std::cell::Cell;
+
 /// Bytes of an IMF-fixdate.
 pub const DATE_BYTES: usize = 29;
 
 /// The last second that fits: 9999-12-31 23:59:59.
 const LAST_SECOND: u64 = 253_402_300_799;
 
-/// The IMF-fixdate of a moment; later than the year 9999 is its end.
+/// The IMF-fixdate of a moment; later than the year 9999 is its end. That of the second that was asked for last is
+/// remembered: all answers of a second say the same.
 pub fn format_imf_date(unix_seconds: u64) -> [u8; DATE_BYTES] {
+    thread_local! {
+        static LAST: Cell<(u64, [u8; DATE_BYTES])> = const { Cell::new((0, *b"Thu, 01 Jan 1970 00:00:00 GMT")) };
+    }
+    LAST.with(|last| {
+        let (seconds, date) = last.get();
+        if seconds == unix_seconds {
+            return date;
+        }
+        let date = format(unix_seconds);
+        last.set((unix_seconds, date));
+        date
+    })
+}
+
+fn format(unix_seconds: u64) -> [u8; DATE_BYTES] {
     const WEEKDAYS: [&[u8; 3]; 7] = [b"Thu", b"Fri", b"Sat", b"Sun", b"Mon", b"Tue", b"Wed"];
     const MONTHS: [&[u8; 3]; 12] =
         [b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec"];

@@ -10,24 +10,28 @@ pub fn parse(value: &[u8]) -> Option<&str> {
     let (name, port) = split_text(text)?;
     let name_ok = match name.strip_prefix('[') {
         Some(rest) => rest.strip_suffix(']')?.parse::<Ipv6Addr>().is_ok(),
-        None => !name.is_empty() && name.bytes().all(is_name_byte),
+        None => !name.is_empty() && name.bytes().all(|byte| IS_NAME_BYTE[usize::from(byte)]),
     };
-    let port_ok =
-        port.is_empty() || (port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok());
-    (name_ok && port_ok).then_some(text)
+    (name_ok && (port.is_empty() || port_number(port).is_some())).then_some(text)
 }
 
 /// The name (an IPv6 address keeps its brackets) and the port of a host that [`parse`] gave.
 pub fn split(host: &str) -> (&str, Option<u16>) {
     match split_text(host) {
-        Some((name, port)) => (name, port.parse().ok()),
+        Some((name, port)) => (name, port_number(port)),
         None => (host, None),
     }
 }
 
+/// The name alone.
+pub fn name(host: &str) -> &str {
+    split_text(host).map_or(host, |(name, _)| name)
+}
+
 fn split_text(text: &str) -> Option<(&str, &str)> {
-    let name_bytes =
-        if text.starts_with('[') { text.find(']')? + 1 } else { text.find(':').unwrap_or(text.len()) };
+    // Short texts: a search that is begun for each costs more than the look at their bytes.
+    let find = |wanted: u8| text.bytes().position(|byte| byte == wanted);
+    let name_bytes = if text.starts_with('[') { find(b']')? + 1 } else { find(b':').unwrap_or(text.len()) };
     let (name, rest) = text.split_at_checked(name_bytes)?;
     match rest.strip_prefix(':') {
         Some(port) => Some((name, port)),
@@ -35,9 +39,26 @@ fn split_text(text: &str) -> Option<(&str, &str)> {
     }
 }
 
-const fn is_name_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b'~')
+/// Digits alone, at most 65535.
+fn port_number(port: &str) -> Option<u16> {
+    if port.is_empty() {
+        return None;
+    }
+    port.bytes().try_fold(0_u16, |number, byte| {
+        let digit = byte.is_ascii_digit().then(|| u16::from(byte - b'0'))?;
+        number.checked_mul(10)?.checked_add(digit)
+    })
 }
+
+const IS_NAME_BYTE: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = (byte as u8).is_ascii_alphanumeric() || matches!(byte as u8, b'.' | b'-' | b'_' | b'~');
+        byte += 1;
+    }
+    table
+};
 
 #[cfg(test)]
 mod tests {

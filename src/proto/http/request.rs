@@ -234,18 +234,6 @@ impl<'a> Fields<'a> {
         self.0.iter().filter(move |field| field.name.eq_ignore_ascii_case(name)).map(|field| field.value)
     }
 
-    /// The value of a field that may stand only once.
-    ///
-    /// # Errors
-    /// [`HttpError::FieldRepeated`]: which one counts could be read two ways.
-    pub fn one(&self, name: &str) -> Result<Option<&'a [u8]>, HttpError> {
-        let mut values = self.all(name);
-        match (values.next(), values.next()) {
-            (value, None) => Ok(value),
-            (_, Some(_)) => Err(HttpError::FieldRepeated),
-        }
-    }
-
     /// Names and values, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> + use<'a> {
         self.0.iter().map(|field| (field.name, field.value))
@@ -297,8 +285,6 @@ mod tests {
         assert_eq!(request.fields.all("x").collect::<Vec<_>>(), [b"1", b"2"]);
         assert_eq!(request.fields.get("EMPTY"), Some(&b""[..]));
         assert_eq!(request.fields.get("absent"), None);
-        assert_eq!(request.fields.one("x"), Err(E::FieldRepeated));
-        assert_eq!(request.fields.one("host"), Ok(Some(&b"h:1"[..])));
         assert_eq!(request.fields.iter().count(), 5);
         assert!(!format!("{request:?}").contains("c=d"));
     }
