@@ -29,6 +29,8 @@ mkdir -p "$cache"
 # Two starts at once would install into each other; the descriptor is closed before the server is started.
 exec 9>"$cache/lock"
 flock 9
+# Working folders are named by their port; those of runs of another day are nobody's.
+find "$cache" -maxdepth 1 -name "$name-[0-9]*" -mmin +1440 -exec rm -rf {} +
 
 # quietly WHAT COMMAND...: runs it; absent, with the last line that it said, when it fails.
 quietly() {

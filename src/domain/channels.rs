@@ -4,7 +4,7 @@
 
 use foldhash::fast::RandomState;
 
-use super::ages::{Age, slice_of};
+use super::ages::{Age, RUN_MAX, Run, slice_of};
 use super::channel::Name;
 use super::cursor::Cursor;
 use super::history::History;
@@ -30,8 +30,8 @@ pub struct Channel {
     pub used_ms: u64,
     /// Workers with a feed of it, and whether each has lost its place (told to pull).
     pub readers: Vec<(WorkerIndex, bool)>,
-    /// The newest slice of time in which it stands in the order of ages.
-    pub listed: Option<u64>,
+    /// Its newest run that stands in the order of ages.
+    pub run: Option<Run>,
     pub rate: Rate,
 }
 
@@ -227,29 +227,32 @@ impl Channels {
         Some(result)
     }
 
-    /// Whether the channel still has messages of that slice, or older ones.
+    /// Whether the channel's oldest message is of that run, or of an older one.
     pub fn is_aged(&self, age: Age) -> bool {
-        self.get(age.slot).is_some_and(|channel| {
-            channel.history.head().incarnation == age.incarnation
-                && channel.history.oldest_ms().is_some_and(|oldest_ms| slice_of(oldest_ms) <= age.slice)
+        self.of_age(age).is_some_and(|channel| {
+            channel.history.oldest().is_some_and(|(seq, ts_ms)| age.run.reaches(seq, ts_ms))
         })
     }
 
-    /// Whether the channel still has messages of that very slice.
-    pub fn is_of_age(&self, age: Age) -> bool {
-        self.get(age.slot).is_some_and(|channel| {
-            channel.history.head().incarnation == age.incarnation
-                && channel.history.has_of(|ts_ms| slice_of(ts_ms).cmp(&age.slice))
+    /// Whether the channel has messages that may be of that run.
+    pub fn has_of(&self, age: Age) -> bool {
+        self.of_age(age).is_some_and(|channel| {
+            let has_of_slice = channel.history.has_of(|ts_ms| slice_of(ts_ms).cmp(&age.run.slice));
+            has_of_slice && channel.history.oldest().is_some_and(|(seq, _)| seq < age.run.from + RUN_MAX)
         })
     }
 
-    /// The channel does not stand in the order of ages with that slice any more.
+    fn of_age(&self, age: Age) -> Option<&Channel> {
+        self.get(age.slot).filter(|channel| channel.history.head().incarnation == age.incarnation)
+    }
+
+    /// That run does not stand in the order of ages any more.
     pub fn unlist(&mut self, age: Age) {
         if let Some(channel) = self.get_mut(age.slot)
             && channel.history.head().incarnation == age.incarnation
-            && channel.listed == Some(age.slice)
+            && channel.run == Some(age.run)
         {
-            channel.listed = None;
+            channel.run = None;
         }
     }
 
@@ -280,7 +283,7 @@ impl Channels {
         };
         let rate = Rate { begun_ms: now_ms, begun_seq: history.head().seq, before: 0 };
         let channel =
-            Channel { name: name.clone(), history, used_ms: now_ms, readers: Vec::new(), listed: None, rate };
+            Channel { name: name.clone(), history, used_ms: now_ms, readers: Vec::new(), run: None, rate };
         let slot = match self.free.pop() {
             Some(slot) => {
                 self.slots[slot as usize] = Some(channel);

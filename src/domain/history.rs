@@ -17,8 +17,9 @@ use super::page::{From, Page, PageMax, page_len};
 use super::rests::Rest;
 use super::shelf::{self, Shelf};
 
-/// A publish leaves this part of `Bounds::messages` beyond them, for the next ones to let go.
+/// A publish leaves this part of `Bounds::messages` beyond them, and so many at most, for the next ones to let go.
 const SPARE_PART: usize = 32;
+const SPARE_MAX: usize = 256;
 
 /// What one channel may keep.
 #[derive(Debug, Clone, Copy)]
@@ -43,7 +44,7 @@ pub struct History {
     /// No kept message is older than this: a message that was published long ago is in no cache, and is not looked at
     /// before it must be.
     oldest_ms: u64,
-    /// When the newest was placed, kept or not.
+    /// When the newest that was kept was placed.
     newest_ms: u64,
     /// Kept messages may not be the newest numbers without a break.
     has_holes: bool,
@@ -137,8 +138,7 @@ impl History {
     fn next_place(&mut self, ttl_seconds: Option<u32>, bounds: Bounds, now_ms: u64) -> (u64, Option<u64>) {
         self.head += 1;
         // The clock may be set back; the order of a channel's times is kept all the same.
-        let ts_ms = now_ms.max(self.newest_ms);
-        self.newest_ms = ts_ms;
+        let ts_ms = if self.kept.is_empty() { now_ms } else { now_ms.max(self.newest_ms) };
         // Longer than the channel keeps anything, it would be lost for the channel's reason: a gap.
         let own_ms = ttl_seconds.map(|seconds| u64::from(seconds) * 1_000);
         (ts_ms, own_ms.filter(|&own| own <= bounds.age_ms).map(|own| ts_ms + own))
@@ -160,6 +160,7 @@ impl History {
         if self.kept.is_empty() {
             (self.has_holes, self.oldest_ms) = (false, ts_ms);
         }
+        self.newest_ms = ts_ms;
         let ends_ms = ends_ms.unwrap_or(u64::MAX);
         self.next_end_ms = self.next_end_ms.min(ends_ms);
         let (seq, form) = (self.head, form(&mut self.shelf));
@@ -189,8 +190,11 @@ impl History {
     /// Trims, unless all that is to go are a few messages too many: these go together, for memory that nobody has touched
     /// lately is slow. No reader sees them: reads trim first.
     fn let_go(&mut self, bounds: Bounds, now_ms: u64) {
-        let messages_max = bounds.messages.max(1) + bounds.messages / SPARE_PART;
-        if self.kept.len() > messages_max
+        let spare = (bounds.messages / SPARE_PART).min(SPARE_MAX);
+        // Nor are they worth a larger table.
+        let is_full = self.kept.len() > bounds.messages && self.kept.len() == self.kept.capacity();
+        if self.kept.len() > bounds.messages.max(1) + spare
+            || is_full
             || self.kept_bytes > bounds.bytes
             || self.next_end_ms <= now_ms
             || self.oldest_ms.saturating_add(bounds.age_ms) <= now_ms
@@ -270,11 +274,12 @@ impl History {
         self.kept.binary_search_by_key(&seq, |kept| kept.seq).is_ok()
     }
 
-    pub fn oldest_seq(&self) -> Option<u64> {
-        self.kept.front().map(|kept| kept.seq)
+    /// The number of the oldest message that is kept, and when it was placed.
+    pub fn oldest(&self) -> Option<(u64, u64)> {
+        self.kept.front().map(|kept| (kept.seq, kept.ts_ms))
     }
 
-    /// When the newest message was placed; 0: there was none.
+    /// When the newest message that was kept was placed.
     pub fn newest_ms(&self) -> u64 {
         self.newest_ms
     }
@@ -282,11 +287,6 @@ impl History {
     /// Whether a message is kept of whose time of placing `order` says `Equal`.
     pub fn has_of(&self, order: impl Fn(u64) -> Ordering) -> bool {
         self.kept.binary_search_by(|kept| order(kept.ts_ms)).is_ok()
-    }
-
-    /// When the oldest message that is kept was placed.
-    pub fn oldest_ms(&self) -> Option<u64> {
-        self.kept.front().map(|kept| kept.ts_ms)
     }
 
     /// A page of what is held of the channel `name` from `from` on. Trims first, so that what it gives is within the bounds.

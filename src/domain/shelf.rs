@@ -84,7 +84,7 @@ impl Shelf {
             self.full.pop_front();
             self.first = self.first.wrapping_add(1);
         }
-        if self.full.is_empty() {
+        if self.messages == 0 {
             self.full = VecDeque::new();
         }
     }

@@ -180,7 +180,6 @@ fn done(names: &[Name], published: &[Published]) -> Answer {
 /// bytes as [`answer`]'s, in one go. The most frequent answer of all.
 pub fn write_placed(out: &mut Vec<u8>, unix_s: u64, name: &Name, cursor: Cursor) {
     const BODY: [&[u8]; 3] = [br#"{"published":[{"channel":"#, br#","id":""#, br#""}]}"#];
-    out.reserve(HEAD_BYTES);
     out.extend_from_slice(b"HTTP/1.1 201 Created\r\nDate: ");
     out.extend_from_slice(&format_imf_date(unix_s));
     out.extend_from_slice(

@@ -40,9 +40,11 @@ use super::turns::Breather;
 
 /// How long the fan-out, or any other long work, may hold the thread.
 const SLICE: Duration = Duration::from_millis(1);
-/// Letters read, events looked at, in one go.
+/// Letters read in one go.
 const LETTERS_MAX: usize = 256;
+/// Events looked at in one go: what was read is answered while it is in the caches. And before others have their turn.
 const EVENTS_MAX: usize = 64;
+const TURN_EVENTS: usize = 256;
 /// Slices of history that are given back in one tick.
 const SHRINKS_MAX: usize = 16;
 /// Where workers share a CPU, each sends its part of so many, then lets the others: a message that comes by way of three
@@ -430,6 +432,7 @@ impl Worker {
             if epoll.readable().await {
                 until = Instant::now() + SLICE;
             }
+            let mut looked_at = 0;
             loop {
                 let ready = self.with(|state| {
                     state.resume_deferred();
@@ -447,7 +450,8 @@ impl Worker {
                     until = Instant::now() + SLICE;
                     break;
                 }
-                if ready < EVENTS_MAX {
+                looked_at += ready;
+                if ready < EVENTS_MAX || looked_at >= TURN_EVENTS {
                     break;
                 }
             }
