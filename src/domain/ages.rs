@@ -171,7 +171,7 @@ mod tests {
                     0 => now_ms = now_ms.saturating_sub(100 * by_ms),
                     1 => home.delete(&name(channel), now_ms, |_, _| true),
                     2 => drop(home.read(&name(channel), From::Newest(9), ALL, now_ms)),
-                    3 => (0..20 * by_ms).for_each(|_| drop(home.drop_oldest())),
+                    3 => (0..20 * by_ms).for_each(|_| _ = home.drop_oldest()),
                     4 => home.sweep(now_ms, 3),
                     5 => publish(&mut home, channel, Some(0), now_ms),
                     6 => publish(&mut home, channel, Some(1), now_ms),

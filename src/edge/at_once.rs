@@ -147,10 +147,10 @@ impl Batch<'_> {
         match request.method {
             Method::Post => {
                 let names = names_of(&request)?;
-                let bearer = self.admit(&request, Act::Publish, &names, manner.unix_s)?;
+                let bearer = self.admit(&request, Act::Publish, &names)?;
                 self.publish(&request, content, &manner, &names, bearer.as_deref())?;
             }
-            Method::Get if self.publishing.is_empty() => match self.poll(&request, accept?, manner.unix_s)? {
+            Method::Get if self.publishing.is_empty() => match self.poll(&request, accept?)? {
                 Polled::Answer(answer) => self.tell(&request, &answer, &manner),
                 Polled::Hold { places, limit, wait_s } => {
                     let (client, proxy) = self.client(&request)?;
@@ -220,13 +220,15 @@ impl Batch<'_> {
     /// Whom a request is of that does this to channels; `Some(None)`: no authentication is configured. Who may not, or whose
     /// token is no good, is for a task.
     #[allow(clippy::option_option)]
-    fn admit(&self, request: &Request<'_>, act: Act, names: &[Name], now_s: u64) -> Option<Option<Caller>> {
+    fn admit(&self, request: &Request<'_>, act: Act, names: &[Name]) -> Option<Option<Caller>> {
         let doorman = &self.site.doorman;
         if doorman.is_open() {
             return Some(None);
         }
         let Target::Path { query, .. } = request.target else { return None };
         let (peer, _) = self.client(request)?;
+        // Not by the clock of answers' dates: what has ended for one request has ended for the next.
+        let now_s = self.site.node.clock.now_ms() / 1_000;
         let bearer = doorman.admit(request, query, peer, now_s).ok()?.bearer;
         if !names.iter().all(|name| doorman.may(&bearer, act, name)) {
             return None;
@@ -325,7 +327,7 @@ impl Batch<'_> {
         Some(limited)
     }
 
-    fn poll(&self, request: &Request<'_>, accept: Accept, now_s: u64) -> Option<Polled> {
+    fn poll(&self, request: &Request<'_>, accept: Accept) -> Option<Polled> {
         if accept.event_stream || !accept.json || !request.body.is_empty() {
             return None;
         }
@@ -334,7 +336,7 @@ impl Batch<'_> {
             return None;
         }
         let Target::Path { query, .. } = request.target else { return None };
-        self.admit(request, Act::Subscribe, &names, now_s)?;
+        self.admit(request, Act::Subscribe, &names)?;
         // Answers that are made but not sent go before what a held request is answered with.
         if self.answers > 0 && read::wait_of(query, request).map_or(true, |wait_s| wait_s > 0) {
             return None;
