@@ -161,6 +161,10 @@ impl Gate {
 /// A name or address of this machine for itself. DNS decides about no literal, so a page of another name cannot be made
 /// to come from one.
 pub(super) fn is_loopback(host: &str) -> bool {
+    // As most say it.
+    if matches!(host, "127.0.0.1" | "localhost") {
+        return true;
+    }
     let literal = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
         Some(v6) => v6.parse().map(IpAddr::V6),
         None => host.parse().map(IpAddr::V4),

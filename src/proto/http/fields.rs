@@ -212,6 +212,12 @@ pub enum ContentKind {
 impl ContentKind {
     /// Parameters are not looked at.
     pub fn of(content_type: Option<&[u8]>) -> Self {
+        match content_type {
+            Some(b"application/json") => return Self::Json,
+            Some(b"text/plain") => return Self::Text,
+            Some(b"application/octet-stream") | None => return Self::Binary,
+            Some(_) => {}
+        }
         let essence = content_type.and_then(|value| value.split(|&byte| byte == b';').next()).map(trim);
         let Some(essence) = essence else { return Self::Binary };
         let Some(slash) = essence.iter().position(|&byte| byte == b'/') else { return Self::Binary };

@@ -7,12 +7,16 @@ use std::net::Ipv6Addr;
 /// Checks `name`, `name:port`, `[IPv6]` or `[IPv6]:port`. `None`: not a host.
 pub fn parse(value: &[u8]) -> Option<&str> {
     let text = std::str::from_utf8(value).ok()?;
-    let (name, port) = split_text(text)?;
-    let name_ok = match name.strip_prefix('[') {
-        Some(rest) => rest.strip_suffix(']')?.parse::<Ipv6Addr>().is_ok(),
-        None => !name.is_empty() && name.bytes().all(|byte| IS_NAME_BYTE[usize::from(byte)]),
-    };
-    (name_ok && (port.is_empty() || port_number(port).is_some())).then_some(text)
+    if value.starts_with(b"[") {
+        let (name, port) = split_text(text)?;
+        name.strip_prefix('[')?.strip_suffix(']')?.parse::<Ipv6Addr>().ok()?;
+        return (port.is_empty() || port_number(port).is_some()).then_some(text);
+    }
+    let is_name_byte = |byte: &u8| IS_NAME_BYTE[usize::from(*byte)];
+    let name_bytes = value.iter().position(|byte| !is_name_byte(byte)).unwrap_or(value.len());
+    let (name, rest) = text.split_at_checked(name_bytes)?;
+    let is_port = |port: &str| port.is_empty() || port_number(port).is_some();
+    (!name.is_empty() && (rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port))).then_some(text)
 }
 
 /// The name (an IPv6 address keeps its brackets) and the port of a host that [`parse`] gave.
