@@ -11,7 +11,6 @@ use std::sync::Arc;
 
 use super::channel::Name;
 use super::cursor::Cursor;
-pub use super::kept::Bounds;
 use super::kept::{Form, Kept};
 use super::message::{Body, Draft, Message, OVERHEAD_BYTES};
 use super::page::{From, Page, PageMax, page_len};
@@ -21,6 +20,14 @@ use super::shelf::{self, Shelf};
 /// A publish leaves this part of `Bounds::messages` beyond them, and so many at most, for the next ones to let go.
 const SPARE_PART: usize = 32;
 const SPARE_MAX: usize = 256;
+
+/// What one channel may keep.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    pub messages: usize,
+    pub bytes: usize,
+    pub age_ms: u64,
+}
 
 /// The order and the kept messages of one channel's life.
 #[derive(Debug)]
@@ -86,13 +93,6 @@ impl History {
 
     pub fn len(&self) -> usize {
         self.kept.len()
-    }
-
-    /// Where the next message is put: its bytes, and what is known of it.
-    pub fn places_ahead(&self) -> [*const u8; 2] {
-        let newest =
-            self.kept.back().map_or(std::ptr::null(), |newest| std::ptr::from_ref(newest).wrapping_add(1));
-        [self.shelf.place_ahead(), newest.cast()]
     }
 
     /// Gives `draft` the next place, and keeps it unless its TTL is 0: a message for those who read it now.

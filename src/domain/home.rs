@@ -99,11 +99,6 @@ impl Home {
         placed.map(|cursor| Published { cursor, replayed: false }).ok_or(PublishRefusal::ChannelsFull)
     }
 
-    /// Where the next message to a channel is put, if it is known.
-    pub fn places_ahead(&self, name: &Name) -> Option<[*const u8; 2]> {
-        Some(self.channels.get(self.channels.find(name)?)?.history.places_ahead())
-    }
-
     /// Reserves a key for a publish to several channels, which must be possible for all before it is done for one.
     pub fn reserve(&mut self, name: &Name, key: &Key, now_ms: u64) -> Known {
         self.keys.reserve(name, key, now_ms)

@@ -8,14 +8,6 @@ use super::cursor::Cursor;
 use super::message::{Body, Kind, Message, OVERHEAD_BYTES};
 use super::shelf::{Place, Shelf};
 
-/// What one channel may keep.
-#[derive(Debug, Clone, Copy)]
-pub struct Bounds {
-    pub messages: usize,
-    pub bytes: usize,
-    pub age_ms: u64,
-}
-
 /// A kept message. What decides when it goes is here: neither the message nor its bytes are looked at for it.
 #[derive(Debug)]
 pub struct Kept {

@@ -40,11 +40,6 @@ pub struct Shelf {
 }
 
 impl Shelf {
-    /// Where the next bytes are put, if they find room.
-    pub fn place_ahead(&self) -> *const u8 {
-        self.last.bytes.as_ptr_range().end
-    }
-
     /// Puts two pieces down, the one behind the other; together of [`MESSAGE_BYTES_MAX`] at most.
     pub fn put(&mut self, first: &[u8], second: &[u8]) -> Place {
         let len = first.len() + second.len();

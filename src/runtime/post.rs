@@ -10,9 +10,7 @@ use crate::domain::channel::Name;
 use crate::domain::feed::Link;
 use crate::domain::home::{Home, PublishRefusal, Published, WorkerIndex};
 use crate::domain::message::{Draft, Message};
-use crate::domain::shelf::MESSAGE_BYTES_MAX;
 
-use super::ahead::fetch_to_write;
 use super::entry::ConnId;
 use super::mail::{Answer, Ask, Mail};
 use super::state::State;
@@ -81,14 +79,6 @@ impl State {
                 self.home.leave(&name, from, now_ms);
                 Answer::Done
             }
-        }
-    }
-
-    /// A message of so many bytes is about to be published to a channel that lives here: until then its place is fetched.
-    pub fn expect_publish(&self, name: &Name, bytes: usize) {
-        if let Some([body, kept]) = self.home.places_ahead(name) {
-            fetch_to_write(body, bytes.min(MESSAGE_BYTES_MAX));
-            fetch_to_write(kept, 1);
         }
     }
 
