@@ -81,12 +81,31 @@ fn both_profiles_permit_both_drivers_and_tables_of_their_own() {
 /// What Docker's own profile does, and what that costs: a line at start, and epoll.
 #[test]
 fn without_io_uring_auto_says_so_and_serves() {
-    let server = start("tuning/seccomp.json", &["io_uring_setup"], "auto");
-    let line = server.wait_log(|line| message_of(line).is_some_and(|said| said.contains("using epoll")));
-    assert!(field(&line, "reason").is_some_and(|reason| reason.contains("seccomp")), "{line}");
-    let serving = server.wait_log(|line| message_of(line).as_deref() == Some("serving"));
-    assert_eq!(field(&serving, "driver").as_deref(), Some("epoll"));
-    serves(server);
+    for call in ["io_uring_setup", "io_uring_enter", "io_uring_register"] {
+        let server = start("tuning/seccomp.json", &[call], "auto");
+        let line = server.wait_log(|line| message_of(line).is_some_and(|said| said.contains("using epoll")));
+        assert!(field(&line, "reason").is_some_and(|reason| reason.contains("seccomp")), "{call}: {line}");
+        let serving = server.wait_log(|line| message_of(line).as_deref() == Some("serving"));
+        assert_eq!(field(&serving, "driver").as_deref(), Some("epoll"), "{call}");
+        serves(server);
+    }
+}
+
+/// Processes may be made, and namespaces not, as under Docker's own profile.
+#[test]
+fn a_container_s_processes_make_no_namespaces() {
+    let tries = "import ctypes, os\n\
+                 call = {'x86_64': 56, 'aarch64': 220}[os.uname().machine]\n\
+                 libc = ctypes.CDLL(None, use_errno=True)\n\
+                 made = libc.syscall(call, 0x10000000 | 17, 0, 0, 0, 0)\n\
+                 if made == 0: os._exit(0)\n\
+                 print('namespace', made, os.strerror(ctypes.get_errno()))\n\
+                 print('process', os.waitstatus_to_exitcode(os.system('true')))";
+    let words = under("tuning/seccomp.json", &[]);
+    let output = Command::new(&words[0]).args(&words[1..]).args(["/usr/bin/python3", "-c", tries]).output();
+    let output = output.expect("it runs");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(said, "namespace -1 Function not implemented\nprocess 0\n", "{output:?}");
 }
 
 #[test]
@@ -119,8 +138,13 @@ fn the_doctor_names_who_forbids_it() {
     };
     let (code, text) = doctor(&[], "io_uring");
     assert!(code == Some(0) && text.contains("ok    io_uring: works"), "{text}");
-    let (code, text) = doctor(&["io_uring_setup"], "auto");
-    assert!(code == Some(0) && text.contains("note  io_uring: ") && text.contains("seccomp.json"), "{text}");
+    for call in ["io_uring_setup", "io_uring_enter", "io_uring_register"] {
+        let (code, text) = doctor(&[call], "auto");
+        assert!(
+            code == Some(0) && text.contains("note  io_uring: ") && text.contains("seccomp.json"),
+            "{text}"
+        );
+    }
     let (code, text) = doctor(&["io_uring_setup"], "io_uring");
     assert!(code == Some(1) && text.contains("STOP  io_uring: ") && text.contains("--driver auto"), "{text}");
     let (code, text) = doctor(&["close_range"], "epoll");

@@ -154,7 +154,7 @@ fn few_open_files_are_found_and_each_remedy_helps() {
     let told = ask("1000", &shared);
     assert_eq!(told.code, Some(1), "{}", told.out);
     let finding = told.finding("open files");
-    assert_eq!(finding["holds"], 2 * (500 - 64), "{finding}");
+    assert_eq!(finding["holds"], 1_000 - 2 * 64, "{finding}");
     let remedy = finding["remedy"].as_str().expect("a remedy").to_owned();
     let words: Vec<&str> = remedy.split(|letter: char| letter.is_whitespace() || letter == '=').collect();
     let after = |word: &str| {
@@ -197,7 +197,7 @@ fn a_node_says_what_keeps_it_from_the_connections_it_is_to_hold() {
     let lines = start_lines("told", &["--set", "limits.connections=3000", "--workers", "2"]);
     let told: Vec<_> = lines.iter().filter(|line| line.contains("WARN")).collect();
     assert!(
-        told.len() == 1 && told[0].contains("open files") && told[0].contains("LimitNOFILE=1564"),
+        told.len() == 1 && told[0].contains("open files") && told[0].contains("LimitNOFILE=1719"),
         "{lines:#?}"
     );
 }

@@ -177,15 +177,45 @@ fn over_the_connection_limit_closed_without_an_answer() {
 /// Started with few, a worker takes what leaves it enough for itself.
 #[test]
 fn as_many_connections_as_open_files_allow() {
-    let ulimit = ["sh", "-c", "ulimit -n 100 && exec \"$@\"", "sh"];
-    let mut args = vec!["--listen", "127.0.0.1:0", "--workers", "1"];
-    args.extend(["--set", "admin.listen=127.0.0.1:0"]);
-    let server = Server::start_under(&ulimit, &args);
-    let served: Vec<Conn> = (0..60).filter_map(|_| served(server.addr())).collect();
-    assert_eq!(served.len(), 100 - 64);
-    let metrics = Metrics::scrape(addr_of(&server));
-    assert_eq!(metrics.sum("pushline_refusals_total", &[("reason", "connections")]), 24.0);
-    assert_eq!(metrics.sum("pushline_refusals_total", &[]), 24.0);
+    // However the kernel spreads them over workers that share a table.
+    for (files, workers, room) in [("100", "1", 100 - 64), ("200", "2", 200 - 128), ("360", "4", 360 - 256)] {
+        let ulimit = ["prlimit", &format!("--nofile={files}:{files}")];
+        let mut args = vec!["--listen", "127.0.0.1:0", "--workers", workers, "--files", "shared"];
+        args.extend(["--set", "admin.listen=127.0.0.1:0"]);
+        let server = Server::start_under(&ulimit, &args);
+        let served: Vec<Conn> = (0..room + 24).filter_map(|_| served(server.addr())).collect();
+        assert_eq!(served.len(), room, "{files} for {workers}");
+        let metrics = Metrics::scrape(addr_of(&server));
+        assert_eq!(metrics.sum("pushline_refusals_total", &[("reason", "connections")]), 24.0);
+        assert_eq!(metrics.sum("pushline_refusals_total", &[]), 24.0);
+        server.wait_log(|line| {
+            message_of(line).is_some_and(|said| said.starts_with("connections are refused"))
+        });
+    }
+}
+
+/// Of 300 connections none is refused under the limit on open files that `pushline doctor` asks for.
+#[test]
+fn the_open_files_that_the_doctor_asks_for_are_enough() {
+    for (files, workers) in [("shared", "2"), ("per-worker", "4")] {
+        let shape = ["--workers", workers, "--files", files, "--set", "limits.connections=300"];
+        let doctor = std::process::Command::new(env!("CARGO_BIN_EXE_pushline"))
+            .args(["doctor", "--json"])
+            .args(shape)
+            .current_dir(env!("CARGO_TARGET_TMPDIR"))
+            .output()
+            .expect("it runs");
+        let report: serde_json::Value = serde_json::from_slice(&doctor.stdout).expect("JSON");
+        let says = report["findings"].as_array().and_then(|findings| {
+            findings.iter().find(|finding| finding["name"] == "open files")?["says"].as_str()
+        });
+        let needed = says.and_then(|says| says.rsplit_once("; ")?.1.strip_suffix(" needed"));
+        let limit = format!("--nofile={0}:{0}", needed.expect("a number"));
+        let server =
+            Server::start_under(&["prlimit", &limit], &[&["--listen", "127.0.0.1:0"], &shape[..]].concat());
+        let served = (0..300).filter_map(|_| served(server.addr())).collect::<Vec<_>>();
+        assert_eq!(served.len(), 300, "{files}, {limit}");
+    }
 }
 
 /// A connection that is served; `None`: it was closed without an answer.

@@ -2,22 +2,17 @@
 //! Owns the checks, their words and remedies: readings and settings in, a `report` out. Never reads the machine
 //! (`machine`), prints or exits (`cli`, `start`).
 
+mod memory;
 mod report;
 
-use super::machine::{Cgroup, Machine, Usage};
+use super::machine::{Machine, Usage};
 use crate::runtime::capacity::{self, FILES_RESERVE};
 use crate::runtime::probe::{By, Refused};
 use crate::runtime::settings::{DriverChoice, Endpoint, FilesChoice, Settings};
 
-use report::{Bytes, Count};
+use report::Count;
 pub use report::{Finding, Level, Report};
 
-/// Measured at 100,000 connections: a socket in the kernel, and a waiting reader in this process.
-const KERNEL_BYTES: usize = 4_096;
-const USER_BYTES: usize = 300;
-const CONNECTION_BYTES: usize = KERNEL_BYTES + USER_BYTES;
-/// The program itself, its threads, rings and scratch buffers.
-const NODE_BYTES: usize = 64 << 20;
 /// All clients come back within the default drain window of 10 s, and a busy worker may not look for 0.1 s: a hundredth
 /// of them then waits in the workers' queues. Who finds a queue full is left to try again after 1, 3, 7… seconds.
 const RETURN_PARTS: usize = 100;
@@ -38,6 +33,14 @@ pub struct Wanted {
     pub driver: DriverChoice,
     /// `history.node_bytes`.
     pub history_bytes: usize,
+    /// `limits.memory_bytes`; `None`: as the machine has it.
+    pub memory_bytes: Option<usize>,
+    /// Clients may come by TLS.
+    pub tls: bool,
+    /// `quotas.node.connections`.
+    pub quota: Option<usize>,
+    /// `quotas.address.connections`, where no proxy is trusted to tell addresses.
+    pub address_quota: Option<usize>,
     /// Addresses, if all of them are loopback: then whoever connects is on this machine.
     pub local_listeners: Option<usize>,
 }
@@ -56,6 +59,10 @@ impl Wanted {
             files: settings.files,
             driver: settings.driver,
             history_bytes: settings.history.node_bytes,
+            memory_bytes: settings.limits.memory_bytes,
+            tls: settings.listen.iter().any(|endpoint| endpoint.tls),
+            quota: settings.quotas.node.connections,
+            address_quota: settings.quotas.address.connections.filter(|_| settings.proxy.trusted.is_empty()),
             local_listeners: local.then_some(addresses.len()),
         }
     }
@@ -64,15 +71,16 @@ impl Wanted {
 /// Judges a machine.
 pub fn examine(machine: &Machine, wanted: &Wanted) -> Report {
     let files = Files::of(machine, wanted);
-    let mut findings = vec![configured(wanted), files.limit(machine.files_max)];
+    let mut findings = vec![configured(wanted)];
+    findings.extend(quotas(wanted));
+    findings.push(files.limit(machine.files_max));
     findings.push(files.nr_open(machine.nr_open));
     findings.extend(files.refused(machine.own_files_refused.as_deref()));
     findings.push(file_max(machine.file_max, wanted));
     findings.push(queue(machine.somaxconn, wanted));
     findings.push(half_open(machine.syn_backlog, machine.syncookies, wanted));
     findings.extend(ports(machine.ports, wanted));
-    findings.push(memory(machine.memory_available, wanted));
-    findings.extend(machine.cgroup.as_ref().map(|group| cgroup(group, wanted)));
+    findings.extend(memory::examine(machine, wanted));
     findings.push(tcp_buffers(machine.tcp_pages_max, wanted));
     findings.push(conntrack(machine.conntrack, wanted));
     findings.extend(machine.io_uring.as_ref().map(|works| io_uring(works.as_ref().err(), wanted.driver)));
@@ -100,6 +108,26 @@ fn configured(wanted: &Wanted) -> Finding {
     )
 }
 
+/// Lines only where there are such quotas.
+fn quotas(wanted: &Wanted) -> Vec<Finding> {
+    let Wanted { connections, quota, address_quota, .. } = *wanted;
+    let of_node = quota.map(|quota| {
+        let says = format!("all clients together may have {}", Count(quota));
+        let remedy = format!("--set quotas.node.connections={connections}");
+        Finding::limit(connections, "quotas.node.connections", quota, says, remedy)
+    });
+    let of_address = address_quota.map(|quota| {
+        let says = format!(
+            "clients of one address may have {}; those behind one proxy or NAT are one",
+            Count(quota)
+        );
+        let remedy =
+            "proxy.trusted names the proxies that tell whom they forward (docs/limits.md)".to_owned();
+        Finding::limit(connections, "quotas.address.connections", quota, says, remedy).noted()
+    });
+    of_node.into_iter().chain(of_address).collect()
+}
+
 /// Open files: the limit counts for each table, and a table may be a worker's own.
 struct Files<'a> {
     wanted: &'a Wanted,
@@ -123,7 +151,7 @@ impl<'a> Files<'a> {
     }
 
     fn holds(&self, files_max: usize) -> usize {
-        capacity::by_files(files_max, self.wanted.workers, self.own) * self.wanted.workers
+        capacity::held(files_max, self.wanted.workers, self.own)
     }
 
     fn limit(&self, files_max: Option<usize>) -> Finding {
@@ -148,14 +176,9 @@ impl<'a> Files<'a> {
         Finding::limit(self.wanted.connections, NAME, self.holds(files_max), says, remedy)
     }
 
-    /// Workers with tables of their own that together are enough: connections fall on them at random, so that each needs
-    /// room for four standard deviations above its share.
+    /// Workers with tables of their own that together are enough.
     fn workers_for(&self, files_max: usize) -> Option<usize> {
-        let room = files_max.saturating_sub(FILES_RESERVE) as f64;
-        let fits = |workers: &usize| {
-            let share = self.wanted.connections as f64 / *workers as f64;
-            share + 4.0 * share.sqrt() <= room
-        };
+        let fits = |workers: &usize| capacity::held(files_max, *workers, true) >= self.wanted.connections;
         (self.wanted.workers..=WORKERS_MAX).find(fits).filter(|_| self.divisible)
     }
 
@@ -268,55 +291,6 @@ fn ports(range: Option<(usize, usize)>, wanted: &Wanted) -> Option<Finding> {
     let finding =
         Finding::limit(wanted.connections, "net.ipv4.ip_local_port_range", each * listeners, says, remedy);
     Some(finding.noted())
-}
-
-/// Bytes that the wanted connections take, history at its fullest included.
-fn bytes_needed(wanted: &Wanted) -> usize {
-    wanted.connections.saturating_mul(CONNECTION_BYTES) + NODE_BYTES + wanted.history_bytes
-}
-
-fn held_by(bytes: usize, wanted: &Wanted) -> usize {
-    bytes.saturating_sub(NODE_BYTES + wanted.history_bytes) / CONNECTION_BYTES
-}
-
-fn memory(available: Option<usize>, wanted: &Wanted) -> Finding {
-    const NAME: &str = "memory";
-    let Some(available) = available else { return Finding::unread(NAME, "grep MemAvailable /proc/meminfo") };
-    let needed = bytes_needed(wanted);
-    let says = format!(
-        "{} available; {} needed ({CONNECTION_BYTES} bytes for each waiting connection, of which {KERNEL_BYTES} in the \
-         kernel, and {} for history.node_bytes)",
-        Bytes(available),
-        Bytes(needed),
-        Bytes(wanted.history_bytes)
-    );
-    let holds = held_by(available, wanted);
-    let mut remedy = format!(
-        "{} more memory, or --set limits.connections={holds}",
-        Bytes(needed.saturating_sub(available))
-    );
-    if wanted.history_bytes > needed / 4 {
-        remedy += ", or a smaller history.node_bytes";
-    }
-    Finding::limit(wanted.connections, NAME, holds, says, remedy)
-}
-
-fn cgroup(group: &Cgroup, wanted: &Wanted) -> Finding {
-    let Cgroup { limit_file, memory } = group;
-    let needed = bytes_needed(wanted);
-    let says = format!(
-        "{} left of the {} that {} allows; {} needed, sockets included",
-        Bytes(memory.left()),
-        Bytes(memory.max),
-        limit_file.display(),
-        Bytes(needed)
-    );
-    let limit = memory.used + needed;
-    let remedy = format!(
-        "MemoryMax={limit} in the unit, --memory {limit} for a container, or `echo {limit} > {}` as root",
-        limit_file.display()
-    );
-    Finding::limit(wanted.connections, "cgroup memory", held_by(memory.left(), wanted), says, remedy)
 }
 
 fn tcp_buffers(pages_max: Option<usize>, wanted: &Wanted) -> Finding {

@@ -37,8 +37,8 @@ pub struct Machine {
     pub tcp_pages_max: Option<usize>,
     /// Tracked connections, where the firewall tracks any.
     pub conntrack: Option<Usage>,
-    /// The control group with the least memory left, among those that have a limit.
-    pub cgroup: Option<Cgroup>,
+    /// The control groups of this process that have a limit, from its own up: each limits those below it.
+    pub cgroups: Vec<Cgroup>,
 }
 
 /// A limit, and how much of it is in use.
@@ -61,6 +61,8 @@ pub struct Cgroup {
     pub limit_file: PathBuf,
     /// Bytes; what the kernel gives back by itself (cached files) is not counted as used.
     pub memory: Usage,
+    /// The process's own, not one above it.
+    pub is_own: bool,
 }
 
 impl Machine {
@@ -84,8 +86,8 @@ impl Machine {
     /// What a node may take for itself where nobody says: half of what the machine has, or its control group may have. As
     /// much again may go to sockets, which the kernel holds, and to others.
     pub fn memory_share(&self) -> Option<usize> {
-        let group = self.cgroup.as_ref().map(|group| group.memory.max);
-        let whole = [self.memory, group].into_iter().flatten().min()?;
+        let groups = self.cgroups.iter().map(|group| group.memory.max);
+        let whole = self.memory.into_iter().chain(groups).min()?;
         Some(whole / 2)
     }
 
@@ -116,7 +118,7 @@ impl Machine {
             memory_available: memory("MemAvailable:"),
             tcp_pages_max: sysctl("net/ipv4/tcp_mem").get(2).copied(),
             conntrack,
-            cgroup: cgroup(root),
+            cgroups: cgroups(root),
             ..Self::default()
         }
     }
@@ -157,10 +159,10 @@ const V1: Names = Names {
 /// Version 1 has no word for "no limit", only numbers as large as this.
 const V1_UNLIMITED: usize = 1 << 60;
 
-/// The group of this process that has the least memory left, of all up to the root: each limits those below it.
-fn cgroup(root: &Path) -> Option<Cgroup> {
-    let groups = read(&root.join("proc/self/cgroup"))?;
-    let mounts = read(&root.join("proc/self/mountinfo"))?;
+/// The groups of this process that limit memory, from its own up to the root.
+fn cgroups(root: &Path) -> Vec<Cgroup> {
+    let groups = read(&root.join("proc/self/cgroup")).unwrap_or_default();
+    let mounts = read(&root.join("proc/self/mountinfo")).unwrap_or_default();
     let mut limited = Vec::new();
     for line in groups.lines() {
         let mut parts = line.splitn(3, ':').skip(1);
@@ -176,9 +178,9 @@ fn cgroup(root: &Path) -> Option<Cgroup> {
         let mount = root.join(mount.trim_start_matches('/'));
         let group = mount.join(inside);
         let up = group.ancestors().take_while(|ancestor| ancestor.starts_with(&mount));
-        limited.extend(up.filter_map(|group| memory_of(group, &names)));
+        limited.extend(up.filter_map(|above| memory_of(above, &names, above == group)));
     }
-    limited.into_iter().min_by_key(|group| group.memory.left())
+    limited
 }
 
 /// Mount point and root of a line of mountinfo, when memory is controlled there.
@@ -193,12 +195,12 @@ fn mounted<'a>(line: &'a str, names: &Names) -> Option<(&'a str, &'a str)> {
     is_it.then_some((point, below))
 }
 
-fn memory_of(group: &Path, names: &Names) -> Option<Cgroup> {
+fn memory_of(group: &Path, names: &Names, is_own: bool) -> Option<Cgroup> {
     let limit_file = group.join(names.limit);
     let max = *numbers(&limit_file).first().filter(|max| **max < V1_UNLIMITED)?;
     let used = *numbers(&group.join(names.used)).first()?;
     let cached = read(&group.join("memory.stat")).and_then(|text| after(&text, names.cached)).unwrap_or(0);
-    Some(Cgroup { limit_file, memory: Usage { max, used: used.saturating_sub(cached) } })
+    Some(Cgroup { limit_file, memory: Usage { max, used: used.saturating_sub(cached) }, is_own })
 }
 
 #[cfg(test)]
@@ -252,26 +254,29 @@ mod tests {
         assert_eq!(machine.conntrack, Some(Usage { max: 262_144, used: 12 }));
         assert_eq!(machine.memory_available, Some(1_024_000));
         assert_eq!(machine.memory_share(), Some(24_683_656 * 1_024 / 2));
-        let cgroup = Cgroup { limit_file: PathBuf::new(), memory: Usage { max: 1_000, used: 0 } };
-        let contained = Machine { cgroup: Some(cgroup), ..machine.clone() };
+        let group =
+            |max, is_own| Cgroup { limit_file: PathBuf::new(), memory: Usage { max, used: 0 }, is_own };
+        let contained = Machine { cgroups: vec![group(2_000, true), group(1_000, false)], ..machine.clone() };
         assert_eq!(contained.memory_share(), Some(500));
-        assert_eq!(machine.cgroup, None);
+        assert_eq!(machine.cgroups, []);
     }
 
     #[test]
     fn what_is_not_told_is_not_invented() {
         let tree = Tree::new("empty", &[("proc/sys/fs/file-nr", "nonsense\n")]);
         let machine = Machine::read_files(&tree.0);
-        assert!(machine.file_max.is_none() && machine.memory_available.is_none() && machine.cgroup.is_none());
+        assert!(
+            machine.file_max.is_none() && machine.memory_available.is_none() && machine.cgroups.is_empty()
+        );
     }
 
     #[test]
-    fn the_tightest_group_counts() {
+    fn groups_are_read_from_the_process_s_own_up() {
         const V2_MOUNT: &str = "41 31 0:38 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
         let v1_mount = "40 31 0:1 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n\
                         41 31 0:2 /docker/abc /sys/fs/cgroup/memory rw shared:9 - cgroup cgroup rw,memory\n";
-        /// Name, files, and the group found: file, limit, in use.
-        type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], Option<(&'a str, usize, usize)>);
+        /// Name, files, and the groups found: file, limit, in use.
+        type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a [(&'a str, usize, usize, bool)]);
         let cases: [Case; 4] = [
             (
                 "v2-parent",
@@ -284,7 +289,10 @@ mod tests {
                     ("sys/fs/cgroup/system.slice/pushline.service/memory.max", "5000\n"),
                     ("sys/fs/cgroup/system.slice/pushline.service/memory.current", "10\n"),
                 ],
-                Some(("sys/fs/cgroup/system.slice/memory.max", 1_000, 600)),
+                &[
+                    ("sys/fs/cgroup/system.slice/pushline.service/memory.max", 5_000, 10, true),
+                    ("sys/fs/cgroup/system.slice/memory.max", 1_000, 600, false),
+                ],
             ),
             (
                 "v2-none",
@@ -294,7 +302,7 @@ mod tests {
                     ("sys/fs/cgroup/memory.max", "max\n"),
                     ("sys/fs/cgroup/memory.current", "10\n"),
                 ],
-                None,
+                &[],
             ),
             (
                 "v1-container",
@@ -305,7 +313,7 @@ mod tests {
                     ("sys/fs/cgroup/memory/memory.usage_in_bytes", "1000\n"),
                     ("sys/fs/cgroup/memory/memory.stat", "total_inactive_file 2000\n"),
                 ],
-                Some(("sys/fs/cgroup/memory/memory.limit_in_bytes", 536_870_912, 0)),
+                &[("sys/fs/cgroup/memory/memory.limit_in_bytes", 536_870_912, 0, true)],
             ),
             (
                 "v1-none",
@@ -315,16 +323,17 @@ mod tests {
                     ("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"),
                     ("sys/fs/cgroup/memory/memory.usage_in_bytes", "1000\n"),
                 ],
-                None,
+                &[],
             ),
         ];
         for (name, files, want) in cases {
             let tree = Tree::new(name, files);
-            let want = want.map(|(file, max, used)| Cgroup {
+            let want = want.iter().map(|&(file, max, used, is_own)| Cgroup {
                 limit_file: tree.0.join(file),
                 memory: Usage { max, used },
+                is_own,
             });
-            assert_eq!(Machine::read_files(&tree.0).cgroup, want, "{name}");
+            assert_eq!(Machine::read_files(&tree.0).cgroups, want.collect::<Vec<_>>(), "{name}");
         }
     }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::domain::home::WorkerIndex;
 
+use super::capacity::Room;
 use super::close::{Reason, Transport};
 use super::entry::Kind;
 use super::introduction;
@@ -175,7 +176,7 @@ impl Worker {
         use std::os::fd::IntoRawFd;
         let fd = fd.into_raw_fd();
         self.with(|state| {
-            let socket = state.accepted(fd, peer, self.connections_max)?;
+            let socket = state.accepted(fd, peer, self.room)?;
             if listener.is_unix() {
                 // What listeners of ports hand down.
                 let _ = bound_send_buffer(fd, state.node.settings.slow.kernel_bytes);
@@ -226,10 +227,10 @@ impl Worker {
 }
 
 impl State {
-    /// Takes a place among the node's connections. `Some(None)`: there is none by `limits.connections`.
+    /// Takes a place among the node's connections. `Some(None)`: there is none by `limits.connections`, or by open files.
     #[allow(clippy::option_option)]
-    fn take_place(&self, peer: &Peer) -> Option<Option<Limited>> {
-        let limit = self.node.settings.limits.connections;
+    fn take_place(&self, peer: &Peer, room: Room) -> Option<Option<Limited>> {
+        let limit = self.node.settings.limits.connections.min(room.all);
         let quotas = self.node.quotas.as_ref().filter(|quotas| quotas.connections_max() < limit);
         let limit = quotas.map_or(limit, |quotas| quotas.connections_max());
         (!self.node.places.take(limit)).then(|| quotas.map(|quotas| quotas.on_full(peer)))
@@ -244,14 +245,14 @@ impl State {
     }
 
     /// A connection that was just accepted, if there is a place for it.
-    fn accepted(&mut self, fd: RawFd, peer: Peer, connections_max: usize) -> Option<Socket> {
+    fn accepted(&mut self, fd: RawFd, peer: Peer, room: Room) -> Option<Socket> {
         if self.is_spent() {
             self.stats().refuse(Refusal::Memory);
             close(fd);
             self.tell_refused(peer, Reason::Full);
             return None;
         }
-        let full = if self.connections >= connections_max { Some(None) } else { self.take_place(&peer) };
+        let full = if self.connections >= room.each { Some(None) } else { self.take_place(&peer, room) };
         if let Some(limited) = full {
             self.stats().refuse(limited.map_or(Refusal::Connections, |_| Refusal::Quota));
             close(fd);

@@ -177,17 +177,12 @@ mod tests {
         assert_eq!(io_uring_works(), Ok(()));
     }
 
-    /// Refuses `io_uring_setup` to the calling thread for good.
-    fn forbid_io_uring(errno: u32) {
+    /// Refuses a system call to the calling thread for good.
+    fn forbid(call: libc::c_long, errno: u32) {
         let statement = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
         let mut program = [
             statement((libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16, 0, 0, 0),
-            statement(
-                (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16,
-                0,
-                1,
-                libc::SYS_io_uring_setup as u32,
-            ),
+            statement((libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16, 0, 1, call as u32),
             statement((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, libc::SECCOMP_RET_ERRNO | errno),
             statement((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, libc::SECCOMP_RET_ALLOW),
         ];
@@ -201,13 +196,15 @@ mod tests {
 
     #[test]
     fn a_refusal_is_put_in_words() {
-        for (errno, word) in [(libc::EPERM, "seccomp"), (libc::ENOSYS, "kernel"), (libc::EINVAL, "too old")] {
+        let calls = [libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_uring_register];
+        let errnos = [(libc::EPERM, "seccomp"), (libc::ENOSYS, "kernel"), (libc::EINVAL, "too old")];
+        for (call, (errno, word)) in calls.into_iter().flat_map(|call| errnos.map(|told| (call, told))) {
             let told = std::thread::spawn(move || {
-                forbid_io_uring(errno as u32);
+                forbid(call, errno as u32);
                 io_uring_works()
             });
             let reason = told.join().unwrap().unwrap_err().to_string();
-            assert!(reason.contains(word), "{errno}: {reason}");
+            assert!(reason.contains(word), "{call}, {errno}: {reason}");
         }
     }
 }

@@ -68,7 +68,7 @@ impl SendRing {
     /// Sends through an io_uring with room for `entries`, at least [`BATCH_MAX`].
     ///
     /// # Errors
-    /// What the kernel says to `io_uring_setup`, or `Unsupported` if it lacks
+    /// What the kernel says to `io_uring_setup` or `io_uring_enter`, or `Unsupported` if it lacks
     /// `IORING_FEAT_CQE_SKIP`.
     pub fn uring(entries: u32) -> io::Result<Self> {
         let entries = entries.max(BATCH_MAX as u32);
@@ -81,6 +81,8 @@ impl SendRing {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "the kernel lacks IORING_FEAT_CQE_SKIP"));
         }
         assert!(ring.params().cq_entries() >= COMPLETIONS_PER_ENTRY * BATCH_MAX as u32);
+        // A profile may permit the set-up and refuse this; once bytes are borrowed there is no way back.
+        ring.submitter().submit()?;
         Ok(Self { by: By::Uring(Box::new(ring)), _of_one_thread: PhantomData })
     }
 

@@ -15,7 +15,7 @@ use rustls::ServerConfig;
 use super::access::AccessLog;
 use super::access_file;
 use super::addresses::{reserve, unix_listeners};
-use super::capacity;
+use super::capacity::{self, Room};
 use super::clock::Clock;
 use super::host::{self, Signal};
 use super::io::EventFd;
@@ -92,7 +92,7 @@ pub fn serve<E: Edge + 'static, B: FnOnce()>(
         uring: plan.uring,
         own_files: plan.own_files,
         last_shared: last,
-        connections_max: plan.connections_each_max,
+        room: plan.room,
         random: u64::from_le_bytes(random()?),
     };
     let threads = Threads::start(&node, &seed, mailboxes, make_edge)?;
@@ -136,8 +136,8 @@ struct Plan {
     uring: bool,
     /// Each worker has a table of open files of its own.
     own_files: bool,
-    /// Of one worker, that open files allow.
-    connections_each_max: usize,
+    /// Connections that open files allow.
+    room: Room,
     memory_bytes: usize,
 }
 
@@ -150,9 +150,9 @@ impl Plan {
         let workers = settings.workers.unwrap_or(cpus);
         let uring = choose_driver(settings.driver)?;
         let own_files = capacity::own_files(settings.files, files_max, workers, settings.limits.connections);
-        let connections_each_max = capacity::by_files(files_max, workers, own_files).max(1);
+        let room = capacity::room(files_max, workers, own_files);
         let memory_bytes = settings.limits.memory_bytes.unwrap_or(MEMORY_UNKNOWN_BYTES);
-        Ok(Self { workers, cpus, uring, own_files, connections_each_max, memory_bytes })
+        Ok(Self { workers, cpus, uring, own_files, room, memory_bytes })
     }
 }
 
@@ -265,13 +265,13 @@ fn random<const BYTES: usize>() -> Result<[u8; BYTES], ServeError> {
 }
 
 fn tell_serving(node: &Node, plan: &Plan, listening: &[Endpoint]) {
-    let Plan { workers, uring, own_files, connections_each_max, memory_bytes, .. } = *plan;
+    let Plan { workers, uring, own_files, room, memory_bytes, .. } = *plan;
     tracing::info!(
         listen = listening.iter().map(Endpoint::to_string).collect::<Vec<_>>().join(","),
         driver = if uring { "io_uring" } else { "epoll" },
         workers,
         files = if own_files { "per-worker" } else { "shared" },
-        connections_max = node.settings.limits.connections.min(connections_each_max * workers),
+        connections_max = node.settings.limits.connections.min(room.most(workers)),
         memory_bytes,
         "serving"
     );

@@ -13,7 +13,7 @@ use monoio::time::TimeDriver;
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 
 use super::addresses::{Endpoints, prepare_listeners};
-use super::capacity;
+use super::capacity::{self, Room};
 use super::files;
 use super::host;
 use super::io::Epoll;
@@ -42,7 +42,7 @@ pub(super) struct Seed {
     pub uring: bool,
     pub own_files: bool,
     pub last_shared: RawFd,
-    pub connections_max: usize,
+    pub room: Room,
     pub random: u64,
 }
 
@@ -147,7 +147,7 @@ fn run_worker<E: Edge + 'static>(
         if index == 0 {
             tracing::warn!(%error, "workers share one table of open files");
         }
-        seed.connections_max = capacity::by_files(files_limit(), node.mailboxes.len(), false).max(1);
+        seed.room = capacity::room(files_limit(), node.mailboxes.len(), false);
     }
     if let Err(error) = host::pin_to_cpu(usize::from(index)) {
         tracing::debug!(worker = index, %error, "not pinned");
@@ -166,7 +166,7 @@ fn run_worker<E: Edge + 'static>(
             listeners,
             listeners_each: seed.listeners_each,
             nonblocking: !uring,
-            connections_max: seed.connections_max,
+            room: seed.room,
             edge,
             workers,
             cpus: seed.cpus,

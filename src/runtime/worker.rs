@@ -22,6 +22,7 @@ use super::accept::FIRST_BYTES;
 use super::admission::Turned;
 use super::answers::Answers;
 use super::bell::Bell;
+use super::capacity::Room;
 use super::entry::{ConnId, HeldPoll};
 use super::holder::{Last, READ_BYTES};
 use super::io::{EventFd, Events};
@@ -53,12 +54,12 @@ const ROUND_SENDS: usize = 48;
 
 /// What serves connections: policy, which the runtime knows nothing of.
 pub trait Edge {
-    /// Answers those requests at the start of what came on a held connection that need no waiting: appends the answers
-    /// to `out`. The rest is for a task. A panic closes that connection.
     /// Where what is known of clients is counted, and what is remembered for them.
     fn claims(&self) -> Tally;
     /// Memory is tight: what is only remembered goes before connections do.
     fn forget(&self, worker: &Rc<Worker>);
+    /// Answers those requests at the start of what came on a held connection that need no waiting: appends the answers
+    /// to `out`. The rest is for a task. A panic closes that connection.
     fn serve_at_once(&self, worker: &Rc<Worker>, conn: ConnId, input: &[u8], out: &mut Vec<u8>) -> Done;
     /// Opens the stream that a newcomer's first bytes ask for, and takes the socket; or leaves it for a task. A panic closes
     /// it.
@@ -117,7 +118,7 @@ pub struct Parts {
     /// Wrapped sockets are blocking (io_uring) or not (epoll).
     pub nonblocking: bool,
     /// That open files allow.
-    pub connections_max: usize,
+    pub room: Room,
     pub edge: Rc<dyn Edge>,
     pub workers: usize,
     /// That the process may use.
@@ -132,7 +133,7 @@ pub struct Worker {
     mailbox: RefCell<Mailbox<Mail>>,
     pub(super) edge: Rc<dyn Edge>,
     pub(super) nonblocking: bool,
-    pub(super) connections_max: usize,
+    pub(super) room: Room,
     workers: usize,
     /// There are more workers than CPUs.
     shares_cpu: bool,
@@ -167,17 +168,8 @@ impl Worker {
     /// # Errors
     /// No descriptors for the worker's own needs.
     pub async fn run(parts: Parts) -> io::Result<()> {
-        let Parts {
-            mut state,
-            mailbox,
-            listeners,
-            listeners_each,
-            nonblocking,
-            connections_max,
-            edge,
-            workers,
-            cpus,
-        } = parts;
+        let Parts { mut state, mailbox, listeners, listeners_each, nonblocking, room, edge, workers, cpus } =
+            parts;
         state.ledger.claims = edge.claims();
         let of_ports: Vec<&Listener> = listeners.iter().filter(|listener| !listener.is_unix()).collect();
         let steered = (of_ports.chunks(listeners_each))
@@ -192,7 +184,7 @@ impl Worker {
             mailbox: RefCell::new(mailbox),
             edge,
             nonblocking,
-            connections_max,
+            room,
             workers,
             shares_cpu: workers > cpus,
             sends_max: sends_max(workers, cpus),

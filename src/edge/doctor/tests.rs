@@ -1,6 +1,7 @@
 //! Invented machines, and what is said of them.
 
 use super::*;
+use crate::edge::machine::Cgroup;
 
 const MIB: usize = 1 << 20;
 
@@ -21,7 +22,7 @@ fn ample() -> Machine {
         memory_available: Some(64 << 30),
         tcp_pages_max: Some(2_000_000),
         conntrack: None,
-        cgroup: None,
+        cgroups: Vec::new(),
     }
 }
 
@@ -33,6 +34,10 @@ fn wanted(connections: usize) -> Wanted {
         files: FilesChoice::Auto,
         driver: DriverChoice::Auto,
         history_bytes: 512 * MIB,
+        memory_bytes: None,
+        tls: false,
+        quota: None,
+        address_quota: None,
         local_listeners: None,
     }
 }
@@ -46,8 +51,13 @@ fn find<'a>(report: &'a Report, name: &str) -> &'a Finding {
     report
         .findings
         .iter()
-        .find(|finding| finding.name == name)
+        .filter(|finding| finding.name == name)
+        .max_by_key(|finding| finding.level as u8)
         .unwrap_or_else(|| panic!("{name} in {:?}", all()))
+}
+
+fn group(limit_file: &str, max: usize, is_own: bool) -> Cgroup {
+    Cgroup { limit_file: limit_file.into(), memory: Usage { max, used: 7 }, is_own }
 }
 
 #[test]
@@ -77,13 +87,13 @@ fn each_shortage_is_named_with_its_remedy() {
             Some(10_000),
             "--set limits.connections=1000000",
         ),
-        // 250,000 and a reserve of 64 for each of four workers.
+        // A reserve of 64 for each of four workers; they share the rest.
         (
             "files, shared",
             |m, w| (m.files_max, w.files) = (Some(20_000), FilesChoice::Shared),
             "open files",
             Stop,
-            Some(4 * (5_000 - 64)),
+            Some(20_000 - 256),
             "LimitNOFILE=1000256 ",
         ),
         (
@@ -91,32 +101,32 @@ fn each_shortage_is_named_with_its_remedy() {
             |m, _| m.files_max = Some(20_000),
             "open files",
             Stop,
-            Some(4 * 19_936),
-            "LimitNOFILE=250064 ",
+            Some(77_516),
+            "LimitNOFILE=252064 ",
         ),
         (
             "more workers help too",
             |m, _| m.files_max = Some(20_000),
             "open files",
             Stop,
-            Some(79_744),
+            Some(77_516),
             "--files per-worker --workers 52",
         ),
         (
             "files, each worker's own, enough",
-            |m, _| m.files_max = Some(250_064),
+            |m, _| m.files_max = Some(252_064),
             "open files",
             Ok,
             Some(1_000_000),
             "",
         ),
-        ("one fewer is not", |m, _| m.files_max = Some(250_063), "open files", Stop, Some(999_996), "250064"),
+        ("one fewer is not", |m, _| m.files_max = Some(252_063), "open files", Stop, Some(999_996), "252064"),
         (
             "files, auto, tables cannot be divided",
-            |m, _| (m.files_max, m.own_files_refused) = (Some(250_064), Some("EPERM".into())),
+            |m, _| (m.files_max, m.own_files_refused) = (Some(252_064), Some("EPERM".into())),
             "open files",
             Stop,
-            Some(4 * (62_516 - 64)),
+            Some(252_064 - 256),
             "--ulimit nofile=1000256:1000256",
         ),
         (
@@ -218,9 +228,8 @@ fn each_shortage_is_named_with_its_remedy() {
         ),
         (
             "a container's memory",
-            |m, _| {
-                m.cgroup =
-                    Some(Cgroup { limit_file: "/c/memory.max".into(), memory: Usage { max: 1_000, used: 7 } })
+            |m, w| {
+                (m.cgroups, w.memory_bytes) = (vec![group("/c/memory.max", 1_000, true)], Some(8 << 30));
             },
             "cgroup memory",
             Stop,
@@ -229,16 +238,62 @@ fn each_shortage_is_named_with_its_remedy() {
         ),
         (
             "a container with enough",
-            |m, _| {
-                m.cgroup = Some(Cgroup {
-                    limit_file: "/c/memory.max".into(),
-                    memory: Usage { max: 8 << 30, used: 7 },
-                })
-            },
+            |m, _| m.cgroups = vec![group("/c/memory.max", 16 << 30, true)],
             "cgroup memory",
             Ok,
-            Some(1_816_641),
+            Some(3_770_675),
             "",
+        ),
+        (
+            "what is above a container",
+            |m, _| {
+                m.cgroups =
+                    vec![group("/c/d/memory.max", 16 << 30, true), group("/c/memory.max", 1 << 30, false)]
+            },
+            "cgroup memory",
+            Stop,
+            Some(131_071),
+            "for the slice (systemctl set-property)",
+        ),
+        (
+            "history gives way to the budget",
+            |m, w| (m.memory_available, w.memory_bytes) = (Some(4_600 * MIB), Some(400 * MIB)),
+            "memory",
+            Ok,
+            Some(1_075_200),
+            "",
+        ),
+        (
+            "the process's own budget",
+            |_, w| w.memory_bytes = Some(256 * MIB),
+            "limits.memory_bytes",
+            Stop,
+            Some(664_098),
+            "--set limits.memory_bytes=392460768",
+        ),
+        (
+            "TLS takes more of it",
+            |_, w| (w.memory_bytes, w.tls) = (Some(1 << 30), true),
+            "limits.memory_bytes",
+            Stop,
+            Some(294_324),
+            "--set limits.memory_bytes=3592460768",
+        ),
+        (
+            "a quota of all",
+            |_, w| w.quota = Some(5_000),
+            "quotas.node.connections",
+            Stop,
+            Some(5_000),
+            "--set quotas.node.connections=1000000",
+        ),
+        (
+            "a quota of an address",
+            |_, w| w.address_quota = Some(50),
+            "quotas.address.connections",
+            Note,
+            Some(50),
+            "proxy.trusted",
         ),
         (
             "tcp buffers",
