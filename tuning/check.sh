@@ -6,7 +6,11 @@
 #   --user NAME, --root DIR   as for apply.sh
 #
 # Exit code: 0 when all is; 1 when something is not (`pushline doctor` tells whether that matters); 2 for wrong arguments.
-. "$(dirname "$0")/settings.sh"
+here=$(dirname "$(readlink -f "$0")")
+# shellcheck source=settings.sh
+. "$here/settings.sh"
+# shellcheck source=limits.sh
+. "$here/limits.sh"
 arguments '--connections --user --root --help' "$@"
 
 visit() {
@@ -15,28 +19,34 @@ visit() {
     elif [ "$2" = "$3" ]; then
         echo "ok    $1 = $2"
     else
-        echo "SHORT $1 = $2, for $connections connections $3"
+        echo "SHORT $1 = $2, for $many $3"
         echo "      why: $4"
         failures=$((failures + 1))
     fi
 }
 
 # A limit is enough when it is as high as the one that apply.sh would write, whoever wrote it.
-visit_file() {
-    wanted=$(sed -n 's/.*nofile \([0-9]*\)$/\1/p; s/^LimitNOFILE=//p' | head -n 1)
-    found=$(sed -n 's/^[^#]*hard nofile \([0-9]*\)$/\1/p; s/^LimitNOFILE=//p' "$root$1" 2>/dev/null | tail -n 1)
-    if [ -n "$found" ] && at_least "$found" "$wanted"; then
-        echo "ok    $1: $found open files"
-    else
-        echo "SHORT $1: ${found:-nothing said}, for $connections connections $wanted open files"
-        failures=$((failures + 1))
+visit_limit() {
+    limit_read "$1"
+    whose=pushline.service
+    [ "$1" = unit ] || whose="user $user"
+    if at_least "$has" "$files"; then
+        echo "ok    $from: $has open files for $whose"
+        return
     fi
+    case $said in
+    '') echo "SHORT $2: nothing said for $whose, for $many $files open files" ;;
+    "$has") echo "SHORT $from: $said open files for $whose, for $many $files" ;;
+    *) echo "SHORT $from: $said open files for $whose, in effect $has (fs.nr_open is $nr_open), for $many $files" ;;
+    esac
+    failures=$((failures + 1))
 }
 
 each_setting
-each_limit_file
+nr_open=$(sysctl_read fs.nr_open) || nr_open=$nr_open_default
+each_limit
 if [ "$failures" -gt 0 ]; then
-    echo "$failures not as for $connections connections: tuning/apply.sh --connections $connections shows what it would do"
+    echo "$failures not as for $many: tuning/apply.sh --connections $connections shows what it would do"
     exit 1
 fi
-echo "all as for $connections connections"
+echo "all as for $many"

@@ -18,7 +18,7 @@ die() {
 
 while [ $# -gt 0 ]; do
     case $1 in
-    --help)
+    -h | --help)
         sed -n '/^#!/d; /^#/!q; s/^# \{0,1\}//p' "$0"
         exit 0
         ;;
@@ -63,15 +63,61 @@ nth_core() { printf '%s\n' "$cores" | sed -n "$(($1 % core_count + 1))p"; }
 
 count() { find "$net/$1/queues/" -maxdepth 1 -name "$2-*" 2>/dev/null | wc -l; }
 
-# Numbers of the interrupts of an interface's queues: by its name, or by its device's (virtio0-input.0).
-interrupts() {
+# Interrupts that /proc/interrupts has by the name of an interface, or of its virtio device (virtio0-input.0): "IRQ NAME",
+# NAME without that (-TxRx-3, -input.0).
+by_name() {
     device=$(basename "$(readlink "$net/$1/device" || echo none)")
     awk -v name="$1" -v device="$device" '
-        { last = $NF }
-        last ~ "(^|-|@)" name "([-:.]|$)" || (device ~ /^virtio/ && last ~ "^" device "-(input|output)") {
-            sub(/:/, "", $1)
-            print $1
-        }' "$root/proc/interrupts" 2>/dev/null
+        { last = $NF; sub(/:/, "", $1) }
+        match(last, "(^|-|@)" name "([-:.]|$)") {
+            rest = substr(last, RSTART + RLENGTH - 1)
+            print $1, last ~ name "$" ? "-" : rest
+            next
+        }
+        device ~ /^virtio/ && last ~ "^" device "-(input|output)" { print $1, substr(last, length(device) + 1) }
+    ' "$root/proc/interrupts" 2>/dev/null
+}
+
+# The same by the numbers that the device says, or else the one that it is on (virtio's PCI device), less those that are
+# for no queue (mlx5_async0).
+by_device() {
+    folder=$net/$1/device/msi_irqs irqs=' '
+    [ -d "$folder" ] || folder=$net/$1/device/../msi_irqs
+    for path in "$folder"/*; do irqs="$irqs${path##*/} "; done
+    awk -v irqs="$irqs" '
+        { irq = $1; sub(/:/, "", irq) }
+        index(irqs, " " irq " ") && $NF !~ /async|config|mgmnt|misc|ctrl|cmd/ { print irq, $NF }
+    ' "$root/proc/interrupts" 2>/dev/null
+}
+
+# "IRQ QUEUE", by queue, of lines "IRQ NAME": the number at the end of the name, before the address of a device
+# (mlx5_comp0@pci:0000:00:05.0). One without a number is for no queue (a link that changes) if others have one; if none has,
+# they are counted.
+queues_of() {
+    awk '
+        { sub(/@.*/, "", $2) }
+        match($2, /[0-9]+$/) { print $1, substr($2, RSTART) + 0; numbered = 1; next }
+        { others[count++] = $1 }
+        END { if (!numbered) for (n = 0; n < count; n++) print others[n], n }
+    ' | sort -s -n -k 2
+}
+
+spread_interrupts() {
+    irqs=$(by_name "$1" | queues_of) found_by=''
+    if [ -z "$irqs" ]; then
+        irqs=$(by_device "$1" | queues_of)
+        found_by="# none has the name of $1 in /proc/interrupts: these are the ones that /sys/class/net/$1/device says (msi_irqs); see there which queue each is for"
+    fi
+    if [ -n "$irqs" ]; then
+        [ -z "$found_by" ] || echo "$found_by"
+        echo '# the interrupts of queue n, receive and send, to core n, as XPS below (grep . /proc/irq/*/smp_affinity_list; watch them in /proc/interrupts); irqbalance would move them again'
+        echo 'systemctl disable --now irqbalance'
+        printf '%s\n' "$irqs" | while read -r irq queue; do
+            echo "echo $(nth_core "$queue") >/proc/irq/$irq/smp_affinity_list"
+        done
+    elif [ $((rx + tx)) -gt 0 ] && [ -e "$net/$1/device" ]; then
+        echo "# no interrupts of $1 were found. Look for its driver (ethtool -i $1) or its address (readlink /sys/class/net/$1/device) in /proc/interrupts; then, for those of queue n: echo n >/proc/irq/NUMBER/smp_affinity_list"
+    fi
 }
 
 advise() {
@@ -88,16 +134,7 @@ advise() {
     echo "ethtool -G $1 rx 4096 tx 4096"
     echo '# fewer interrupts under load, none late when idle'
     echo "ethtool -C $1 adaptive-rx on adaptive-tx on"
-    irqs=$(interrupts "$1")
-    if [ -n "$irqs" ]; then
-        echo '# one interrupt to a core (grep . /proc/irq/*/smp_affinity_list; watch them in /proc/interrupts); irqbalance would move them again'
-        echo 'systemctl disable --now irqbalance'
-        n=0
-        for irq in $irqs; do
-            echo "echo $(nth_core "$n") >/proc/irq/$irq/smp_affinity_list"
-            n=$((n + 1))
-        done
-    fi
+    spread_interrupts "$1"
     if [ "$rx" -gt 0 ] && [ "$rx" -lt "$core_count" ]; then
         # shellcheck disable=SC2086 # a list of numbers
         all=$(mask $cores)

@@ -1,11 +1,15 @@
 # What a machine is set to for a number of connections: sourced by apply.sh, check.sh and undo.sh (POSIX sh).
 #
 # Owns the table of settings, each with its reason, the state file, and reading and writing sysctls. The three scripts
-# own what is done with it. Never lowers a capacity that is already higher.
+# own what is done with it, limits.sh the limit on open files. Never lowers a capacity that is already higher.
 #
 # shellcheck shell=sh
 # shellcheck disable=SC2034 # some variables are read by one of the three alone
 set -u
+# Files that are made are for all to read, whatever root's umask is. Names are sorted and matched as the kernel, PAM and
+# systemd do.
+umask 022
+export LC_ALL=C
 
 connections='' yes='' persist='' root='' user=pushline failures=0
 tab=$(printf '\t')
@@ -16,6 +20,10 @@ user_bytes=300
 connections_max=100000000
 # Descriptors that are no connections: 64 for each worker, of which there are 1,024 at most.
 files_reserve=65536
+# fs.nr_open, where a machine does not say it.
+nr_open_default=1048576
+# Ports that a connection from this machine may need: one that ends every second leaves 60 behind it that wait.
+ports_each=64
 
 die() {
     printf '%s: %s\n' "${0##*/}" "$1" >&2
@@ -27,12 +35,12 @@ arguments() {
     accepted=$1
     shift
     while [ $# -gt 0 ]; do
-        case " $accepted " in
+        case " $accepted -h " in
         *" ${1%%=*} "*) ;;
         *) die "unknown argument '$1'; it takes $accepted (--help tells more)" ;;
         esac
         case $1 in
-        --help)
+        -h | --help)
             sed -n '/^#!/d; /^#/!q; s/^# \{0,1\}//p' "$0"
             exit 0
             ;;
@@ -51,6 +59,8 @@ arguments() {
     case $accepted in
     *--connections*) [ -n "$connections" ] || die 'how many? --connections N is needed, like --connections 100000' ;;
     esac
+    many="$connections connections"
+    [ "$connections" != 1 ] || many='1 connection'
     state=$root/var/lib/pushline/tuning.state
 }
 
@@ -119,55 +129,64 @@ meminfo_kib() { awk -v name="$1:" '$1 == name { print $2 }' "$root/proc/meminfo"
 # NOW where that is enough already.
 each_setting() {
     files=$((connections + files_reserve))
-    queue=$(larger 4096 "$(smaller 65535 $((connections / 100)))")
-    for_all="$connections connections"
+    # No longer than all connections.
+    queue=$(smaller "$connections" "$(larger 4096 "$(smaller 65535 $((connections / 100)))")")
+    proxy_settings=needed
+    ! ports_suffice || proxy_settings=''
 
     setting fs.nr_open floor "$files" \
         'the most open files that a process can be given; each connection is one' \
-        "$for_all and $files_reserve other files" 'sysctl fs.nr_open; pushline doctor'
+        "$many and $files_reserve other files" 'sysctl fs.nr_open; pushline doctor'
     setting fs.file-max floor $((connections + 4 * files_reserve)) \
-        'open files of the whole machine' "$for_all and $((4 * files_reserve)) other files" 'cat /proc/sys/fs/file-nr'
+        'open files of the whole machine' "$many and $((4 * files_reserve)) other files" 'cat /proc/sys/fs/file-nr'
     setting net.core.somaxconn floor "$queue" \
         "connections that wait to be accepted, in one worker's queue: a hundredth of all, when they come back within 10 s and the worker looks away for 0.1 s; a listener takes it over when it starts" \
-        "$for_all that come back at once" 'ss -ltn (Send-Q); nstat -az TcpExtListenOverflows stays the same'
+        "$many that come back at once" 'ss -ltn (Send-Q); nstat -az TcpExtListenOverflows stays the same'
     setting net.ipv4.tcp_max_syn_backlog floor "$queue" \
         'half-open connections, as many as may wait to be accepted; without tcp_syncookies more are dropped' \
-        "$for_all that come back at once" 'nstat -az TcpExtTCPReqQFullDrop stays the same'
-    setting net.ipv4.ip_local_port_range range '10000 65535' \
+        "$many that come back at once" 'nstat -az TcpExtTCPReqQFullDrop stays the same'
+    setting net.ipv4.ip_local_port_range "${proxy_settings:+range}" '10000 65535' \
         'ports for connections FROM this machine, such as those of a proxy to Pushline: one for each, for one source address; clients elsewhere need none. From 10000: the ports of common services stay out' \
         '55536 connections from each address of a proxy on this machine' 'ss -s on the proxy; pushline doctor'
     setting net.ipv4.tcp_mem floors "$(tcp_mem)" \
         'pages for the buffers of all sockets: a message on its way to all takes up to one for each; at most half of the memory' \
-        "$for_all that a message is on its way to" 'grep TCP: /proc/net/sockstat (mem); nstat -az TcpExtTCPMemoryPressures'
+        "$many that a message is on its way to" 'grep TCP: /proc/net/sockstat (mem); nstat -az TcpExtTCPMemoryPressures'
     setting net.ipv4.tcp_rmem floors '4096 131072 6291456' \
         'receive buffers, Linux'"'"'s defaults (min, at first, max): a publish of 64 KiB arrives without waiting; an idle socket uses none' \
         'any number of connections' 'ss -tmi (rb)'
     setting net.ipv4.tcp_wmem floors '4096 16384 4194304' \
         'send buffers, Linux'"'"'s defaults: a reader that catches up is sent 1 MiB of history without waiting; slow.kernel_bytes bounds the slow ones' \
         'any number of connections' 'ss -tmi (tb)'
-    setting net.ipv4.tcp_keepalive_time ceiling 600 \
+    setting net.ipv4.tcp_keepalive_time "${proxy_settings:+ceiling}" 600 \
         'seconds until the peer of a silent connection is asked whether it lives, where a program asks for that, as proxies do; Pushline pings by itself' \
         'any number of connections through a proxy on this machine' 'ss -to (timer:keepalive)'
-    setting net.ipv4.tcp_keepalive_intvl ceiling 30 'seconds between such questions' \
+    setting net.ipv4.tcp_keepalive_intvl "${proxy_settings:+ceiling}" 30 'seconds between such questions' \
         'any number of connections through a proxy on this machine' 'ss -to'
-    setting net.ipv4.tcp_keepalive_probes ceiling 5 'questions without an answer until the peer is taken for dead' \
+    setting net.ipv4.tcp_keepalive_probes "${proxy_settings:+ceiling}" 5 'questions without an answer until the peer is taken for dead' \
         'any number of connections through a proxy on this machine' 'ss -to'
-    setting net.ipv4.tcp_tw_reuse exact 1 \
+    setting net.ipv4.tcp_tw_reuse "${proxy_settings:+exact}" 1 \
         'a proxy on this machine may use the port of a connection that just ended; 2, the default, is for loopback alone, and a proxy in a container is not there' \
         'any number of short polls through a proxy on this machine' 'ss -s (timewait)'
     setting net.netfilter.nf_conntrack_max floor $((connections + connections / 4 + 65536)) \
         'connections that the firewall tracks, where a rule asks for it: each is one, and those that just ended' \
-        "$for_all, a quarter more that just ended, and 65536 others" \
+        "$many, a quarter more that just ended, and 65536 others" \
         'sysctl net.netfilter.nf_conntrack_count; dmesg has no "nf_conntrack: table full"'
 }
 
-# setting NAME RULE VALUE WHY FOR SEE
+# Whether the ports that this machine's proxy has now suffice, whatever its connections do: then neither more ports nor
+# sooner ends are needed.
+ports_suffice() {
+    ports=$(sysctl_read net.ipv4.ip_local_port_range) && at_least $((${ports#* } - ${ports% *} + 1)) $((connections * ports_each))
+}
+
+# setting NAME RULE VALUE WHY FOR SEE. Without a rule, what is there is enough.
 setting() {
     if ! now=$(sysctl_read "$1"); then
         visit "$1" '' '' "$4" "$5" "$6"
         return
     fi
     case $2 in
+    '') wanted=$now ;;
     floor) wanted=$(larger "$now" "$3") ;;
     ceiling) wanted=$(smaller "$now" "$3") ;;
     exact) wanted=$3 ;;
@@ -194,30 +213,6 @@ tcp_mem() {
     pages=$connections
     [ -z "$memory_kib" ] || pages=$(smaller "$pages" $((memory_kib / 2 / page_kib)))
     echo "$((pages / 2)) $((pages * 3 / 4)) $pages"
-}
-
-# Files that give Pushline its limit on open files, where this machine has such a folder: `visit_file PATH`, the text on
-# standard input.
-each_limit_file() {
-    files=$((connections + files_reserve))
-    if [ -d "$root/etc/security/limits.d" ]; then
-        visit_file /etc/security/limits.d/90-pushline.conf <<EOF
-# Made by Pushline's tuning/apply.sh; undo.sh removes it.
-# Why: each connection is an open file. For: $connections connections, and $files_reserve other files, of one process that
-# $user starts in a session of its own (ssh, su -). See: ulimit -Hn in such a session.
-$user soft nofile $files
-$user hard nofile $files
-EOF
-    fi
-    if [ -d "$root/etc/systemd/system" ]; then
-        visit_file /etc/systemd/system/pushline.service.d/90-tuning.conf <<EOF
-# Made by Pushline's tuning/apply.sh; undo.sh removes it.
-# Why: each connection is an open file. For: $connections connections, and $files_reserve other files, of the service.
-# See: systemctl show pushline -p LimitNOFILE; grep 'open files' /proc/\$(pidof pushline)/limits
-[Service]
-LimitNOFILE=$files
-EOF
-    fi
 }
 
 # The line of the state file of a kind and name, if there is one.

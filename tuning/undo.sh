@@ -6,9 +6,14 @@
 #
 #   --root DIR   as for apply.sh
 #
+# A sysctl that has another value now than apply.sh gave it is somebody else's, and left alone, as is a file that somebody
+# else changed.
+#
 # Exit code: 0, also when there is nothing to undo; 1 when something could not be brought back (it stays written down); 2 for
 # wrong arguments.
-. "$(dirname "$0")/settings.sh"
+here=$(dirname "$(readlink -f "$0")")
+# shellcheck source=settings.sh
+. "$here/settings.sh"
 arguments '--yes --root --help' "$@"
 
 if [ ! -f "$state" ]; then
@@ -17,14 +22,22 @@ if [ ! -f "$state" ]; then
 fi
 [ -z "$yes" ] || need_root
 
+# undo_sysctl NAME BEFORE APPLIED
 undo_sysctl() {
-    now=$(sysctl_read "$1") || now='not here'
-    echo "$1 = $now -> $2"
-    [ -n "$yes" ] || return 0
-    [ "$now" = "$2" ] || sysctl_write "$1" "$2" || return 0
-    state_drop sysctl "$1"
+    if ! now=$(sysctl_read "$1"); then
+        echo "$1: not here any more (its module is not loaded); nothing to bring back"
+    elif [ "$now" = "$2" ]; then
+        echo "$1 = $now: as before"
+    elif [ "$now" != "$3" ]; then
+        echo "$1 = $now: was changed by somebody else (apply.sh: $2 -> $3); left alone"
+    else
+        echo "$1 = $now -> $2"
+        [ -z "$yes" ] || sysctl_write "$1" "$2" || return 0
+    fi
+    [ -z "$yes" ] || state_drop sysctl "$1"
 }
 
+# undo_file PATH CHECKSUM
 undo_file() {
     if [ -e "$root$1" ] && [ "$(checksum "$root$1")" != "$2" ]; then
         echo "FAILED $1: was changed by somebody else; left alone" >&2
@@ -40,9 +53,9 @@ undo_file() {
 lines=$(grep -v '^#' "$state" | awk '{ line[NR] = $0 } END { for (n = NR; n > 0; n--) print line[n] }')
 [ -n "$yes" ] || echo '# what would be brought back; nothing is changed without --yes'
 for kind in sysctl file; do
-    while IFS="$tab" read -r what name before _; do
+    while IFS="$tab" read -r what name before applied; do
         [ "$what" = "$kind" ] || continue
-        "undo_$kind" "$name" "$before"
+        "undo_$kind" "$name" "$before" "$applied"
     done <<EOF
 $lines
 EOF

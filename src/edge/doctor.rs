@@ -282,7 +282,7 @@ fn ports(range: Option<(usize, usize)>, wanted: &Wanted) -> Option<Finding> {
         Count(each)
     );
     let sources = wanted.connections.div_ceil(listeners * (65_535 - 10_000 + 1));
-    let mut remedy = "sysctl -w net.ipv4.ip_local_port_range=\"1024 65535\"".to_owned();
+    let mut remedy = "sysctl -w net.ipv4.ip_local_port_range=\"10000 65535\"".to_owned();
     if sources > 1 {
         remedy += &format!(
             ", and let the proxy connect from {sources} addresses (127.0.0.2, 127.0.0.3…: tuning/nginx.conf shows how)"
