@@ -120,6 +120,17 @@ fn wrong_words_are_told() {
     }
 }
 
+#[test]
+fn what_cannot_be_told_is_no_success() {
+    for word in ["doctor", "check-config"] {
+        let mut command = command("full", &[], &[word, "--set", "limits.connections=10"]);
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("a full device");
+        let Output { status, stderr, .. } = command.stdout(full).output().expect("the binary runs");
+        let said = String::from_utf8(stderr).expect("UTF-8");
+        assert!(status.code() == Some(1) && said.contains("No space left"), "{word}: {status} {said}");
+    }
+}
+
 /// In a namespace of its own, where this sysctl is too; the remedy is followed to the letter.
 #[test]
 fn a_short_queue_is_found_and_its_remedy_helps() {

@@ -246,21 +246,34 @@ fn show(config: Config) -> ExitCode {
     if let Err(error) = certificates::load(&config.settings.tls, None) {
         return refuse(&error);
     }
-    // Whoever closes the pipe (`| head`) has seen enough: no failure.
-    let _ = writeln!(std::io::stdout(), "# configuration ok\n\n{config}");
-    ExitCode::SUCCESS
+    if print(&format!("# configuration ok\n\n{config}\n")) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(EXIT_FAILED)
+    }
+}
+
+/// Whether it was told. Whoever closes the pipe (`| head`) has seen enough: no failure.
+fn print(text: &str) -> bool {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            eprintln!("pushline: cannot write to stdout: {error}");
+            false
+        }
+        _ => true,
+    }
 }
 
 fn examine(config: &Config, connections: Option<usize>, json: bool) -> ExitCode {
     let machine = Machine::read();
     let report = doctor::examine(&machine, &Wanted::new(&config.settings, connections, &machine));
-    let mut out = std::io::stdout();
-    let _ = if json {
-        writeln!(out, "{}", serde_json::to_string(&report).expect("numbers and texts"))
+    let text = if json {
+        serde_json::to_string(&report).expect("numbers and texts") + "\n"
     } else {
-        write!(out, "{report}")
+        report.to_string()
     };
-    if report.stops == 0 { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAILED) }
+    if print(&text) && report.stops == 0 { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAILED) }
 }
 
 #[cfg(test)]
