@@ -1,5 +1,6 @@
 //! What the publisher and the reader threads share: counts, commands, and who is to be woken when.
 
+use std::collections::HashMap;
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
@@ -14,6 +15,12 @@ use crate::{net, stats};
 /// What one thread has seen.
 pub struct Tally {
     pub delivered: u64,
+    /// Of orders that were given up: told as lost then, and not among `delivered`.
+    pub stragglers: u64,
+    /// Of another length than what was published.
+    pub damaged: u64,
+    /// Short polls promise the newest alone: older ones that were not seen, and need not be.
+    pub superseded: u64,
     /// Numbers that were jumped over and never came.
     pub jumped: u64,
     pub repeated: u64,
@@ -43,6 +50,9 @@ impl Default for Tally {
     fn default() -> Self {
         Self {
             delivered: 0,
+            stragglers: 0,
+            damaged: 0,
+            superseded: 0,
             jumped: 0,
             repeated: 0,
             late: 0,
@@ -62,9 +72,17 @@ impl Default for Tally {
 }
 
 impl Tally {
-    fn add(&mut self, one: &Self) {
+    /// Deliveries, a repeated message once, with those that a newer one stood for.
+    pub fn first(&self) -> u64 {
+        self.delivered + self.superseded - self.repeated
+    }
+
+    pub fn add(&mut self, one: &Self) {
         for (sum, more) in [
             (&mut self.delivered, one.delivered),
+            (&mut self.stragglers, one.stragglers),
+            (&mut self.damaged, one.damaged),
+            (&mut self.superseded, one.superseded),
             (&mut self.jumped, one.jumped),
             (&mut self.repeated, one.repeated),
             (&mut self.late, one.late),
@@ -141,6 +159,12 @@ pub struct Board {
     retried: AtomicUsize,
     failed: AtomicBool,
     polling: AtomicBool,
+    /// What was published before was given up.
+    given_up_ns: AtomicU64,
+    /// The last number that channels held when short pollers came.
+    held: Mutex<HashMap<[u8; 8], u32>>,
+    /// Why the last handshake failed that did.
+    refusal: Mutex<Option<String>>,
     tallies: Vec<Mutex<Tally>>,
     commands: Vec<Mutex<Vec<Command>>>,
     wakers: Vec<OwnedFd>,
@@ -157,6 +181,9 @@ impl Board {
             retried: AtomicUsize::new(0),
             failed: AtomicBool::new(false),
             polling: AtomicBool::new(false),
+            given_up_ns: AtomicU64::new(0),
+            held: Mutex::default(),
+            refusal: Mutex::default(),
             tallies: (0..threads).map(|_| Mutex::default()).collect(),
             commands: (0..threads).map(|_| Mutex::default()).collect(),
             wakers: (0..threads).map(|_| net::event_fd()).collect::<Result<_, _>>()?,
@@ -189,7 +216,7 @@ impl Board {
         std::mem::take(&mut *self.commands[thread].lock().expect("the publisher does not panic"))
     }
 
-    /// Deliveries so far, of all readers.
+    /// Deliveries so far, of all readers; a repeated message counts once.
     pub fn delivered(&self) -> u64 {
         self.delivered.load(Ordering::SeqCst)
     }
@@ -232,8 +259,19 @@ impl Board {
         self.retried.load(Ordering::Relaxed)
     }
 
-    pub fn note_retried(&self) {
+    /// # Panics
+    /// When a reader thread panicked.
+    pub fn note_retried(&self, why: String) {
         self.retried.fetch_add(1, Ordering::Relaxed);
+        *self.refusal.lock().expect("reader threads do not panic") = Some(why);
+    }
+
+    /// Why a handshake failed, the last one that did.
+    ///
+    /// # Panics
+    /// When a reader thread panicked.
+    pub fn refusal(&self) -> Option<String> {
+        self.refusal.lock().expect("reader threads do not panic").clone()
     }
 
     pub fn failed(&self) -> bool {
@@ -250,6 +288,32 @@ impl Board {
 
     pub fn set_polling(&self, polling: bool) {
         self.polling.store(polling, Ordering::Relaxed);
+    }
+
+    pub fn given_up_ns(&self) -> u64 {
+        self.given_up_ns.load(Ordering::Relaxed)
+    }
+
+    /// Messages that were meant to be published before are stragglers from now on. A thread that has its tally already
+    /// may still count some as deliveries: they are in the tally that is taken next.
+    pub fn give_up(&self, before_ns: u64) {
+        self.given_up_ns.store(before_ns, Ordering::Relaxed);
+    }
+
+    /// The last number that a channel held when its readers came.
+    ///
+    /// # Panics
+    /// When a reader thread panicked.
+    pub fn held(&self, channel: [u8; 8]) -> u32 {
+        self.held.lock().expect("reader threads do not panic").get(&channel).copied().unwrap_or(0)
+    }
+
+    /// # Panics
+    /// When another reader thread panicked.
+    pub fn note_held(&self, channel: [u8; 8], number: u32) {
+        let mut held = self.held.lock().expect("reader threads do not panic");
+        let last = held.entry(channel).or_default();
+        *last = number.max(*last);
     }
 
     /// The tally of one reader thread: its own but for the moments in which the publisher takes it.

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::order::{Order, Outcome, Ready};
 use crate::proc::Cpu;
-use crate::server::{Process, text};
+use crate::server::{Ending, Process, text};
 pub use crate::server::{Programs, Server, Shape, Subject};
 use crate::transport::Transport;
 
@@ -68,7 +68,8 @@ impl Load {
             words.extend(["--api".into(), text(&peer.folder.join("peer.json"))]);
         }
         words.extend(crowd.args.iter().cloned());
-        let mut process = Process::start(&words, crowd.pinned.then_some(LOAD_CPU), |command| {
+        let cpu = crowd.pinned.then_some(LOAD_CPU);
+        let mut process = Process::start(&words, cpu, Ending::Kill, |command| {
             command.stdin(Stdio::piped()).stdout(Stdio::piped());
         })?;
         let orders = process.child.stdin.take().context("standard input is piped")?;

@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result};
-use clap::{Parser, ValueEnum};
+use anyhow::{Context as _, Result, bail};
+use clap::{Parser, ValueEnum, value_parser};
 
+use pushline_bench::message::{MESSAGE_BYTES_MAX, MESSAGE_BYTES_MIN};
 use pushline_bench::report::{self, Bar, Finding};
 use pushline_bench::scale::Scale;
 use pushline_bench::scenario::{
@@ -92,15 +93,16 @@ struct Args {
     #[arg(long)]
     dry: bool,
     /// Readers, in place of the scenario's sizes
-    #[arg(long)]
-    readers: Option<usize>,
-    #[arg(long)]
-    rounds: Option<usize>,
+    #[arg(long, value_parser = value_parser!(u32).range(1..))]
+    readers: Option<u32>,
+    /// Turns, in each of which each server has a round; the median counts
+    #[arg(long, value_parser = value_parser!(u32).range(1..))]
+    rounds: Option<u32>,
     /// Groups of messages in each round
-    #[arg(long)]
+    #[arg(long, value_parser = value_parser!(u32).range(1..))]
     groups: Option<u32>,
-    #[arg(long, default_value_t = 128)]
-    message_bytes: usize,
+    #[arg(long, default_value_t = 128, value_parser = message_bytes())]
+    message_bytes: u64,
     /// Transports to measure (default: the scenario's)
     #[arg(long, value_enum, value_delimiter = ',')]
     transport: Vec<Transport>,
@@ -108,11 +110,12 @@ struct Args {
     #[arg(long)]
     hold: Option<u64>,
     /// Handshakes per second
-    #[arg(long, default_value_t = 12_000)]
+    #[arg(long, default_value_t = 12_000, value_parser = value_parser!(u32).range(1..))]
     rate: u32,
     /// Only these peers (default: all that can run here)
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', conflicts_with = "no_peers")]
     peers: Option<Vec<String>>,
+    /// The floor and Pushline alone
     #[arg(long)]
     no_peers: bool,
     /// The server (default: beside this program)
@@ -123,24 +126,34 @@ struct Args {
     arg: Vec<String>,
 }
 
-/// Server and load make 2 of it.
-const LOAD_AVERAGE_MAX: f64 = 3.0;
+impl Name {
+    fn measures_pushline(self) -> bool {
+        !matches!(self, Self::Sends | Self::Waiting | Self::Report)
+    }
+}
+
+fn message_bytes() -> impl clap::builder::TypedValueParser<Value = u64> {
+    value_parser!(u64).range(MESSAGE_BYTES_MIN as u64..=MESSAGE_BYTES_MAX as u64)
+}
+
+/// The part of the CPUs beyond which other programs are told of.
+const OTHERS_MAX: f64 = 0.05;
 
 impl Args {
     fn scale(&self) -> Scale {
         Scale {
             quick: self.quick,
-            readers: self.readers,
-            rounds: self.rounds,
+            readers: self.readers.map(|readers| readers as usize),
+            rounds: self.rounds.map(|rounds| rounds as usize),
             groups: self.groups,
-            message_bytes: self.message_bytes,
+            message_bytes: self.message_bytes as usize,
             transports: self.transport.clone(),
             hold_s: self.hold,
             rate_per_s: self.rate,
         }
     }
 
-    fn programs(&self, folder: &Path) -> Result<Programs> {
+    fn programs(&self, folder: &Path, names: &[Name]) -> Result<Programs> {
         let here = std::env::current_exe()?;
         let beside = here.parent().context("a program lies in a folder")?;
         let peers = if self.no_peers {
@@ -157,14 +170,20 @@ impl Args {
             certificates: folder.join("peers/.cache/tls"),
             peers,
         };
-        if !proc::is_program(&programs.pushline) {
-            eprintln!("{} is not there: the others are measured without it", programs.pushline.display());
+        // A server that is not there has no bars to miss.
+        let with_pushline = self.pushline.is_some() || names.iter().any(|name| name.measures_pushline());
+        let pushline = with_pushline.then_some(&programs.pushline);
+        for program in [&programs.floor, &programs.load, &programs.waiting].into_iter().chain(pushline) {
+            if !proc::is_program(program) {
+                bail!("{} is not there, or cannot be run", program.display());
+            }
         }
         Ok(programs)
     }
 }
 
 fn run(programs: &Programs, scale: &Scale, name: Name) -> Result<Finding> {
+    let before = proc::Shared::now();
     let mut finding = match name {
         Name::Fanout => fanout::fanout(programs, scale),
         Name::Burst => burst::burst(programs, scale),
@@ -185,13 +204,14 @@ fn run(programs: &Programs, scale: &Scale, name: Name) -> Result<Finding> {
         Name::Proof => proof::proof(programs, scale),
         Name::All | Name::Report => unreachable!("made of the others"),
     }?;
-    finding.load_average = proc::load_average();
-    if finding.load_average > LOAD_AVERAGE_MAX {
+    let others = proc::Shared::now().others_since(before);
+    if others.programs > OTHERS_MAX {
         finding.doubts.push(format!(
-            "other programs were running (load average {:.1}): a load that is kept from its CPU need not be woken, which flatters every server",
-            finding.load_average
+            "other programs had {:.0} % of the CPUs: a load that is kept from its CPU need not be woken, which flatters every server",
+            others.programs * 100.0
         ));
     }
+    finding.others = Some(others);
     Ok(finding)
 }
 
@@ -207,7 +227,7 @@ fn main() -> Result<ExitCode> {
         Name::All => ALL.to_vec(),
         one => vec![one],
     };
-    let (programs, scale) = (args.programs(folder)?, args.scale());
+    let (programs, scale) = (args.programs(folder, &names)?, args.scale());
     let (mut missed, began) = (Vec::new(), Instant::now());
     for &name in &names {
         let called = name.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());

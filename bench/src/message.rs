@@ -9,6 +9,10 @@ const DIGITS: usize = 10;
 const TIME_DIGITS: usize = 16;
 /// The least that carries a number and a time.
 pub const MESSAGE_BYTES_MIN: usize = 1 + DIGITS + TIME_DIGITS;
+/// Far above what any server here takes.
+pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
+/// What fills a message.
+const FILLING: u8 = b'.';
 
 /// A message as it arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +28,7 @@ pub struct Stamp {
 pub fn write(out: &mut Vec<u8>, stamp: Stamp, bytes: usize) {
     use std::io::Write as _;
     write!(out, "#{:010}{:016x}", stamp.number, stamp.at_ns).expect("a Vec takes all");
-    out.resize(out.len() + bytes.saturating_sub(MESSAGE_BYTES_MIN), b'.');
+    out.resize(out.len() + bytes.saturating_sub(MESSAGE_BYTES_MIN), FILLING);
 }
 
 fn parse(text: &[u8]) -> Option<Stamp> {
@@ -41,19 +45,31 @@ fn parse(text: &[u8]) -> Option<Stamp> {
     Some(Stamp { number, at_ns })
 }
 
-/// All messages in `text`, in their order.
-pub fn all_in(text: &[u8]) -> impl Iterator<Item = Stamp> + '_ {
+/// All messages in `text`, in their order, each with what follows its stamp.
+pub fn with_rest(text: &[u8]) -> impl Iterator<Item = (Stamp, &[u8])> + '_ {
     let mut at = 0;
     std::iter::from_fn(move || {
         while let Some(found) = memchr(SIGN, &text[at..]) {
             at += found + 1;
             if let Some(stamp) = parse(&text[at..]) {
                 at += DIGITS + TIME_DIGITS;
-                return Some(stamp);
+                return Some((stamp, &text[at..]));
             }
         }
         None
     })
+}
+
+/// All messages in `text`, in their order.
+pub fn all_in(text: &[u8]) -> impl Iterator<Item = Stamp> + '_ {
+    with_rest(text).map(|(stamp, _)| stamp)
+}
+
+/// Whether a message of `bytes` bytes has its last one, and no more. Looks at its end alone.
+pub fn ends_right(rest: &[u8], bytes: usize) -> bool {
+    let filling = bytes.saturating_sub(MESSAGE_BYTES_MIN);
+    let last = filling.checked_sub(1).is_none_or(|last| rest.get(last) == Some(&FILLING));
+    last && rest.get(filling) != Some(&FILLING)
 }
 
 #[cfg(test)]
@@ -71,6 +87,24 @@ mod tests {
         let whole = text.len();
         for cut in whole - MESSAGE_BYTES_MIN..whole {
             assert_eq!(all_in(&text[..cut]).collect::<Vec<_>>(), [one], "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_message_of_another_length_is_told() {
+        for (written, asked, right) in [
+            (128, 128, true),
+            (60, 128, false),
+            (129, 128, false),
+            (27, 27, true),
+            (28, 27, false),
+            (27, 28, false),
+        ] {
+            let mut text = Vec::new();
+            write(&mut text, Stamp { number: 1, at_ns: 1 }, written);
+            text.extend_from_slice(b"\"}");
+            let (_, rest) = with_rest(&text).next().expect("a message");
+            assert_eq!(ends_right(rest, asked), right, "{written} of {asked}");
         }
     }
 

@@ -1,10 +1,12 @@
 //! Sockets, epoll, file tables and CPUs: the system calls that std lacks, each behind a safe function.
-//! Owns every `unsafe` of the bench but the ring of `waiting`. IPv4 only: all loads stay in 127.0.0.0/8.
+//! Owns every `unsafe` of the bench but the ring of `waiting`. IPv4 only.
 
 use std::io;
 use std::mem;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 
 /// Readiness bits as epoll knows them.
 pub const IN: u32 = libc::EPOLLIN as u32;
@@ -141,10 +143,14 @@ pub enum Connect {
     Pending(OwnedFd),
 }
 
-/// Connects from `source`, whose port the kernel picks by the whole 4-tuple (`IP_BIND_ADDRESS_NO_PORT`),
-/// so that each source address has all ephemeral ports. Closing sends RST: no TIME_WAIT is left behind.
-/// A `receive_buffer` must be set before, or the window is promised already.
-pub fn connect(source: Ipv4Addr, dest: SocketAddrV4, receive_buffer: Option<i32>) -> io::Result<Connect> {
+/// Connects from `source` (or as the kernel chooses), whose port the kernel picks by the whole 4-tuple
+/// (`IP_BIND_ADDRESS_NO_PORT`), so that each source address has all ephemeral ports. Closing sends RST: no TIME_WAIT is
+/// left behind. A `receive_buffer` must be set before, or the window is promised already.
+pub fn connect(
+    source: Option<Ipv4Addr>,
+    dest: SocketAddrV4,
+    receive_buffer: Option<i32>,
+) -> io::Result<Connect> {
     let socket = tcp_socket()?;
     let fd = socket.as_raw_fd();
     if let Some(bytes) = receive_buffer {
@@ -152,16 +158,28 @@ pub fn connect(source: Ipv4Addr, dest: SocketAddrV4, receive_buffer: Option<i32>
     }
     set_option(fd, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, &1i32)?;
     set_option(fd, libc::SOL_SOCKET, libc::SO_LINGER, &libc::linger { l_onoff: 1, l_linger: 0 })?;
-    let raw = sockaddr(SocketAddrV4::new(source, 0));
-    // SAFETY: `raw` outlives the call and has the given size.
-    checked(unsafe { libc::bind(fd, (&raw const raw).cast(), SOCKADDR_BYTES) })?;
+    if let Some(source) = source {
+        let raw = sockaddr(SocketAddrV4::new(source, 0));
+        // SAFETY: `raw` outlives the call and has the given size.
+        checked(unsafe { libc::bind(fd, (&raw const raw).cast(), SOCKADDR_BYTES) })?;
+    }
     let raw = sockaddr(dest);
-    // SAFETY: as above.
+    // SAFETY: `raw` outlives the call and has the given size.
     match checked(unsafe { libc::connect(fd, (&raw const raw).cast(), SOCKADDR_BYTES) }) {
         Ok(_) => Ok(Connect::Done(socket)),
         Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(Connect::Pending(socket)),
         Err(error) => Err(error),
     }
+}
+
+/// What broke a socket; taken from it.
+pub fn socket_error(fd: RawFd) -> io::Error {
+    let (mut code, mut bytes) = (0, mem::size_of::<libc::c_int>() as libc::socklen_t);
+    // SAFETY: `code` and `bytes` are valid for writing for the call.
+    let result = unsafe {
+        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_ERROR, (&raw mut code).cast(), &raw mut bytes)
+    };
+    checked(result).map_or_else(|error| error, |_| io::Error::from_raw_os_error(code))
 }
 
 /// One `send(2)`, never blocking, never raising SIGPIPE.
@@ -251,6 +269,19 @@ pub fn run_first() -> io::Result<()> {
     checked(unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const param) }).map(drop)
 }
 
+/// Has a command's process end by `signal` with the calling thread. It is kept through `exec`, not through set-uid.
+pub fn end_with_this_thread(command: &mut Command, signal: libc::c_int) {
+    let parent = std::process::id();
+    // SAFETY: prctl and getppid are async-signal-safe; nothing is allocated.
+    unsafe {
+        command.pre_exec(move || {
+            checked(libc::prctl(libc::PR_SET_PDEATHSIG, signal))?;
+            // The parent that has ended before the call sends no signal.
+            if libc::getppid() as u32 == parent { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
+        });
+    }
+}
+
 /// Ends a process as an operator would.
 pub fn terminate(pid: u32) -> io::Result<()> {
     let pid = libc::pid_t::try_from(pid).expect("pids are below 2^22");
@@ -281,7 +312,10 @@ pub fn adopt(fd: RawFd) -> OwnedFd {
 
 /// Keeps the calling thread, and those that it will start, on one CPU.
 pub fn pin(cpu: usize) -> io::Result<()> {
-    // SAFETY: an all-zero set is a valid empty one; CPU_SET checks the index.
+    if cpu >= libc::CPU_SETSIZE as usize {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: an all-zero set is a valid empty one; `cpu` is within it.
     let set = unsafe {
         let mut set: libc::cpu_set_t = mem::zeroed();
         libc::CPU_SET(cpu, &mut set);

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::proc::Cpu;
 use crate::stats::Latency;
+use crate::transport::Transport;
 
 /// How messages that belong together are published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
@@ -18,7 +19,7 @@ pub enum By {
 }
 
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-#[serde(tag = "do", rename_all = "lowercase")]
+#[serde(tag = "do", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Order {
     /// Closed loop: so many together, to channels in turn, and the next when every reader has them.
     Groups {
@@ -63,7 +64,7 @@ pub enum Order {
     /// Waits until the server has ended all readers, or `ms` are over.
     End { ms: u64 },
     /// All readers come back at once; ends when all are subscribed.
-    Return,
+    Return {},
     /// Readers that the server ends come to the second server, with their cursor, when they were told to; ends when all
     /// are there, or after `ms`.
     Move { ms: u64 },
@@ -79,6 +80,52 @@ impl Order {
 
     pub fn together(messages: u32, together: u32, by: By) -> Self {
         Self::Groups { messages, together, by, random: false }
+    }
+}
+
+/// Messages, requests and turns a second: beyond, a clock of nanoseconds ends.
+const PER_S_MAX: f64 = 1e9;
+
+impl Order {
+    /// Why readers of this transport cannot carry it out, if they cannot.
+    pub fn refusal(&self, transport: Transport, readers: usize) -> Option<String> {
+        let name = transport.name();
+        let needs_readers = !matches!(self, Self::Post { .. } | Self::Watch { .. });
+        match self {
+            _ if needs_readers && readers == 0 => {
+                Some("there are no readers: only post and watch need none".into())
+            }
+            Self::Groups { .. } | Self::Flood { .. } | Self::Pace { .. } if transport == Transport::Short => {
+                Some("short pollers poll only in a poll order".into())
+            }
+            Self::Poll { .. } if transport != Transport::Short => {
+                Some(format!("{name} readers do not poll: --transport short"))
+            }
+            Self::Speak { .. } if transport != Transport::Ws => {
+                Some(format!("{name} readers cannot speak: --transport ws"))
+            }
+            Self::Pace { per_s, .. } if !(*per_s > 0.0 && *per_s <= PER_S_MAX) => {
+                Some(format!("per_s {per_s}: more than 0, at most {PER_S_MAX}"))
+            }
+            Self::Poll { per_s, .. } if !(0.0..=PER_S_MAX).contains(per_s) => {
+                Some(format!("per_s {per_s}: from 0 to {PER_S_MAX}"))
+            }
+            Self::Groups { together: 0, .. } | Self::Flood { together: 0, .. } => {
+                Some("together 0: at least 1".into())
+            }
+            Self::Flood { together, window, .. } if window < together => {
+                Some(format!("window {window}: at least together, {together}"))
+            }
+            Self::Post { connections: 0, .. } => Some("connections 0: at least 1".into()),
+            Self::Post { batch: 0, .. } => Some("batch 0: at least 1".into()),
+            Self::Stall { part: 0 } => Some("part 0: at least 1".into()),
+            _ => None,
+        }
+    }
+
+    /// Whether the load publishes, by itself.
+    pub fn publishes(&self) -> bool {
+        matches!(self, Self::Groups { .. } | Self::Flood { .. } | Self::Pace { .. } | Self::Post { .. })
     }
 }
 
@@ -102,6 +149,12 @@ pub struct Outcome {
     pub deliveries: u64,
     /// Deliveries that should have been made and were not.
     pub lost: u64,
+    /// Messages of an earlier order, told as lost there, that came after its end.
+    #[serde(default)]
+    pub stragglers: u64,
+    /// Messages of another length than what was published.
+    #[serde(default)]
+    pub damaged: u64,
     /// Numbers that some reader saw jumped over.
     pub jumped: u64,
     pub repeated: u64,
@@ -144,18 +197,18 @@ pub const CLIENT_BUSY_MAX: f64 = 0.9;
 impl Outcome {
     /// Why this outcome proves nothing, if it does not.
     pub fn fault(&self) -> Option<String> {
-        let Self { lost, jumped, repeated, out_of_order, gaps, told, cut, .. } = *self;
+        let Self { lost, damaged, jumped, repeated, out_of_order, gaps, told, cut, .. } = *self;
         (self.faults() > 0).then(|| {
             format!(
-                "lost {lost}, jumped {jumped}, repeated {repeated}, out of order {out_of_order}, gaps {gaps}, \
-                 readers ended with a word {told}, without {cut}"
+                "lost {lost}, jumped {jumped}, repeated {repeated}, out of order {out_of_order}, damaged {damaged}, \
+                 gaps {gaps}, readers ended with a word {told}, without {cut}"
             )
         })
     }
 
     /// Messages and readers that did not fare as promised.
     pub fn faults(&self) -> u64 {
-        let Self { lost, jumped, repeated, out_of_order, gaps, told, cut, .. } = *self;
-        lost.max(jumped) + repeated + out_of_order + gaps + told + cut
+        let Self { lost, damaged, jumped, repeated, out_of_order, gaps, told, cut, .. } = *self;
+        lost.max(jumped) + damaged + repeated + out_of_order + gaps + told + cut
     }
 }

@@ -87,19 +87,24 @@ pub struct Plot {
     pub tables: Vec<Table>,
 }
 
-/// Writes `plots/*.svg` into `folder`, one for each quantity and transport of which there are samples.
+/// Writes `plots/*.svg` into `folder`, one for each quantity and transport of which there are samples of two sizes of a
+/// server: one dot shows no growth. Removes those that were drawn before and are not any more.
 pub fn write_plots<'a>(folder: &Path, samples: impl Iterator<Item = &'a Value>) -> Result<Vec<Plot>> {
     let mut files: BTreeMap<(&str, String), BTreeMap<Quantity, Lines>> = BTreeMap::new();
     for (quantity, transport, lines) in gather(samples)? {
+        if lines.values().all(|line| line.len() < 2) {
+            continue;
+        }
         files.entry((quantity.file_stem(), transport)).or_default().insert(quantity, lines);
     }
     let plots = folder.join("plots");
     if !files.is_empty() {
         fs::create_dir_all(&plots).with_context(|| format!("making {}", plots.display()))?;
     }
+    remove_stale(&plots, |file| files.keys().any(|(stem, transport)| file == file_name(stem, transport)))?;
     let mut written = Vec::new();
     for ((stem, transport), panels) in files {
-        let file = format!("{stem}-{transport}.svg");
+        let file = file_name(stem, &transport);
         let svg = draw(&panels, &transport).map_err(|error| anyhow!("drawing {file}: {error}"))?;
         fs::write(plots.join(&file), svg).with_context(|| format!("writing {file}"))?;
         let title = panels.keys().map(|quantity| quantity.title()).collect::<Vec<_>>().join("; ");
@@ -110,6 +115,22 @@ pub fn write_plots<'a>(folder: &Path, samples: impl Iterator<Item = &'a Value>) 
         });
     }
     Ok(written)
+}
+
+fn file_name(stem: &str, transport: &str) -> String {
+    format!("{stem}-{transport}.svg")
+}
+
+/// Removes the plots that are not to be kept; other files are nobody's business here.
+fn remove_stale(plots: &Path, kept: impl Fn(&str) -> bool) -> Result<()> {
+    for entry in fs::read_dir(plots).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some(file) = name.to_str().filter(|file| file.ends_with(".svg")) else { continue };
+        if (file.starts_with("cost-") || file.starts_with("memory-")) && !kept(file) {
+            fs::remove_file(entry.path()).with_context(|| format!("removing {file}"))?;
+        }
+    }
+    Ok(())
 }
 
 /// Lines by quantity and transport; of several rounds at one point the median.
@@ -496,6 +517,37 @@ mod tests {
         let (quantity, transport, lines) = &gathered[0];
         assert_eq!((*quantity, transport.as_str(), gathered.len()), (Quantity::Cost, "ws", 1));
         assert_eq!(lines["floor"], [(1e3, 9.0), (1e4, 10.0)]);
+    }
+
+    #[test]
+    fn one_size_makes_no_plot_and_an_old_one_goes() {
+        let folder = std::env::temp_dir().join(format!("pushline-bench-plots-{}", std::process::id()));
+        let plots = folder.join("plots");
+        fs::create_dir_all(&plots).unwrap();
+        for file in ["cost-v1.svg", "memory-ws.svg", "mine.svg"] {
+            fs::write(plots.join(file), "").unwrap();
+        }
+        let mut samples = Vec::new();
+        for (transport, sizes) in [("ws", &[1_000, 5_000][..]), ("sse", &[1_000, 5_000]), ("v1", &[1_000])] {
+            for readers in sizes {
+                samples
+                    .push(json!({"plot":"cost","subject":"pushline","transport":transport,"readers":readers,
+                    "us_per_delivery":9.0}));
+                samples.push(
+                    json!({"plot":"memory","subject":"pushline","transport":transport,"readers":readers,
+                    "user_bytes":200.0,"kernel_bytes":4e3}),
+                );
+            }
+        }
+        let drawn = write_plots(&folder, samples.iter()).unwrap();
+        let drawn: Vec<&str> = drawn.iter().map(|plot| plot.file.as_str()).collect();
+        let names = ["cost-sse.svg", "cost-ws.svg", "memory-sse.svg", "memory-ws.svg"];
+        assert_eq!(drawn, names.map(|name| format!("plots/{name}")));
+        let mut there: Vec<_> =
+            fs::read_dir(&plots).unwrap().flatten().map(|entry| entry.file_name()).collect();
+        there.sort();
+        assert_eq!(there, [&names[..], &["mine.svg"]].concat());
+        fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]

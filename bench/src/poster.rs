@@ -102,7 +102,7 @@ pub fn run(api: &Api, target: &Target, numbers: &mut [u32], ms: u64, batch: u32)
     for (number, poster) in numbers.iter_mut().zip(&mut posters) {
         *number = poster.number;
         if api.has(Transport::Short) {
-            posted.lost += u64::from(poster.number - poster.newest(api)?.min(poster.number));
+            posted.lost += u64::from(poster.number - poster.newest(api, target.host())?.min(poster.number));
         }
     }
     Ok(posted)
@@ -126,10 +126,9 @@ impl Poster {
     }
 
     /// The number of the newest message that the channel holds.
-    fn newest(&mut self, api: &Api) -> Result<u32> {
-        let host = self.stream.peer_addr()?.to_string();
+    fn newest(&mut self, api: &Api, host: &str) -> Result<u32> {
         let mut out = Vec::new();
-        Script::new(api, Transport::Short, &host)?.write_first(&mut out, &channel_name(self.channel));
+        Script::new(api, Transport::Short, host)?.write_first(&mut out, &channel_name(self.channel));
         std::io::Write::write_all(&mut self.stream, &out).context("reading back")?;
         let until = Instant::now() + SILENCE_MAX;
         let mut room = [0; 16 * 1024];

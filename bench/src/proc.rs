@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::ops::{Add, Sub};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -195,13 +196,81 @@ pub fn machine() -> Machine {
     }
 }
 
-/// The 1-minute load average: how busy others kept this machine.
-pub fn load_average() -> f64 {
-    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    text.split(' ').next().and_then(|field| field.parse().ok()).unwrap_or(0.0)
+/// Who had this machine's CPUs, in `USER_HZ` ticks since its start (proc_stat(5), proc_pid_stat(5)).
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Shared {
+    all: u64,
+    busy: u64,
+    stolen: u64,
+    /// Of `busy`: this program's, and that of those of its children and their children that have ended.
+    ours: u64,
+}
+
+/// Parts of the CPUs' time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Others {
+    /// Other programs had it.
+    pub programs: f64,
+    /// Other virtual machines of the same host had it while this one had work.
+    pub neighbours: f64,
+}
+
+impl Shared {
+    pub fn now() -> Self {
+        let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+        Self::parse(&read("/proc/stat"), &read("/proc/self/stat"))
+    }
+
+    fn parse(machine: &str, own: &str) -> Self {
+        let number = |field: &&str| field.parse().unwrap_or(0);
+        // cpu user nice system idle iowait irq softirq steal; guests are within user.
+        let times: Vec<u64> = machine
+            .lines()
+            .next()
+            .unwrap_or("")
+            .split_whitespace()
+            .skip(1)
+            .map(|field| number(&field))
+            .collect();
+        let time = |index: usize| times.get(index).copied().unwrap_or(0);
+        let busy = [0, 1, 2, 5, 6].map(time).iter().sum();
+        let own: Vec<&str> = own.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+        let ours = own.iter().skip(11).take(4).map(number).sum();
+        Self { all: busy + time(3) + time(4) + time(7), busy, stolen: time(7), ours }
+    }
+
+    /// What others had since `earlier`.
+    pub fn others_since(self, earlier: Self) -> Others {
+        let part = |now: u64, then: u64| {
+            now.saturating_sub(then) as f64 / self.all.saturating_sub(earlier.all).max(1) as f64
+        };
+        let ours = part(self.ours, earlier.ours);
+        Others {
+            programs: (part(self.busy, earlier.busy) - ours).max(0.0),
+            neighbours: part(self.stolen, earlier.stolen),
+        }
+    }
 }
 
 /// True when a program is there to be run.
 pub fn is_program(path: &Path) -> bool {
-    path.metadata().is_ok_and(|found| found.is_file())
+    path.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_had_is_what_was_busy_and_not_ours() {
+        let own = |ticks: &str| format!("7 (a b) c) S 1 7 7 0 -1 0 0 0 0 0 {ticks} 20 0 1 0");
+        let before = Shared::parse("cpu 100 0 100 800 0 0 0 0 0 0\ncpu0 1 1", &own("10 10 0 0"));
+        let after = Shared::parse("cpu 300 10 200 1490 100 20 20 60 5 5\ncpu0 1 1", &own("20 20 100 110"));
+        // 1,200 ticks: 350 busy, of which 230 are ours; 60 stolen.
+        let others = after.others_since(before);
+        assert!((others.programs - 120.0 / 1_200.0).abs() < 1e-9, "{others:?}");
+        assert!((others.neighbours - 60.0 / 1_200.0).abs() < 1e-9, "{others:?}");
+        assert_eq!(before.others_since(before), Others::default(), "no time");
+        assert_eq!(Shared::parse("", "").all, 0);
+    }
 }

@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::api::{Api, Publish, channel_name, template};
 use crate::message::{self, Stamp};
 use crate::order::By;
+use crate::sources::Place;
 use crate::template::{Fields, Template};
 use crate::{http, net, ws};
 
@@ -27,6 +28,7 @@ enum Way {
 /// Where and how is published.
 pub struct Target {
     dest: SocketAddrV4,
+    host: String,
     way: Way,
     /// A whole HTTP request, or a frame's payload, or bytes.
     single: Template,
@@ -39,13 +41,14 @@ pub struct Target {
 }
 
 impl Target {
-    pub fn new(api: &Api, dest: SocketAddrV4, message_bytes: usize) -> Result<Self> {
-        let host = dest.to_string();
+    pub fn new(api: &Api, place: &Place, message_bytes: usize) -> Result<Self> {
+        let Place { host, address: dest } = place.clone();
         let batch = api.batch.as_ref().map(|path| {
             Template::parse(http::publish_template("POST", &host, path, "application/x-ndjson").as_bytes())
         });
         let mut target = Self {
             dest,
+            host: host.clone(),
             way: Way::Http,
             single: Template::default(),
             batch,
@@ -85,6 +88,11 @@ impl Target {
 
     pub fn is_answered(&self) -> bool {
         matches!(self.way, Way::Http)
+    }
+
+    /// As requests say it.
+    pub fn host(&self) -> &str {
+        &self.host
     }
 
     pub fn dest(&self) -> SocketAddrV4 {
@@ -181,11 +189,12 @@ impl<'a> Publisher<'a> {
                 self.target.write_batch(&mut self.out, &mut self.body, messages.iter().copied())?;
             }
         }
-        self.stream.write_all(&self.out).context("publishing")?;
         if self.target.is_answered() {
             self.unanswered += if by == By::Batch { 1 } else { messages.len() };
         }
-        self.collect_ready()
+        let written = self.stream.write_all(&self.out).context("publishing");
+        // A server that has closed may have said why.
+        self.collect_ready().and(written)
     }
 
     /// Waits until at most `left` requests are unanswered.
@@ -207,10 +216,13 @@ impl<'a> Publisher<'a> {
 
     /// Takes the answers that are there.
     pub fn collect_ready(&mut self) -> Result<()> {
-        let mut room = [0; 16 * 1024];
+        let (mut room, mut closed) = ([0; 16 * 1024], false);
         loop {
             match net::recv(self.stream.as_raw_fd(), &mut room) {
-                Ok(0) => bail!("the server closed the publisher's connection"),
+                Ok(0) => {
+                    closed = true;
+                    break;
+                }
                 Ok(got) if self.unanswered > 0 => self.input.extend_from_slice(&room[..got]),
                 Ok(_) => {}
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
@@ -233,6 +245,10 @@ impl<'a> Publisher<'a> {
             self.unanswered -= 1;
         }
         self.input.drain(..at);
+        // Only now: a refusal may have come before.
+        if closed {
+            bail!("the server closed the publisher's connection");
+        }
         Ok(())
     }
 }

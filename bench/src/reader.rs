@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 
 use memchr::memmem;
 
-use crate::board::Tally;
+use crate::board::{Board, Tally};
 use crate::count::{Count, Seen};
 use crate::message;
 use crate::script::Script;
@@ -54,17 +54,26 @@ pub struct Reader {
 /// What all readers of a thread use while they look at what came.
 pub struct Desk<'a> {
     pub script: &'a Script,
+    pub board: &'a Board,
     /// Short pollers ask again at once.
     pub polling: bool,
+    /// What was published before was given up (`net::now_ns`).
+    pub given_up_ns: u64,
+    pub message_bytes: usize,
     pub channel: [u8; 8],
     /// What is to be sent back.
     pub out: &'a mut Vec<u8>,
     pub tally: &'a mut Tally,
 }
 
-/// The reader is over: the server said goodbye, or something that no reader understands.
+/// The reader is over.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Over;
+pub enum Over {
+    /// The server said goodbye.
+    Goodbye,
+    /// It said something that no reader understands.
+    Refused,
+}
 
 impl Reader {
     pub fn new(socket: OwnedFd, count: Count) -> Self {
@@ -83,8 +92,8 @@ impl Reader {
     }
 
     /// Makes of what is to be said what goes out.
-    pub fn seal(&mut self, out: &mut Vec<u8>) -> Result<(), Over> {
-        self.tls.as_mut().map_or(Ok(()), |tls| tls.seal(out).map_err(|_| Over))
+    pub fn seal(&mut self, out: &mut Vec<u8>) -> anyhow::Result<()> {
+        self.tls.as_mut().map_or(Ok(()), |tls| tls.seal(out))
     }
 
     /// Goes on as another connection of the same reader.
@@ -127,7 +136,7 @@ impl Reader {
         }
     }
 
-    /// Reads all items in `input`; returns how many were messages.
+    /// Reads all items in `input`; returns how many messages came that had not come before.
     pub fn on_bytes(&mut self, input: &[u8], desk: &mut Desk<'_>) -> Result<u64, Over> {
         let mut at = 0;
         if self.state == State::Head && desk.script.transport.is_polling() {
@@ -139,14 +148,14 @@ impl Reader {
                 return Ok(0);
             };
             if http::status(&input[..end]) != Some(desk.script.status()) {
-                return Err(Over);
+                return Err(Over::Refused);
             }
             desk.script.write_hello(desk.out, &desk.channel);
             self.state = if desk.script.ready.is_none() { State::Live } else { State::Opening };
             at = end;
         }
         let now_ns = net::now_ns();
-        let mut delivered = 0;
+        let (mut delivered, before) = (0, desk.tally.delivered);
         while let Some((item, used)) = desk.script.transport.parse(&input[at..]) {
             match item {
                 Item::Piece(piece) => delivered += self.on_piece(piece, now_ns, desk),
@@ -158,19 +167,20 @@ impl Reader {
                 Item::Goodbye => {
                     self.told = true;
                     self.away_ms = transport::away_ms(&input[at..at + used]).or(self.away_ms);
-                    return Err(Over);
+                    return Err(Over::Goodbye);
                 }
             }
             at += used;
         }
-        desk.tally.reads += u64::from(delivered > 0);
+        desk.tally.reads += u64::from(desk.tally.delivered > before);
         self.keep_cut(&input[at..]);
         Ok(delivered)
     }
 
     fn on_piece(&mut self, piece: &[u8], now_ns: u64, desk: &mut Desk<'_>) -> u64 {
-        let delivered = self.note_all(piece, now_ns, desk.tally);
-        if delivered > 0 {
+        let before = desk.tally.delivered;
+        let delivered = self.note_all(piece, now_ns, desk);
+        if desk.tally.delivered > before {
             return delivered;
         }
         desk.tally.gaps += u64::from(transport::tells_gap(piece));
@@ -187,7 +197,7 @@ impl Reader {
     fn on_answer(&mut self, head: &[u8], body: &[u8], now_ns: u64, desk: &mut Desk<'_>) -> Result<u64, Over> {
         if http::field(head, "connection").is_some_and(|value| value.eq_ignore_ascii_case("close")) {
             self.told = true;
-            return Err(Over);
+            return Err(Over::Goodbye);
         }
         desk.tally.answers += 1;
         let status = http::status(head);
@@ -195,10 +205,10 @@ impl Reader {
             return self.on_short_answer(status, head, body, now_ns, desk);
         }
         if !matches!(status, Some(200 | 204 | 304)) {
-            return Err(Over);
+            return Err(Over::Refused);
         }
         desk.tally.gaps += u64::from(transport::tells_gap(body));
-        let delivered = self.note_all(body, now_ns, desk.tally);
+        let delivered = self.note_all(body, now_ns, desk);
         let cursor = http::field(head, "pushline-cursor").map(str::as_bytes);
         let cursor = cursor.or_else(|| transport::cursor_in(body)).unwrap_or_default();
         desk.script.write_next(desk.out, &desk.channel, head, cursor);
@@ -222,15 +232,16 @@ impl Reader {
                     // What was published before is no delivery.
                     if let Some(last) = message::all_in(body).last() {
                         self.count = Count::after(last.number);
+                        desk.board.note_held(desk.channel, last.number);
                     }
                 } else {
-                    delivered = self.note_all(body, now_ns, desk.tally);
+                    delivered = self.note_all(body, now_ns, desk);
                 }
                 let mut again = Vec::new();
                 desk.script.write_again(&mut again, &desk.channel, head);
                 self.again = Some(Box::new(again));
             }
-            _ => return Err(Over),
+            _ => return Err(Over::Refused),
         }
         if self.state == State::Opening || !desk.polling {
             self.state = State::Resting;
@@ -240,23 +251,47 @@ impl Reader {
         Ok(delivered)
     }
 
-    fn note_all(&mut self, piece: &[u8], now_ns: u64, tally: &mut Tally) -> u64 {
-        let mut delivered = 0;
-        for stamp in message::all_in(piece) {
-            delivered += 1;
-            match self.count.note(stamp.number) {
+    /// Returns how many had not come before; on short polls with those that they stand for.
+    fn note_all(&mut self, piece: &[u8], now_ns: u64, desk: &mut Desk<'_>) -> u64 {
+        let Desk { tally, given_up_ns, message_bytes, script, .. } = desk;
+        let newest_alone = script.transport == Transport::Short;
+        let (mut all, mut first) = (0, 0);
+        for (stamp, rest) in message::with_rest(piece) {
+            tally.damaged += u64::from(!message::ends_right(rest, *message_bytes));
+            let seen = self.count.note(stamp.number);
+            if stamp.at_ns < *given_up_ns && seen != Seen::Repeated {
+                tally.stragglers += 1;
+                tally.late += u64::from(seen == Seen::Late);
+                continue;
+            }
+            all += 1;
+            first += 1;
+            match seen {
                 Seen::InOrder => {}
+                Seen::Jumped(jumped) if newest_alone => {
+                    tally.superseded += u64::from(jumped);
+                    first += u64::from(jumped);
+                }
                 Seen::Jumped(jumped) => tally.jumped += u64::from(jumped),
+                Seen::Late if newest_alone => {
+                    // Stood for by a later one that came before it.
+                    tally.late += 1;
+                    tally.superseded = tally.superseded.saturating_sub(1);
+                    first -= 1;
+                }
                 Seen::Late => {
                     tally.late += 1;
                     tally.jumped = tally.jumped.saturating_sub(1);
                 }
-                Seen::Repeated => tally.repeated += 1,
+                Seen::Repeated => {
+                    tally.repeated += 1;
+                    first -= 1;
+                }
             }
             tally.latency.saturating_record(now_ns.saturating_sub(stamp.at_ns));
         }
-        tally.delivered += delivered;
-        delivered
+        tally.delivered += all;
+        first
     }
 }
 
@@ -272,6 +307,18 @@ mod tests {
 
     /// Feeds `wire` in two reads, cut at `cut`, as the swarm does.
     fn read(transport: Transport, wire: &[u8], cut: usize) -> (Result<u64, Over>, Tally, Vec<u8>, State) {
+        read_after(0, transport, wire, cut)
+    }
+
+    const MESSAGE_BYTES: usize = 64;
+
+    fn read_after(
+        given_up_ns: u64,
+        transport: Transport,
+        wire: &[u8],
+        cut: usize,
+    ) -> (Result<u64, Over>, Tally, Vec<u8>, State) {
+        let board = Board::new(1).expect("a board");
         let script = Script::new(&Api::pushline(), transport, "h").expect("a script");
         let (mut tally, mut out, mut delivered) = (Tally::default(), Vec::new(), Ok(0));
         let socket = net::event_fd().expect("a descriptor");
@@ -283,7 +330,10 @@ mod tests {
             scratch[before..before + part.len()].copy_from_slice(part);
             let mut desk = Desk {
                 script: &script,
+                board: &board,
                 polling: true,
+                given_up_ns,
+                message_bytes: MESSAGE_BYTES,
                 channel: *b"c0000000",
                 out: &mut out,
                 tally: &mut tally,
@@ -299,7 +349,7 @@ mod tests {
 
     fn text(number: u32) -> Vec<u8> {
         let mut text = Vec::new();
-        message::write(&mut text, Stamp { number, at_ns: 1 }, 64);
+        message::write(&mut text, Stamp { number, at_ns: 1 }, MESSAGE_BYTES);
         text
     }
 
@@ -347,7 +397,8 @@ mod tests {
         ] {
             let wire = raw(numbers);
             let (delivered, tally, ..) = read(Transport::Ws, &wire, wire.len());
-            assert_eq!(delivered, Ok(numbers.len() as u64), "{name}");
+            assert_eq!(delivered, Ok(numbers.len() as u64 - repeated), "{name}");
+            assert_eq!(tally.delivered, numbers.len() as u64, "{name}");
             assert_eq!((tally.jumped, tally.repeated, tally.late), (jumped, repeated, late), "{name}");
         }
     }
@@ -356,8 +407,39 @@ mod tests {
     fn a_goodbye_is_told_from_a_refusal() {
         let mut wire = raw(&[1]);
         ws::write_frame(&mut wire, ws::CLOSE, b"\x03\xf4");
-        assert_eq!(read(Transport::Ws, &wire, 0).0, Err(Over));
-        assert_eq!(read(Transport::Ws, b"HTTP/1.1 503 Full\r\n\r\n", 0).0, Err(Over));
+        assert_eq!(read(Transport::Ws, &wire, 0).0, Err(Over::Goodbye));
+        assert_eq!(read(Transport::Ws, b"HTTP/1.1 503 Full\r\n\r\n", 0).0, Err(Over::Refused));
+    }
+
+    /// It was told as lost by an order that is over: it must not stand for one that this order is to bring.
+    #[test]
+    fn a_straggler_is_no_delivery() {
+        let wire = raw(&[1, 2]);
+        let (delivered, tally, ..) = read_after(2, Transport::Ws, &wire, wire.len());
+        assert_eq!((delivered, tally.delivered, tally.stragglers), (Ok(0), 0, 2));
+        let (delivered, tally, ..) = read_after(1, Transport::Ws, &wire, wire.len());
+        assert_eq!((delivered, tally.delivered, tally.stragglers), (Ok(2), 2, 0));
+    }
+
+    #[test]
+    fn a_message_cut_short_is_noticed() {
+        let mut wire = raw(&[1]);
+        ws::write_frame(&mut wire, ws::TEXT, &text(2)[..40]);
+        let (delivered, tally, ..) = read(Transport::Ws, &wire, wire.len());
+        assert_eq!((delivered, tally.damaged), (Ok(2), 1));
+    }
+
+    /// Short polls promise the newest alone.
+    #[test]
+    fn a_newer_answer_stands_for_those_before() {
+        let mut wire = Vec::new();
+        for number in [3, 4, 9] {
+            wire.extend(format!("HTTP/1.1 200 OK\r\nContent-Length: {MESSAGE_BYTES}\r\n\r\n").into_bytes());
+            wire.extend(text(number));
+        }
+        // The first answer is what the channel held before.
+        let (delivered, tally, ..) = read(Transport::Short, &wire, wire.len());
+        assert_eq!((delivered, tally.delivered, tally.superseded, tally.jumped), (Ok(6), 2, 4, 0));
     }
 
     #[test]

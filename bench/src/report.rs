@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::lab::Subject;
 use crate::plot;
-use crate::proc::{self, Machine};
+use crate::proc::{self, Machine, Others};
 use crate::scenario::Series;
 
 /// Rows of text under a title.
@@ -188,8 +188,9 @@ pub struct Finding {
     pub at: String,
     pub commit: String,
     pub machine: Machine,
-    /// What others did on the machine meanwhile.
-    pub load_average: f64,
+    /// What others had of the machine meanwhile.
+    #[serde(default)]
+    pub others: Option<Others>,
     /// How this run was asked for.
     pub invocation: String,
     /// Command lines of the servers and the load.
@@ -220,7 +221,7 @@ impl Finding {
             at: said_by("date", &["-u", "+%Y-%m-%d %H:%M UTC"]),
             commit,
             machine: proc::machine(),
-            load_average: 0.0,
+            others: None,
             invocation: std::env::args().skip(1).collect::<Vec<_>>().join(" "),
             commands: BTreeMap::new(),
             tables: Vec::new(),
@@ -261,13 +262,19 @@ impl Finding {
     pub fn markdown(&self) -> String {
         let mut out = format!("## {}\n\n", self.scenario);
         let Machine { kernel, cpu, cores, memory_mib } = &self.machine;
+        let others = self.others.map_or_else(String::new, |Others { programs, neighbours }| {
+            format!(
+                " (other programs had {:.1} % of them, neighbours {:.1} %)",
+                programs * 100.0,
+                neighbours * 100.0
+            )
+        });
         let _ = writeln!(
             out,
-            "{}, commit {}, Linux {kernel}, {cpu}, {cores} cores, {} GiB, load average {:.1}, `bench/run {}`.\n",
+            "{}, commit {}, Linux {kernel}, {cpu}, {cores} cores{others}, {} GiB, `bench/run {}`.\n",
             self.at,
             self.commit,
             memory_mib.div_ceil(1024),
-            self.load_average,
             self.invocation
         );
         let ratios: Vec<Table> = self.figures.iter().map(Figure::table).collect();

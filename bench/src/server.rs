@@ -119,15 +119,31 @@ pub struct Shape {
 pub struct Process {
     pub child: Child,
     pub command: String,
+    ending: Ending,
+}
+
+/// How a process of ours is ended, also when the runner is killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    Kill,
     /// It has children of its own to end, so it is asked to.
-    pub gently: bool,
+    Ask,
+}
+
+impl Ending {
+    fn signal(self) -> libc::c_int {
+        match self {
+            Self::Kill => libc::SIGKILL,
+            Self::Ask => libc::SIGTERM,
+        }
+    }
 }
 
 const END_PATIENCE: Duration = Duration::from_secs(5);
 
 impl Drop for Process {
     fn drop(&mut self) {
-        if self.gently && net::terminate(self.child.id()).is_ok() {
+        if self.ending == Ending::Ask && net::terminate(self.child.id()).is_ok() {
             let until = Instant::now() + END_PATIENCE;
             while Instant::now() < until {
                 if !matches!(self.child.try_wait(), Ok(None)) {
@@ -142,8 +158,13 @@ impl Drop for Process {
 }
 
 impl Process {
-    /// Starts `words` on a CPU. `taskset` becomes the program: the pid is the program's.
-    pub fn start(words: &[String], cpu: Option<usize>, set: impl FnOnce(&mut Command)) -> Result<Self> {
+    /// Starts `words` on a CPU. `taskset` becomes the program: the pid is the program's. Ends with the calling thread.
+    pub fn start(
+        words: &[String],
+        cpu: Option<usize>,
+        ending: Ending,
+        set: impl FnOnce(&mut Command),
+    ) -> Result<Self> {
         let mut line: Vec<String> = Vec::new();
         if let Some(cpu) = cpu {
             line.extend(["taskset".into(), "-c".into(), cpu.to_string()]);
@@ -152,8 +173,9 @@ impl Process {
         let mut command = Command::new(&line[0]);
         command.args(&line[1..]);
         set(&mut command);
+        net::end_with_this_thread(&mut command, ending.signal());
         let child = command.spawn().with_context(|| format!("starting {}", line.join(" ")))?;
-        Ok(Self { child, command: line.join(" "), gently: false })
+        Ok(Self { child, command: line.join(" "), ending })
     }
 }
 
@@ -179,7 +201,8 @@ impl Server {
             return Self::start_peer(programs, subject, shape, port);
         }
         let words = words(programs, subject, shape, port.unwrap_or(0))?;
-        let mut process = Process::start(&words, shape.pinned.then_some(SERVER_CPU), |command| {
+        let cpu = shape.pinned.then_some(SERVER_CPU);
+        let mut process = Process::start(&words, cpu, Ending::Kill, |command| {
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         })?;
         let log = process.child.stderr.take().context("standard error is piped")?;
@@ -231,10 +254,10 @@ impl Server {
                 text(&files.key),
             ]);
         }
-        let mut process = Process::start(&words, shape.pinned.then_some(SERVER_CPU), |command| {
+        let cpu = shape.pinned.then_some(SERVER_CPU);
+        let mut process = Process::start(&words, cpu, Ending::Ask, |command| {
             command.stdin(Stdio::null()).stdout(Stdio::null());
         })?;
-        process.gently = true;
         let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
         let until = Instant::now() + START_PATIENCE;
         while TcpStream::connect(address).is_err() {
@@ -353,33 +376,49 @@ fn listen_addresses(line: &str) -> Option<Vec<SocketAddrV4>> {
     Some(parts.filter_map(|part| part.parse().ok()).collect())
 }
 
-/// The peers of a folder that can run here; `wanted`: only these. Says which are skipped, and why.
+/// The peers of a folder that can run here; says which are skipped, and why. `wanted`: these, each of which must be there.
 pub fn find_peers(folder: &Path, wanted: Option<&[String]>) -> Result<Vec<Peer>> {
+    let mut known = Vec::new();
+    for entry in std::fs::read_dir(folder).with_context(|| folder.display().to_string())?.flatten() {
+        let file = entry.path().join("peer.json");
+        if file.is_file() {
+            known.push((entry.path(), Api::read_file(&file)?));
+        }
+    }
+    known.sort_by(|a, b| a.1.name.cmp(&b.1.name));
+    if let Some(wanted) = wanted {
+        let names: Vec<&str> = known.iter().map(|(_, api)| api.name.as_str()).collect();
+        if let Some(unknown) = wanted.iter().find(|name| !names.contains(&name.as_str())) {
+            bail!("--peers {unknown}: there is no such peer, only {}", names.join(", "));
+        }
+        known.retain(|(_, api)| wanted.contains(&api.name));
+    }
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        let folder = entry.path();
-        let file = folder.join("peer.json");
-        if !file.is_file() {
-            continue;
-        }
-        let api = Api::read_file(&file)?;
-        if wanted.is_some_and(|wanted| !wanted.contains(&api.name)) {
-            continue;
-        }
-        let check = Command::new(folder.join("start")).arg("--check").stdin(Stdio::null()).output()?;
-        if !check.status.success() {
-            let said = String::from_utf8_lossy(&check.stderr);
-            eprintln!(
-                "  {} is skipped: {}",
-                api.name,
-                said.trim().lines().last().unwrap_or("it cannot run here")
-            );
+    for (folder, api) in known {
+        if let Some(why) = lacks(&folder)? {
+            if wanted.is_some() {
+                bail!("--peers {}: it cannot run here: {why}", api.name);
+            }
+            eprintln!("  {} is skipped: {why}", api.name);
             continue;
         }
         // A handful of names, kept for as long as the program runs.
         let name: &'static str = Box::leak(api.name.clone().into_boxed_str());
         found.push(Peer { name, folder, api });
     }
-    found.sort_by_key(|peer| peer.name);
     Ok(found)
+}
+
+/// What a peer lacks to run here.
+fn lacks(folder: &Path) -> Result<Option<String>> {
+    let mut command = Command::new(folder.join("start"));
+    command.arg("--check").stdin(Stdio::null());
+    net::end_with_this_thread(&mut command, libc::SIGTERM);
+    let check = command.output().with_context(|| format!("starting {}/start", folder.display()))?;
+    if check.status.success() {
+        return Ok(None);
+    }
+    let said = String::from_utf8_lossy(&check.stderr);
+    let last = said.trim().lines().last().map(str::to_owned);
+    Ok(Some(last.unwrap_or_else(|| format!("`start --check` ended with {}", check.status))))
 }

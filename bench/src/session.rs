@@ -13,7 +13,7 @@ use crate::message::Stamp;
 use crate::order::{By, CLIENT_BUSY_MAX, Order, Outcome};
 use crate::publisher::{Publisher, Target};
 use crate::swarm::Plan;
-use crate::{http, net, poster, proc, stats, transport};
+use crate::{http, net, poster, proc, refusal, stats, transport};
 
 const READERS_SERVED_PER_S_MIN: u64 = 10_000;
 const RETURN_PATIENCE: Duration = Duration::from_secs(120);
@@ -60,7 +60,9 @@ impl<'a> Session<'a> {
             target,
             plan,
             board,
-            numbers: vec![0; plan.channels()],
+            numbers: (0..plan.channels())
+                .map(|channel| board.held(channel_name(plan.first_channel + channel)))
+                .collect(),
             posted: Vec::new(),
             expected: 0,
             owed: 0,
@@ -71,45 +73,47 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// Why an order cannot be carried out here, before anything is done.
+    pub fn check(order: &Order, plan: &Plan, api: &Api) -> Result<()> {
+        if let Some(why) = order.refusal(plan.script.transport, plan.readers) {
+            bail!("{why}");
+        }
+        if order.publishes() && api.publish.is_none() {
+            bail!("{} takes no messages", api.name);
+        }
+        Ok(())
+    }
+
     pub fn carry_out(&mut self, order: &Order) -> Result<Outcome> {
-        self.board.take_tally();
+        Self::check(order, self.plan, self.api)?;
+        // What came between two orders is told of neither.
+        self.expected += self.board.take_tally().first();
         let pid = std::process::id();
         let (cpu_before, expected_before) = (proc::cpu(pid)?, self.expected);
         let began = Instant::now();
-        let done = match *order {
-            Order::Groups { messages, together, by, random } => {
-                self.groups(messages, together, by, random)?
-            }
-            Order::Flood { ms, window, together, by } => self.flood(ms, window, together, by)?,
-            Order::Pace { ms, per_s, random } => self.pace(ms, per_s, random)?,
-            Order::Speak { turns } => self.speak(turns)?,
-            Order::Post { ms, connections, batch } => self.post(ms, connections, batch)?,
-            Order::Poll { ms, per_s } => self.poll(ms, per_s)?,
-            Order::Stall { part } => self.stall(part)?,
-            Order::Flow { ms } => self.flow(ms)?,
-            Order::End { ms } => self.end(ms),
-            Order::Return => self.come_back()?,
-            Order::Move { ms } => self.move_away(ms)?,
-            Order::Watch { ms } => {
-                thread::sleep(Duration::from_millis(ms));
-                Done::default()
-            }
-        };
-        let wall_ns = done.wall_ns.unwrap_or(began.elapsed().as_nanos() as u64);
+        let done = self.run(order);
+        let elapsed = began.elapsed();
         let client_cpu = proc::cpu(pid)? - cpu_before;
-        let tally = self.board.take_tally();
+        let mut tally = self.board.take_tally();
         let wanted = self.expected - expected_before;
-        let lost = (wanted + tally.repeated).saturating_sub(tally.delivered);
-        if lost > 0 {
-            // Given up: the next order is not to wait for them.
-            self.expected = self.board.delivered();
+        // What readers who do not read are owed is not given up.
+        if tally.first() < wanted && self.owed == 0 {
+            self.board.give_up(net::now_ns());
+            tally.add(&self.board.take_tally());
         }
+        let lost = wanted.saturating_sub(tally.first());
+        // The next order is not to wait for what this one has lost.
+        self.expected = expected_before + tally.first();
+        let done = done?;
+        let wall_ns = done.wall_ns.unwrap_or(elapsed.as_nanos() as u64);
         let threads = thread::available_parallelism().map_or(1, usize::from).min(self.plan.threads + 1);
         let client_busy = client_cpu.run_ns as f64 / wall_ns.max(1) as f64 / threads as f64;
         Ok(Outcome {
             messages: done.messages,
             deliveries: tally.delivered,
             lost: lost + done.lost,
+            stragglers: tally.stragglers,
+            damaged: tally.damaged,
             jumped: tally.jumped,
             repeated: tally.repeated,
             out_of_order: tally.late,
@@ -131,6 +135,28 @@ impl<'a> Session<'a> {
             back: tally.back,
             retried: self.board.retried() as u64,
             open: self.board.open() as u64,
+        })
+    }
+
+    fn run(&mut self, order: &Order) -> Result<Done> {
+        Ok(match *order {
+            Order::Groups { messages, together, by, random } => {
+                self.groups(messages, together, by, random)?
+            }
+            Order::Flood { ms, window, together, by } => self.flood(ms, window, together, by)?,
+            Order::Pace { ms, per_s, random } => self.pace(ms, per_s, random)?,
+            Order::Speak { turns } => self.speak(turns)?,
+            Order::Post { ms, connections, batch } => self.post(ms, connections, batch)?,
+            Order::Poll { ms, per_s } => self.poll(ms, per_s)?,
+            Order::Stall { part } => self.stall(part)?,
+            Order::Flow { ms } => self.flow(ms)?,
+            Order::End { ms } => self.end(ms),
+            Order::Return {} => self.come_back()?,
+            Order::Move { ms } => self.move_away(ms)?,
+            Order::Watch { ms } => {
+                thread::sleep(Duration::from_millis(ms));
+                Done::default()
+            }
         })
     }
 
@@ -328,7 +354,8 @@ impl<'a> Session<'a> {
         let (mut left, mut back) = (0, 0);
         while back < self.plan.readers && Instant::now() < until {
             if self.board.failed() {
-                bail!("a reader thread failed on its way to {second}");
+                let why = self.board.refusal().unwrap_or_default();
+                bail!("a reader thread failed on its way to {second}: {why}");
             }
             thread::sleep(Duration::from_millis(20));
             (left, back) = self.board.moved();
@@ -349,7 +376,8 @@ impl<'a> Session<'a> {
         self.board.command(Command::Return)?;
         while self.board.open() < self.plan.readers {
             if self.board.failed() || Instant::now() > until {
-                bail!("{} of {} readers came back", self.board.open(), self.plan.readers);
+                let why = self.board.refusal().unwrap_or_else(|| refusal::no_answer(RETURN_PATIENCE));
+                bail!("{} of {} readers came back; last reason: {why}", self.board.open(), self.plan.readers);
             }
             thread::sleep(Duration::from_millis(1));
         }

@@ -4,36 +4,40 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::AsRawFd as _;
+use std::net::SocketAddrV4;
+use std::os::fd::{AsRawFd as _, RawFd};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use rustls::ClientConfig;
 
 use crate::api::channel_name;
 use crate::board::{Board, Command, Cursor, Tally, count_tenth};
 use crate::count::Count;
 use crate::message::{self, Stamp};
 use crate::net::{self, Connect, Epoll, Events};
-use crate::reader::{Desk, Reader, State};
+use crate::reader::{Desk, Over, Reader, State};
+use crate::refusal::End;
 use crate::script::Script;
-use crate::tls::Tls;
+use crate::sources::Sources;
+use crate::tls::{Client, Tls};
 use crate::ws;
 
 /// Readers that one thread can hold: 20,000 descriptors less a reserve.
 pub const READERS_PER_THREAD_MAX: usize = 19_800;
-/// Readers from one source address, well below the 28,232 ephemeral ports that Linux gives it.
-const READERS_PER_SOURCE: usize = 10_000;
 /// Handshakes of one thread that wait for their answer during a ramp, where nothing else is asked for.
 pub const HANDSHAKES_WAITING_MAX: usize = 128;
 /// Handshakes begun before events are looked at again.
 const HANDSHAKES_AT_ONCE: usize = 256;
 /// Refused or reset handshakes that are tried again, for each reader on average.
 const TRIES_MAX: usize = 3;
+/// At first; it grows with the longest item.
 const SCRATCH_BYTES: usize = 256 * 1024;
+/// Of one item: a message, or an answer to a poll with all its messages.
+const ITEM_BYTES_MAX: usize = 64 << 20;
+/// Behind the front of an item, for what one read brings.
+const ROOM_BYTES_MIN: usize = WIRE_BYTES;
 /// Read at once of a connection by TLS.
 const WIRE_BYTES: usize = 64 * 1024;
 /// The token of a thread's own waker.
@@ -42,14 +46,15 @@ const WAKER: u64 = u64::MAX;
 /// What all readers of a load do.
 pub struct Plan {
     pub dest: SocketAddrV4,
-    pub tls: Option<Arc<ClientConfig>>,
+    pub sources: Sources,
+    pub tls: Option<Client>,
     pub script: Script,
     /// Where readers come after a move, and what they say there.
     pub second: Option<(SocketAddrV4, Script)>,
     pub readers: usize,
     /// Readers of each channel.
     pub members: usize,
-    /// Of what readers publish themselves.
+    /// Of each message, also of those that readers publish themselves.
     pub message_bytes: usize,
     /// Number of the first channel: loads beside each other keep apart.
     pub first_channel: usize,
@@ -126,7 +131,7 @@ struct Swarm<'a> {
     returns: BinaryHeap<Reverse<(u64, usize)>>,
     waiting: usize,
     retries: usize,
-    scratch: Box<[u8]>,
+    scratch: Vec<u8>,
     /// What was read by TLS, and what it comes to.
     wire: Box<[u8]>,
     plain: Vec<u8>,
@@ -153,7 +158,7 @@ impl<'a> Swarm<'a> {
             returns: BinaryHeap::new(),
             waiting: 0,
             retries: 0,
-            scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
+            scratch: vec![0; SCRATCH_BYTES],
             wire: vec![0; if plan.tls.is_some() { WIRE_BYTES } else { 0 }].into_boxed_slice(),
             plain: Vec::new(),
             out: Vec::with_capacity(1024),
@@ -254,19 +259,22 @@ impl<'a> Swarm<'a> {
             }
             None => return Ok(false),
         };
-        let source = source_address(self.first + slot);
-        let (socket, connected) =
-            match net::connect(source, self.destination().0, self.plan.receive_buffer_bytes) {
-                Ok(Connect::Done(socket)) => (socket, true),
-                Ok(Connect::Pending(socket)) => (socket, false),
-                Err(error) => return Err(error).with_context(|| format!("connecting from {source}")),
-            };
+        let dest = self.destination().0;
+        let source = self.plan.sources.of(self.first + slot, dest);
+        let (socket, connected) = match net::connect(source, dest, self.plan.receive_buffer_bytes) {
+            Ok(Connect::Done(socket)) => (socket, true),
+            Ok(Connect::Pending(socket)) => (socket, false),
+            Err(error) => {
+                let from = source.map_or_else(String::new, |source| format!(" from {source}"));
+                return Err(error).with_context(|| format!("connecting to {dest}{from}"));
+            }
+        };
         let mut reader = Reader::new(socket, count);
         if let Some(began) = began {
             reader.set_began(began);
         }
-        if let Some(config) = &self.plan.tls {
-            reader.tls = Some(Box::new(Tls::new(config)?));
+        if let Some(client) = &self.plan.tls {
+            reader.tls = Some(Box::new(Tls::new(client)?));
         }
         let fd = reader.socket.as_raw_fd();
         self.epoll.add(fd, if connected { net::IN | net::EDGE } else { net::OUT }, slot as u64)?;
@@ -320,22 +328,26 @@ impl<'a> Swarm<'a> {
         let Some(reader) = self.readers[slot].as_mut() else { return Ok(0) };
         if reader.state == State::Connecting {
             if events & net::BROKEN != 0 {
-                return self.on_end(slot, tally).map(|()| 0);
+                let error = net::socket_error(reader.socket.as_raw_fd());
+                return self.on_end(slot, tally, &End::Broken(error)).map(|()| 0);
             }
             self.epoll.change(reader.socket.as_raw_fd(), net::IN | net::EDGE, slot as u64)?;
             if reader.tls.is_some() {
                 self.out.clear();
                 let sealed = reader.seal(&mut self.out);
                 reader.state = State::Shaking;
-                if sealed.is_err() || net::send(reader.socket.as_raw_fd(), &self.out).is_err() {
-                    return self.on_end(slot, tally).map(|()| 0);
+                if let Err(error) = sealed {
+                    return self.on_end(slot, tally, &End::Tls(error.to_string())).map(|()| 0);
+                }
+                if let Err(end) = send_whole(reader.socket.as_raw_fd(), &self.out) {
+                    return self.on_end(slot, tally, &end).map(|()| 0);
                 }
                 return Ok(0);
             }
             self.write_first(&channel);
             let Some(reader) = self.readers[slot].as_mut() else { return Ok(0) };
-            if !net::send(reader.socket.as_raw_fd(), &self.out).is_ok_and(|sent| sent == self.out.len()) {
-                return self.on_end(slot, tally).map(|()| 0);
+            if let Err(end) = send_whole(reader.socket.as_raw_fd(), &self.out) {
+                return self.on_end(slot, tally, &end).map(|()| 0);
             }
             reader.state = State::Head;
             if self.plan.script.opens_by_asking() {
@@ -353,26 +365,39 @@ impl<'a> Swarm<'a> {
         let mut delivered = 0;
         loop {
             let before = reader.take_cut(&mut self.scratch);
+            if before + ROOM_BYTES_MIN > self.scratch.len() {
+                if self.scratch.len() >= ITEM_BYTES_MAX {
+                    bail!("a reader was sent {} MiB without an end", before >> 20);
+                }
+                let doubled = self.scratch.len() * 2;
+                self.scratch.resize(doubled, 0);
+            }
             let fd = reader.socket.as_raw_fd();
             let is_tls = reader.tls.is_some();
             let room = if is_tls { &mut self.wire[..] } else { &mut self.scratch[before..] };
             let emptied = room.len();
             let mut got = match net::recv(fd, room) {
-                Ok(0) => return self.on_end(slot, tally).map(|()| delivered),
+                Ok(0) => {
+                    return self.on_end(slot, tally, &End::Closed { cut_bytes: before }).map(|()| delivered);
+                }
                 Ok(got) => got,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     reader.keep_cut(&self.scratch[..before]);
                     return Ok(delivered);
                 }
-                Err(_) => return self.on_end(slot, tally).map(|()| delivered),
+                Err(error) => return self.on_end(slot, tally, &End::Broken(error)).map(|()| delivered),
             };
             let is_short = got < emptied;
             if let Some(tls) = &mut reader.tls {
                 self.plain.clear();
-                if tls.feed(&self.wire[..got], &mut self.plain).is_err() {
-                    return self.on_end(slot, tally).map(|()| delivered);
+                if let Err(error) = tls.feed(&self.wire[..got], &mut self.plain) {
+                    return self.on_end(slot, tally, &End::Tls(error.to_string())).map(|()| delivered);
                 }
                 got = self.plain.len();
+                // A read may end a record that began before it.
+                if before + got > self.scratch.len() {
+                    self.scratch.resize(before + got, 0);
+                }
                 self.scratch[before..before + got].copy_from_slice(&self.plain);
             }
             let filled = before + got;
@@ -388,18 +413,33 @@ impl<'a> Swarm<'a> {
                         self.board.note_open();
                     }
                 }
-                if reader.seal(&mut self.out).is_err() || net::send(fd, &self.out).is_err() {
-                    return self.on_end(slot, tally).map(|()| delivered);
+                let sealed = reader.seal(&mut self.out).map_err(|error| End::Tls(error.to_string()));
+                if let Err(end) = sealed.and_then(|()| send_whole(fd, &self.out)) {
+                    return self.on_end(slot, tally, &end).map(|()| delivered);
                 }
                 if is_short {
                     return Ok(delivered);
                 }
                 continue;
             }
-            let mut desk = Desk { script, polling: self.board.polling(), channel, out: &mut self.out, tally };
+            let mut desk = Desk {
+                script,
+                board: self.board,
+                polling: self.board.polling(),
+                given_up_ns: self.board.given_up_ns(),
+                message_bytes: self.plan.message_bytes,
+                channel,
+                out: &mut self.out,
+                tally,
+            };
             match reader.on_bytes(&self.scratch[..filled], &mut desk) {
                 Ok(more) => delivered += more,
-                Err(_) => return self.on_end(slot, tally).map(|()| delivered),
+                // A poll may be refused with `Connection: close`.
+                Err(over) if !was_open && (over == Over::Refused || script.transport.is_polling()) => {
+                    let end = End::answered(&self.scratch[..filled]);
+                    return self.on_end(slot, tally, &end).map(|()| delivered);
+                }
+                Err(_) => return self.on_end(slot, tally, &End::Goodbye).map(|()| delivered),
             }
             if matches!(reader.state, State::Live | State::Resting) && !was_open {
                 self.waiting -= 1;
@@ -409,12 +449,14 @@ impl<'a> Swarm<'a> {
                     count_tenth(&mut tally.back, began_ns, net::now_ns());
                 }
             }
-            if is_tls && reader.seal(&mut self.out).is_err() {
-                return self.on_end(slot, tally).map(|()| delivered);
+            if is_tls && let Err(error) = reader.seal(&mut self.out) {
+                return self.on_end(slot, tally, &End::Tls(error.to_string())).map(|()| delivered);
             }
             // A socket that takes no answer is one whose server has stopped to read.
-            if !self.out.is_empty() && !net::send(fd, &self.out).is_ok_and(|sent| sent == self.out.len()) {
-                return self.on_end(slot, tally).map(|()| delivered);
+            if !self.out.is_empty()
+                && let Err(end) = send_whole(fd, &self.out)
+            {
+                return self.on_end(slot, tally, &end).map(|()| delivered);
             }
             // A short read has emptied the socket; what comes later raises an edge of its own.
             if is_short {
@@ -424,7 +466,7 @@ impl<'a> Swarm<'a> {
     }
 
     /// The server has ended this reader: counted when it was open, tried again when it was not.
-    fn on_end(&mut self, slot: usize, tally: &mut Tally) -> Result<()> {
+    fn on_end(&mut self, slot: usize, tally: &mut Tally, end: &End) -> Result<()> {
         let Some(reader) = self.readers[slot].take() else { return Ok(()) };
         if matches!(reader.state, State::Live | State::Resting) {
             tally.told += u64::from(reader.told);
@@ -443,7 +485,7 @@ impl<'a> Swarm<'a> {
         }
         self.waiting -= 1;
         self.retries += 1;
-        self.board.note_retried();
+        self.board.note_retried(end.reason(reader.state));
         if self.retries > self.count * TRIES_MAX + 10 {
             bail!("too many handshakes fail");
         }
@@ -462,7 +504,13 @@ impl<'a> Swarm<'a> {
                 self.out.clear();
                 ws::write_client_frame(&mut self.out, ws::TEXT, &message);
                 let _ = reader.seal(&mut self.out);
-                net::send(reader.socket.as_raw_fd(), &self.out).context("speaking")?;
+                let sent = net::send(reader.socket.as_raw_fd(), &self.out).context("speaking")?;
+                if sent < self.out.len() {
+                    bail!(
+                        "a reader's socket took {sent} of the {} bytes that it was to speak",
+                        self.out.len()
+                    );
+                }
             }
         }
         Ok(())
@@ -513,8 +561,10 @@ impl<'a> Swarm<'a> {
     }
 }
 
-/// 127.0.x.y by the reader's number, 127.0.0.1 left to others.
-fn source_address(number: usize) -> Ipv4Addr {
-    let source = number / READERS_PER_SOURCE;
-    Ipv4Addr::new(127, 0, 1 + (source / 200) as u8, 1 + (source % 200) as u8)
+fn send_whole(fd: RawFd, bytes: &[u8]) -> Result<(), End> {
+    match net::send(fd, bytes) {
+        Ok(sent) if sent == bytes.len() => Ok(()),
+        Ok(_) => Err(End::Deaf),
+        Err(error) => Err(End::Broken(error)),
+    }
 }

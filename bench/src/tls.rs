@@ -2,6 +2,7 @@
 //! readers: what is measured is the server.
 
 use std::io::{Read as _, Write as _};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -15,10 +16,16 @@ use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, Error, Signa
 /// One reader's TLS.
 pub struct Tls(ClientConnection);
 
+/// What all readers of a server have in common.
+#[derive(Debug, Clone)]
+pub struct Client {
+    config: Arc<ClientConfig>,
+    name: ServerName<'static>,
+}
+
 impl Tls {
-    pub fn new(config: &Arc<ClientConfig>) -> Result<Self> {
-        let name = ServerName::try_from("localhost")?;
-        Ok(Self(ClientConnection::new(Arc::clone(config), name)?))
+    pub fn new(client: &Client) -> Result<Self> {
+        Ok(Self(ClientConnection::new(Arc::clone(&client.config), client.name.clone())?))
     }
 
     pub fn is_open(&self) -> bool {
@@ -48,8 +55,8 @@ impl Tls {
     }
 }
 
-/// TLS 1.3, with the cipher that most browsers take where the CPU has AES.
-pub fn client() -> Result<Arc<ClientConfig>> {
+/// TLS 1.3, with the cipher that most browsers take where the CPU has AES. `host`: `HOST:PORT` of the server.
+pub fn client(host: &str) -> Result<Client> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -58,7 +65,10 @@ pub fn client() -> Result<Arc<ClientConfig>> {
         .with_no_client_auth();
     // Each handshake is a whole one.
     config.resumption = rustls::client::Resumption::disabled();
-    Ok(Arc::new(config))
+    // Addresses go without a name (RFC 6066 §3), and ours were always asked for by this one.
+    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    let name = if name.parse::<Ipv4Addr>().is_ok() { "localhost" } else { name };
+    Ok(Client { config: Arc::new(config), name: ServerName::try_from(name.to_owned())? })
 }
 
 /// Believes everybody.

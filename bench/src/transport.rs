@@ -20,6 +20,7 @@ pub enum Transport {
     /// Server-Sent Events.
     Sse,
     /// Long polling: a request held until there is something after its cursor.
+    #[value(alias = "longpoll")]
     Poll,
     /// Short polling with `If-None-Match`: the newest message, or 304.
     Short,

@@ -1,31 +1,12 @@
 //! The laboratory itself: a load that sees every message passes, one that is cheated says so. Against the floor, which
 //! can be told to lose and to repeat.
 
-use std::io::{BufRead as _, BufReader};
-use std::process::{Child, Command, Output, Stdio};
+#[path = "common/floor.rs"]
+mod floor;
 
-struct Floor {
-    child: Child,
-    address: String,
-}
+use std::process::{Command, Output};
 
-impl Drop for Floor {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn floor(args: &[&str]) -> Floor {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_floor"));
-    let mut child = command.args(args).stderr(Stdio::piped()).spawn().expect("the floor starts");
-    let mut line = String::new();
-    let log = child.stderr.take().expect("piped");
-    BufReader::new(log).read_line(&mut line).expect("it says that it serves");
-    let said: serde_json::Value = serde_json::from_str(&line).expect("a JSON line");
-    let address = said["listen"].as_str().expect("an address").to_owned();
-    Floor { child, address }
-}
+use floor::{Floor, floor};
 
 fn load(floor: &Floor, transport: &str, order: &str) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_load"));

@@ -20,7 +20,7 @@ pub fn scale(programs: &Programs, scale: &Scale) -> Result<Finding> {
     let mut finding = Finding::new("scale");
     let title = "memory of idle readers; kernel bytes are of both ends of a connection";
     let mut table = Table::new(title, &memory::COLUMNS);
-    for transport in scale.transports(&[Transport::Ws]) {
+    for transport in scale.transports(&[Transport::Ws, Transport::Sse]) {
         for readers in scale.sizes(&[1_000, 5_000], &[1_000, 10_000, 100_000, 1_000_000]) {
             let taken = measure(programs, scale, transport, readers, &mut table, &mut finding)?;
             let all: Vec<&Series> = taken.iter().collect();

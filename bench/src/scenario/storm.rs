@@ -81,7 +81,7 @@ fn restart(programs: &Programs, victim: &mut Victim, readers: usize) -> Result<(
     victim.load.carry_out(&Order::End { ms: END_MS })?;
     let server = Server::start(programs, victim.subject, &shape(readers), Some(port))?;
     let before = server.cpu()?;
-    let mut outcome = victim.load.carry_out(&Order::Return)?;
+    let mut outcome = victim.load.carry_out(&Order::Return {})?;
     let server_cpu = server.cpu()? - before;
     let after = victim.load.carry_out(&WARM_UP)?;
     victim.faults += after.faults();

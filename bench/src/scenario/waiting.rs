@@ -5,6 +5,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 
 use crate::lab::{LOAD_CPU, Programs};
+use crate::net;
 use crate::report::{Bar, Finding, Table};
 use crate::scale::Scale;
 use crate::stats::Spread;
@@ -77,6 +78,7 @@ fn once(
     command.args(["-c", &LOAD_CPU.to_string()]).arg(&programs.waiting);
     command.args(["--by", waiter.name(), "--sockets", &sockets.to_string(), "--wakes", &wakes.to_string()]);
     finding.commands.insert(format!("waiting, {}", waiter.name()), format!("{command:?}").replace('"', ""));
+    net::end_with_this_thread(&mut command, libc::SIGKILL);
     let output = command.output().context("starting waiting")?;
     if !output.status.success() {
         bail!("waiting: {}", String::from_utf8_lossy(&output.stderr));

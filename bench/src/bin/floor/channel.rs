@@ -64,14 +64,13 @@ impl Channel {
             sse.extend_from_slice(message);
             sse.extend_from_slice(format!("\nid: {id:016}\n\n").as_bytes());
         }
-        if self.recent.len() == RECENT_MAX {
-            self.recent.pop_front();
-        }
-        // Read back by who publishes alone, so the newest is always kept.
-        if !self.polled {
-            self.recent.clear();
-        }
-        self.recent.push_back(message.to_vec());
+        // Read back by who publishes alone, so the newest is always kept. In the room of the one that goes for it.
+        let kept = if self.polled { RECENT_MAX } else { 1 };
+        let mut newest =
+            if self.recent.len() >= kept { self.recent.pop_front() } else { None }.unwrap_or_default();
+        newest.clear();
+        newest.extend_from_slice(message);
+        self.recent.push_back(newest);
     }
 
     fn can_answers(&mut self) {

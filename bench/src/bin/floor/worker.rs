@@ -342,7 +342,8 @@ impl Worker {
     }
 
     fn fan_out(&mut self) {
-        for index in std::mem::take(&mut self.due) {
+        let mut turn = std::mem::take(&mut self.due);
+        for index in turn.drain(..) {
             let channel = &mut self.channels[index as usize];
             channel.due = false;
             let framed = channel.readers.iter().zip(&channel.framed).filter(|(_, bytes)| !bytes.is_empty());
@@ -366,6 +367,8 @@ impl Worker {
                 send_one(fd, &answer);
             }
         }
+        // Its room is kept.
+        self.due = turn;
     }
 }
 
