@@ -75,6 +75,7 @@ pub mod runtime {
     pub mod activation;
     pub mod addresses;
     pub mod admission;
+    mod ahead;
     pub mod answers;
     pub mod bell;
     pub mod budget;

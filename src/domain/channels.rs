@@ -170,6 +170,11 @@ impl Channels {
         self.by_name.get(name).copied()
     }
 
+    /// Where the next message of a channel will lie, if it is kept: see [`History::next_places`].
+    pub fn next_places(&self, name: &str) -> Option<[(*const u8, usize); 2]> {
+        Some(self.get(*self.by_name.get(name)?)?.history.next_places())
+    }
+
     pub fn get(&self, slot: u32) -> Option<&Channel> {
         self.slots.get(slot as usize)?.as_ref()
     }

@@ -285,6 +285,11 @@ impl Home {
         None
     }
 
+    /// Where the next message of a channel will lie: see [`History::next_places`](super::history::History::next_places).
+    pub fn next_places(&self, name: &str) -> Option<[(*const u8, usize); 2]> {
+        self.channels.next_places(name)
+    }
+
     fn place(
         &mut self,
         name: &Name,

@@ -62,6 +62,11 @@ impl Shelf {
         Place { segment: self.first.wrapping_add(self.full.len() as u32), at }
     }
 
+    /// Where the next message will most likely lie; it may be of nothing.
+    pub fn next_place(&self) -> *const u8 {
+        self.last.bytes.as_ptr().wrapping_add(self.last.bytes.len())
+    }
+
     /// The `len` bytes that were put at `place`.
     pub fn get(&self, place: Place, len: usize) -> &[u8] {
         let (index, at) = (self.index(place.segment), usize::from(place.at));

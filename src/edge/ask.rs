@@ -38,7 +38,7 @@ pub async fn page(worker: &Rc<Worker>, name: &Name, from: From, max: PageMax) ->
 /// Whether a page of the channel can be had without waiting, unless its feed here is just joining.
 pub fn is_here(worker: &Rc<Worker>, name: &Name) -> bool {
     worker.with(|state| {
-        state.node.home_of(name) == state.index
+        state.node.home_of(name.as_str()) == state.index
             || state.feeds_by_name.get(name).and_then(|feed| state.feeds.get(*feed)).is_some()
     })
 }
@@ -47,7 +47,7 @@ pub fn is_here(worker: &Rc<Worker>, name: &Name) -> bool {
 pub fn is_live_here(worker: &Rc<Worker>, name: &Name) -> bool {
     worker.with(|state| {
         let feed = state.feeds_by_name.get(name).and_then(|feed| state.feeds.get(*feed));
-        feed.map_or(state.node.home_of(name) == state.index, |feed| feed.link == Link::Live)
+        feed.map_or(state.node.home_of(name.as_str()) == state.index, |feed| feed.link == Link::Live)
     })
 }
 

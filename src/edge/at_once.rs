@@ -8,8 +8,10 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
+use memchr::memchr;
+
 use crate::domain::auth::{Act, Bearer};
-use crate::domain::channel::Name;
+use crate::domain::channel::{NAME_BYTES_MAX, Name};
 use crate::domain::home::{PublishRefusal, Published};
 use crate::domain::message::Draft;
 use crate::proto::http::fields::Accept;
@@ -254,7 +256,7 @@ impl Batch<'_> {
             return None;
         }
         let (is_home, is_full) =
-            self.worker.with(|state| (state.node.home_of(name) == state.index, state.is_full()));
+            self.worker.with(|state| (state.node.home_of(name.as_str()) == state.index, state.is_full()));
         let labels = Labels::of(&request.fields).ok()?;
         if is_full {
             let answer = publish::answer(self.worker, names, Err(Refused::Memory));
@@ -356,6 +358,20 @@ fn content_bytes(request: &Request<'_>) -> Option<usize> {
         BodyLength::Length(bytes) if goes_on => usize::try_from(bytes).ok(),
         _ => None,
     }
+}
+
+/// Has what a publish will need fetched, if the channel lives here. Nobody learns from it whether there is such a channel.
+pub fn expect(worker: &Rc<Worker>, input: &[u8]) {
+    if let Some(name) = published_to(input) {
+        worker.with(|state| state.expect(name));
+    }
+}
+
+/// The channel that a request publishes to, by its first bytes, before it is looked at. Names with escapes are left out.
+fn published_to(input: &[u8]) -> Option<&str> {
+    let target = input.strip_prefix(b"POST /channels/")?;
+    let target = target.get(..NAME_BYTES_MAX + 1).unwrap_or(target);
+    std::str::from_utf8(&target[..memchr(b' ', target)?]).ok()
 }
 
 fn names_of(request: &Request<'_>) -> Option<Vec<Name>> {

@@ -61,6 +61,10 @@ impl Edge for Site {
         }
     }
 
+    fn expect(&self, worker: &Rc<Worker>, input: &[u8]) {
+        at_once::expect(worker, input);
+    }
+
     fn serve_at_once(&self, worker: &Rc<Worker>, conn: ConnId, input: &[u8], out: &mut Vec<u8>) -> Done {
         at_once::serve(self, worker, conn, input, out)
     }

@@ -46,7 +46,7 @@ impl State {
 
     fn ask_page(&mut self, conn: ConnId, feed_slot: u32, from: From, max: PageMax) {
         let Some(name) = self.feeds.get(feed_slot).map(|feed| feed.name.clone()) else { return };
-        let home = self.node.home_of(&name);
+        let home = self.node.home_of(name.as_str());
         let ask = Ask::Read { name, from, max };
         self.stats().pages.add(1);
         if home == self.index {

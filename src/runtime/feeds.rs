@@ -54,14 +54,14 @@ impl State {
 
     /// A feed for a channel that lives elsewhere; one that lives here is read where it is.
     pub fn feed_if_remote(&mut self, name: &Name) {
-        if self.node.home_of(name) != self.index {
+        if self.node.home_of(name.as_str()) != self.index {
             self.feed(name);
         }
     }
 
     /// The channel's head, if this worker knows it without asking.
     pub fn known_head(&mut self, name: &Name) -> Option<crate::domain::cursor::Cursor> {
-        if self.node.home_of(name) == self.index {
+        if self.node.home_of(name.as_str()) == self.index {
             return self.home.head(name, self.node.clock.now_ms());
         }
         let feed = self.feeds.get(*self.feeds_by_name.get(name)?)?;
@@ -69,7 +69,7 @@ impl State {
     }
 
     pub(super) fn join(&mut self, name: Name) {
-        let home = self.node.home_of(&name);
+        let home = self.node.home_of(name.as_str());
         let ask = Ask::Join { name: name.clone(), max: PAGE };
         if home == self.index {
             if let Answer::Page(page) = self.answer(self.index, ask) {
@@ -132,7 +132,7 @@ impl State {
         assert!(!feed.has_readers(), "a feed with readers was dropped");
         self.forget_feed(feed.counted_bytes);
         self.feeds_by_name.remove(&feed.name);
-        let home = self.node.home_of(&feed.name);
+        let home = self.node.home_of(feed.name.as_str());
         let ask = Ask::Leave { name: feed.name };
         if home == self.index {
             self.answer(self.index, ask);

@@ -60,9 +60,9 @@ pub struct Node {
 
 impl Node {
     /// The worker on which a channel lives.
-    pub fn home_of(&self, name: &Name) -> WorkerIndex {
+    pub fn home_of(&self, name: &str) -> WorkerIndex {
         use std::hash::BuildHasher;
-        (self.home_seed.hash_one(name.as_str()) % self.mailboxes.len() as u64) as WorkerIndex
+        (self.home_seed.hash_one(name) % self.mailboxes.len() as u64) as WorkerIndex
     }
 
     /// Has one worker do something with its state, soon: see [`on_each_worker`](Self::on_each_worker).

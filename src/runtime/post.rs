@@ -11,6 +11,7 @@ use crate::domain::feed::Link;
 use crate::domain::home::{Home, PublishRefusal, Published, WorkerIndex};
 use crate::domain::message::{Draft, Message};
 
+use super::ahead;
 use super::entry::ConnId;
 use super::mail::{Answer, Ask, Mail};
 use super::state::State;
@@ -78,6 +79,17 @@ impl State {
             Ask::Leave { name } => {
                 self.home.leave(&name, from, now_ms);
                 Answer::Done
+            }
+        }
+    }
+
+    /// A message for a channel will be published soon: where it will lie is fetched meanwhile, if the channel lives here.
+    pub fn expect(&self, channel: &str) {
+        if self.node.home_of(channel) == self.index
+            && let Some(places) = self.home.next_places(channel)
+        {
+            for (place, bytes) in places {
+                ahead::fetch(place, bytes);
             }
         }
     }

@@ -69,7 +69,7 @@ impl State {
         name: Name,
         draft: Draft,
     ) -> Result<(), Overloaded> {
-        let home = self.node.home_of(&name);
+        let home = self.node.home_of(name.as_str());
         let pending = Pending::Publish { conn, at: publishing.len() as u32, name: name.clone() };
         self.ask(home, Ask::Publish { name, draft, key: None }, pending)?;
         publishing.answers.push(Vec::new());

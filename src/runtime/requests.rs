@@ -22,6 +22,9 @@ impl Worker {
         self.has_requests.unring();
         loop {
             let Some((conn, input)) = self.requests.borrow_mut().pop_front() else { return };
+            if let Some((_, next)) = self.requests.borrow().front() {
+                self.edge.expect(self, next);
+            }
             self.on_request(conn, input);
         }
     }

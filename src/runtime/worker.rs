@@ -58,6 +58,8 @@ pub trait Edge {
     fn claims(&self) -> Tally;
     /// Memory is tight: what is only remembered goes before connections do.
     fn forget(&self, worker: &Rc<Worker>);
+    /// This will be served next: memory that it needs is fetched while another is served. It does nothing else.
+    fn expect(&self, worker: &Rc<Worker>, input: &[u8]);
     /// Answers those requests at the start of what came on a held connection that need no waiting: appends the answers
     /// to `out`. The rest is for a task. A panic closes that connection.
     fn serve_at_once(&self, worker: &Rc<Worker>, conn: ConnId, input: &[u8], out: &mut Vec<u8>) -> Done;
@@ -343,7 +345,7 @@ impl Worker {
         send: impl FnOnce(&mut State, WorkerIndex, Ask, Pending) -> Result<(), Overloaded>,
     ) -> Result<Asked, Overloaded> {
         self.with(|state| {
-            let home = state.node.home_of(name);
+            let home = state.node.home_of(name.as_str());
             if home == state.index {
                 return Ok(Asked::Answered(state.answer(home, ask)));
             }

@@ -281,7 +281,7 @@ async fn describe(desk: &Desk, names: Arc<[Name]>) -> Result<Vec<Row>, Refused> 
     for name in names.iter() {
         let mut row = Row {
             channel: name.as_str().to_owned(),
-            worker: desk.node().home_of(name),
+            worker: desk.node().home_of(name.as_str()),
             head: String::new(),
             publishes_per_second: 0.0,
             history: Kept::default(),
