@@ -199,13 +199,13 @@ fn as_many_connections_as_open_files_allow() {
 fn the_open_files_that_the_doctor_asks_for_are_enough() {
     for (files, workers) in [("shared", "2"), ("per-worker", "4")] {
         let shape = ["--workers", workers, "--files", files, "--set", "limits.connections=300"];
-        let doctor = std::process::Command::new(env!("CARGO_BIN_EXE_pushline"))
-            .args(["doctor", "--json"])
-            .args(shape)
-            .current_dir(env!("CARGO_TARGET_TMPDIR"))
-            .output()
-            .expect("it runs");
-        let report: serde_json::Value = serde_json::from_slice(&doctor.stdout).expect("JSON");
+        let mut doctor = std::process::Command::new(env!("CARGO_BIN_EXE_pushline"));
+        for (variable, _) in std::env::vars().filter(|(name, _)| name.starts_with("PUSHLINE_")) {
+            doctor.env_remove(variable);
+        }
+        doctor.args(["doctor", "--json"]).args(shape).current_dir(env!("CARGO_TARGET_TMPDIR"));
+        let told = doctor.output().expect("it runs");
+        let report: Value = serde_json::from_slice(&told.stdout).unwrap_or_else(|_| panic!("{told:?}"));
         let says = report["findings"].as_array().and_then(|findings| {
             findings.iter().find(|finding| finding["name"] == "open files")?["says"].as_str()
         });
