@@ -367,7 +367,7 @@ pub fn expect(worker: &Rc<Worker>, input: &[u8]) {
     }
 }
 
-/// The channel that a request publishes to, by its first bytes, before it is looked at. Names with escapes are left out.
+/// The channel that a request publishes to, by its first bytes, before it is looked at. A name with escapes is none that a channel has.
 fn published_to(input: &[u8]) -> Option<&str> {
     let target = input.strip_prefix(b"POST /channels/")?;
     let target = target.get(..NAME_BYTES_MAX + 1).unwrap_or(target);
