@@ -367,7 +367,8 @@ pub fn expect(worker: &Rc<Worker>, input: &[u8]) {
     }
 }
 
-/// The channel that a request publishes to, by its first bytes, before it is looked at. A name with escapes is none that a channel has.
+/// The channel that a request publishes to, by its first bytes, before it is looked at. A name with escapes is taken as it
+/// is written: what is fetched for it is of no use.
 fn published_to(input: &[u8]) -> Option<&str> {
     let target = input.strip_prefix(b"POST /channels/")?;
     let target = target.get(..NAME_BYTES_MAX + 1).unwrap_or(target);
