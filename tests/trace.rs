@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use common::access::{ACCESS_LOG, AccessLog};
 use common::admin::Metrics;
-use common::http::{Conn, ask, get, post, publish};
+use common::http::{Conn, Poll, Response, ask, get, post, publish};
 use common::server::{Server, field, message_of};
 use common::sse::Stream;
 use common::token::{self, KEYS};
@@ -288,6 +288,41 @@ fn who_somebody_is() {
     assert_eq!(of_anna.expect_that("answered", |event| event["status"] == 403)["subject"], "anna");
     let all: Vec<String> = trace.seen.iter().map(Value::to_string).collect();
     assert!(!all.concat().contains(&good), "{}", all.join("\n"));
+}
+
+/// Requests on a connection that is held when they come are told as those that come with it: each step, once, in order.
+#[test]
+fn requests_on_a_connection_that_waits() {
+    let node = Node::start(&["--set", KEYS, "--set", "quotas.subject.subscriptions=1"]);
+    let mut trace = node.trace(&["--address", "127.0.0.1"]);
+    let both = token::bearer(&token::of("anna").subscribe(&["a"]).publish(&["a"]).sign());
+    let fields = [("Authorization", both.as_str())];
+    let mut conn = Conn::open(node.addr());
+    // It has no request yet: it is held, and what comes is served where it is read.
+    trace.expect("accepted");
+    let mut steps = |trace: &mut Trace, method: &str, target: &str, status: u16| -> (Response, Vec<String>) {
+        trace.seen.clear();
+        conn.send(method, target, &fields, "x".repeat(usize::from(method == "POST")));
+        let answer = conn.read_response();
+        assert_eq!(answer.status, status, "{answer}");
+        assert_eq!(trace.expect("answered")["status"], status);
+        let told = trace.seen.iter().map(|event| {
+            let whose = if event["type"] == "request" { Value::Null } else { json!("anna") };
+            assert_eq!(event["subject"], whose, "{event}");
+            event["type"].as_str().expect("a type").to_owned()
+        });
+        (answer, told.collect())
+    };
+    const PLAIN: [&str; 3] = ["request", "authenticated", "answered"];
+    assert_eq!(steps(&mut trace, "POST", "/channels/a", 201).1, PLAIN);
+    let (answer, told) = steps(&mut trace, "GET", "/channels/a", 200);
+    assert_eq!(told, PLAIN);
+    let waiting = format!("/channels/a?cursor={}&wait=1", Poll::of(&answer).cursor);
+    assert_eq!(steps(&mut trace, "GET", &waiting, 204).1, PLAIN, "once, when its wait is over");
+    let _reader = Stream::open_with(node.addr(), "/channels/a", &fields);
+    trace.expect("subscribed");
+    let refused = ["request", "authenticated", "denied", "answered"];
+    assert_eq!(steps(&mut trace, "GET", &waiting, 429).1, refused);
 }
 
 /// Every refusal of somebody is told with its exact reason, logged with its code, and counted.

@@ -19,11 +19,13 @@ use crate::proto::http::head::HeadScanner;
 use crate::proto::http::request::{BodyLength, FieldSlots, Method, Request, Upgrade, Version, parse};
 use crate::proto::http::target::{Target, decode_path};
 use crate::runtime::caller::Caller;
+use crate::runtime::close::Transport;
 use crate::runtime::entry::ConnId;
 use crate::runtime::noted::Noted;
 use crate::runtime::peer::Peer;
 use crate::runtime::publishing::Publishing;
 use crate::runtime::quotas::Limited;
+use crate::runtime::trace::Who;
 use crate::runtime::turns::steps_max;
 use crate::runtime::worker::{Done, Worker};
 
@@ -52,6 +54,7 @@ pub fn serve(site: &Site, worker: &Rc<Worker>, conn: ConnId, input: &[u8], out: 
         answers: 0,
         publishing: Publishing::default(),
         begun: None,
+        noted: None,
     };
     batch.start = batch.out.len();
     let is_noted = worker.with(|state| state.notes());
@@ -112,6 +115,8 @@ struct Batch<'b> {
     publishing: Publishing,
     /// When the request that is served was looked at, where somebody wants to know of it.
     begun: Option<Instant>,
+    /// It, once it is sure that it is served here: until it has its answer.
+    noted: Option<Noted>,
 }
 
 enum Served {
@@ -156,11 +161,12 @@ impl Batch<'_> {
                 Polled::Answer(answer) => self.tell(&request, &answer, &manner),
                 Polled::Hold { places, limit, wait_s } => {
                     let (client, proxy) = self.client(&request)?;
-                    let noted = self.note(&request);
+                    self.note(&request);
+                    let noted = &mut self.noted;
                     let held = self.worker.with(|state| {
                         state.begin_reading(self.conn, client, places.len())?;
                         let mut held = read::held(state, &manner, limit, wait_s, behind.to_vec(), proxy);
-                        held.hold_noted(noted);
+                        held.hold_noted(noted.take());
                         read::hold_on(state, self.conn, &places, held);
                         Ok::<(), Limited>(())
                     });
@@ -178,19 +184,35 @@ impl Batch<'_> {
         Some(Served::Done { bytes: span.used() + content.len() })
     }
 
-    /// What is kept of the request, if somebody wants to know of it.
-    fn note(&self, request: &Request<'_>) -> Option<Noted> {
-        let begun = self.begun?;
-        let (peer, _) = self.client(request)?;
-        self.worker.with(|state| state.note(request, peer, begun))
+    /// The request is served here, and by whom it is, is known: somebody may want to know of it.
+    fn note(&mut self, request: &Request<'_>) {
+        if self.noted.is_some() {
+            return;
+        }
+        let Some(begun) = self.begun else { return };
+        let Some((peer, _)) = self.client(request) else { return };
+        let bearer = self.bearer();
+        self.noted = self.worker.with(|state| {
+            let noted = state.note(request, peer, begun);
+            if let Some(bearer) = bearer {
+                let subject = bearer.subject.as_deref();
+                let who = Who { subject, transport: Some(Transport::Http), ..Who::of_peer(peer) };
+                state.trace_proof(who, bearer.proof);
+            }
+            noted
+        });
     }
 
-    fn note_answer(&self, request: &Request<'_>, status: u16, bytes: usize) {
-        let Some(noted) = self.note(request) else { return };
-        self.worker.with(|state| {
-            let bearer = state.conn(self.conn).and_then(|entry| entry.bearer.clone());
-            state.on_answered(noted, status, bytes, bearer.as_deref(), None);
-        });
+    fn note_answer(&mut self, request: &Request<'_>, status: u16, bytes: usize) {
+        self.note(request);
+        let Some(noted) = self.noted.take() else { return };
+        let bearer = self.bearer();
+        self.worker.with(|state| state.on_answered(noted, status, bytes, bearer.as_deref(), None));
+    }
+
+    /// Whom the request is of, where authentication is configured, and they are admitted.
+    fn bearer(&self) -> Option<Caller> {
+        self.worker.with(|state| state.conn(self.conn).and_then(|entry| entry.bearer.clone()))
     }
 
     fn tell(&mut self, request: &Request<'_>, answer: &Answer, manner: &Manner<'_>) {
@@ -268,6 +290,7 @@ impl Batch<'_> {
         }
         let draft = labels.draft(content.to_vec()).ok()?;
         // Once it is sure that no task will ask again.
+        self.note(request);
         if let Some(limited) = self.over_quota(request, bearer, content.len()) {
             let answer = publish::answer(self.worker, names, Err(Refused::Limited(limited)));
             self.tell(request, &answer, manner);
@@ -291,7 +314,7 @@ impl Batch<'_> {
         if asked.is_err() {
             let answer = publish::answer(self.worker, names, Err(Refused::Overloaded));
             self.tell(request, &answer, manner);
-        } else if let Some(noted) = self.note(request) {
+        } else if let Some(noted) = self.noted.take() {
             self.publishing.note(noted);
         }
         Some(())

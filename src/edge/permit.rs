@@ -104,8 +104,7 @@ impl Conn {
             if state.is_traced() {
                 let who = Who::of_socket(&self.stream.socket, Transport::Http);
                 match admitted {
-                    Ok(Proof::None) => {}
-                    Ok(proof) => state.trace(who, || What::Authenticated { proof }),
+                    Ok(proof) => state.trace_proof(who, proof),
                     Err(denied) => state.trace(who, || What::Denied { why: denied.to_string().into() }),
                 }
             }

@@ -277,6 +277,13 @@ impl State {
         }
     }
 
+    /// Somebody's request was let in: how it is known who they are, unless they need not say.
+    pub fn trace_proof(&self, who: Who<'_>, proof: Proof) {
+        if self.is_traced() && proof != Proof::None {
+            self.trace(who, || What::Authenticated { proof });
+        }
+    }
+
     /// Whether anything is watched here.
     pub fn is_traced(&self) -> bool {
         !self.watches.is_empty()
