@@ -1,7 +1,7 @@
 //! What time brings: pings and comments, ends of waits, the silent closed, a drain's farewells; and, a few at a time,
 //! channels and feeds that nobody uses any more. No timer per connection: each stands once in the wheel.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::domain::lane::Standing;
 use crate::proto::sse;
@@ -16,8 +16,10 @@ use super::state::{Draining, State};
 use super::stats::HandshakeFailure;
 use super::trace::What;
 
-/// Connections looked at in one go.
+/// Connections taken out of the wheel in one go.
 const DUE_MAX: usize = 256;
+/// Connections looked at between two looks at the clock: of those that are told something, each takes a system call.
+const LOOKS_AT_ONCE: usize = 4;
 /// The wheel's horizon, less a little.
 const LOOK_TICKS: u32 = 1_000;
 /// When one that has just become idle is first looked at: most speak again before, and leave their place in the wheel
@@ -134,25 +136,40 @@ impl State {
         self.calls_clock |= tick < self.naps_until;
     }
 
-    /// Looks at what is due. True when more is.
-    pub fn on_tick(&mut self, due: &mut Vec<(u32, u32)>) -> bool {
-        due.clear();
+    /// Looks at what is due, for so long. True when there may be more: `due` is what was taken out of the wheel, and not
+    /// looked at yet.
+    pub fn on_tick(&mut self, due: &mut Vec<(u32, u32)>, slice: Duration) -> bool {
         let now = self.tick();
-        let more = self.wheel.advance(u64::from(now), DUE_MAX, due);
-        for &(slot, generation) in due.iter() {
-            let conn = ConnId { slot, generation };
-            match self.conn(conn).map(|entry| entry.due_tick) {
-                Some(due_tick) if due_tick <= now => self.on_due(conn, now),
-                // A moment of a long drain that lies beyond the wheel's horizon.
-                Some(due_tick) if self.draining.is_some() => {
-                    self.wheel.schedule(u64::from(due_tick), slot, generation);
-                }
-                // One that was put into the wheel again since has a later place in it.
-                Some(_) | None => {}
+        let until = Instant::now() + slice;
+        let more = loop {
+            if due.is_empty() {
+                self.wheel.advance(u64::from(now), DUE_MAX, due);
             }
-        }
+            if due.is_empty() {
+                break false;
+            }
+            for (slot, generation) in due.drain(due.len().saturating_sub(LOOKS_AT_ONCE)..) {
+                self.on_wheel(ConnId { slot, generation }, now);
+            }
+            if Instant::now() >= until {
+                break true;
+            }
+        };
         self.bury();
         more
+    }
+
+    /// A connection has come out of the wheel.
+    fn on_wheel(&mut self, conn: ConnId, now: u32) {
+        match self.conn(conn).map(|entry| entry.due_tick) {
+            Some(due_tick) if due_tick <= now => self.on_due(conn, now),
+            // A moment of a long drain that lies beyond the wheel's horizon.
+            Some(due_tick) if self.draining.is_some() => {
+                self.wheel.schedule(u64::from(due_tick), conn.slot, conn.generation);
+            }
+            // One that was put into the wheel again since has a later place in it.
+            Some(_) | None => {}
+        }
     }
 
     fn on_due(&mut self, conn: ConnId, now: u32) {

@@ -7,7 +7,36 @@ use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use super::io::EventFd;
+use super::sendring::BATCH_MAX;
 use super::stream::Awaited;
+
+/// How long the fan-out, or any other long work, may hold the thread.
+const SLICE: Duration = Duration::from_millis(1);
+/// Where workers share a CPU, each sends its part of so many, then lets the others: a message that comes by way of three
+/// workers waits for three rounds.
+const ROUND_SENDS: usize = 48;
+/// What a send takes, about.
+const SEND: Duration = Duration::from_micros(10);
+
+/// How long a worker's turn is, before other work of its own is done, and that of workers which share its CPU.
+#[derive(Debug, Clone, Copy)]
+pub struct Turn {
+    pub sends_max: usize,
+    /// The same as time, for work of which nobody knows what it takes.
+    pub slice: Duration,
+    /// There are more workers than CPUs.
+    pub shares_cpu: bool,
+}
+
+impl Turn {
+    pub fn new(workers: usize, cpus: usize) -> Self {
+        if workers <= cpus {
+            return Self { sends_max: BATCH_MAX, slice: SLICE, shares_cpu: false };
+        }
+        let sends_max = (ROUND_SENDS * cpus / workers).clamp(4, BATCH_MAX);
+        Self { sends_max, slice: SEND * sends_max as u32, shares_cpu: true }
+    }
+}
 
 /// Slices long work of one client, so that readers get what it publishes while it publishes.
 #[derive(Debug)]

@@ -31,16 +31,13 @@ use super::mail::{Answer, Ask, Mail};
 use super::mailbox::Mailbox;
 use super::node::Node;
 use super::post::{Overloaded, Pending, Reply};
-use super::sendring::BATCH_MAX;
 use super::state::{Frame, Socket, Spawn, State};
 use super::stats::Stats;
 use super::stderr;
 use super::stream::Awaited;
 use super::tally::Tally;
-use super::turns::Breather;
+use super::turns::{Breather, Turn};
 
-/// How long the fan-out, or any other long work, may hold the thread.
-const SLICE: Duration = Duration::from_millis(1);
 /// Letters read in one go.
 const LETTERS_MAX: usize = 256;
 /// Events looked at in one go: what was read is answered while it is in the caches. And before others have their turn.
@@ -48,9 +45,6 @@ const EVENTS_MAX: usize = 64;
 const TURN_EVENTS: usize = 256;
 /// Slices of history that are given back in one tick.
 const SHRINKS_MAX: usize = 16;
-/// Where workers share a CPU, each sends its part of so many, then lets the others: a message that comes by way of three
-/// workers waits for three rounds.
-const ROUND_SENDS: usize = 48;
 
 /// What serves connections: policy, which the runtime knows nothing of.
 pub trait Edge {
@@ -137,10 +131,7 @@ pub struct Worker {
     pub(super) nonblocking: bool,
     pub(super) room: Room,
     workers: usize,
-    /// There are more workers than CPUs.
-    shares_cpu: bool,
-    /// Sends in one batch of the fan-out.
-    sends_max: usize,
+    turn: Turn,
     /// What came on held connections, not served yet.
     pub(super) requests: RefCell<VecDeque<(ConnId, Vec<u8>)>>,
     pub(super) has_requests: Bell,
@@ -188,8 +179,7 @@ impl Worker {
             nonblocking,
             room,
             workers,
-            shares_cpu: workers > cpus,
-            sends_max: sends_max(workers, cpus),
+            turn: Turn::new(workers, cpus),
             requests: RefCell::default(),
             has_requests: Bell::default(),
             answers: RefCell::default(),
@@ -418,13 +408,26 @@ impl Worker {
         }
     }
 
+    /// Long work goes on when all others have had their turn, and those who share the CPU.
+    async fn end_turn(self: &Rc<Self>, breather: &Breather) {
+        if self.turn.shares_cpu {
+            // What waits in another worker would wait for the slices of all: the kernel's are of milliseconds.
+            std::thread::yield_now();
+            // And what they sent meanwhile, for each other long work of this one.
+            if self.has_mail() {
+                self.read_mail();
+            }
+        }
+        breather.breathe().await;
+    }
+
     async fn hold(self: Rc<Self>, epoll: Awaited, breather: Breather) {
         let mut events = Events::with_capacity(EVENTS_MAX);
         let mut buffer = vec![0; READ_BYTES];
-        let mut until = Instant::now() + SLICE;
+        let mut until = Instant::now() + self.turn.slice;
         loop {
             if epoll.readable().await {
-                until = Instant::now() + SLICE;
+                until = Instant::now() + self.turn.slice;
             }
             let mut looked_at = 0;
             loop {
@@ -440,8 +443,8 @@ impl Worker {
                 self.send_answers();
                 // Clients that ask again as soon as they are answered keep a few of them ready at all times.
                 if Instant::now() >= until {
-                    breather.breathe().await;
-                    until = Instant::now() + SLICE;
+                    self.end_turn(&breather).await;
+                    until = Instant::now() + self.turn.slice;
                     break;
                 }
                 looked_at += ready;
@@ -458,17 +461,17 @@ impl Worker {
             self.fan_out.unring();
             loop {
                 let mut now = Instant::now();
-                let until = now + SLICE;
+                let until = now + self.turn.slice;
                 let more = self.with(|state| {
                     loop {
                         let caught_up = state.catch_up_one();
                         let did_chore = state.do_chore();
-                        if !state.fan_out_batch(self.sends_max, now) && !caught_up && !did_chore {
+                        if !state.fan_out_batch(self.turn.sends_max, now) && !caught_up && !did_chore {
                             return false;
                         }
                         now = Instant::now();
                         state.time_passes(now);
-                        if self.shares_cpu || now >= until {
+                        if self.turn.shares_cpu || now >= until {
                             return true;
                         }
                     }
@@ -476,11 +479,7 @@ impl Worker {
                 if !more {
                     break;
                 }
-                if self.shares_cpu {
-                    // What waits in another worker would wait for the slices of all: the kernel's are of milliseconds.
-                    std::thread::yield_now();
-                }
-                breather.breathe().await;
+                self.end_turn(&breather).await;
             }
         }
     }
@@ -500,8 +499,8 @@ impl Worker {
                 .await;
             }
             self.calls_clock.unring();
-            while self.with(|state| state.on_tick(&mut due)) {
-                breather.breathe().await;
+            while self.with(|state| state.on_tick(&mut due, self.turn.slice)) {
+                self.end_turn(&breather).await;
             }
             self.with(State::sweep);
             let mut gives = self.with(State::looks_at_memory);
@@ -525,11 +524,6 @@ impl Worker {
             }
         }
     }
-}
-
-/// Sends in one batch of the fan-out.
-fn sends_max(workers: usize, cpus: usize) -> usize {
-    if workers > cpus { (ROUND_SENDS * cpus / workers).clamp(4, BATCH_MAX) } else { BATCH_MAX }
 }
 
 /// What became of a question.

@@ -17,7 +17,9 @@ const P99_RATIO_MAX: f64 = 1.1;
 /// What a publish to another channel may wait while so many are served.
 const ASIDE_MS_MAX: f64 = 5.0;
 const ASIDE_PER_S: f64 = 100.0;
-const ASIDE_MS: u64 = 2_000;
+/// Longer than Pushline's heartbeat, so that the pings of all readers are among what a publish may have to wait for.
+const ASIDE_MS: u64 = 27_000;
+const ASIDE_MS_QUICK: u64 = 2_000;
 
 pub fn fanout(programs: &Programs, scale: &Scale) -> Result<Finding> {
     let mut finding = Finding::new("fanout");
@@ -86,21 +88,23 @@ fn aside(
         crowd.transport.name()
     );
     let mut table = Table::new(&title, &columns);
-    // As many messages as keep the server at it for the probe's time, at 5 µs a delivery or more.
-    let messages = (ASIDE_MS as usize * 200 / crowd.readers).max(2) as u32;
     for stand in stands {
+        let subject = stand.server.subject;
+        // The floor pings nobody.
+        let ms = if scale.quick || subject == Subject::Floor { ASIDE_MS_QUICK } else { ASIDE_MS };
+        // As many messages as keep the server at it for the probe's time, at 5 µs a delivery or more.
+        let messages = (ms as usize * 200 / crowd.readers).max(2) as u32;
         let mut probe_crowd = Crowd { readers: 10, ..scale.crowd(crowd.transport, 10) };
         probe_crowd.args = vec!["--first".into(), "--channel-from".into(), "4000000".into()];
         let mut probe = Load::start(programs, &stand.server, &probe_crowd)?;
         probe.carry_out(&WARM_UP)?;
         stand.load.begin(&Order::single(messages))?;
         thread::sleep(Duration::from_millis(100));
-        let probed = probe.carry_out(&Order::Pace { ms: ASIDE_MS, per_s: ASIDE_PER_S, random: false })?;
+        let probed = probe.carry_out(&Order::Pace { ms, per_s: ASIDE_PER_S, random: false })?;
         let served = stand.load.finish()?;
-        let subject = stand.server.subject;
         let latency = probed.latency;
-        let ms = [latency.p50_us, latency.p99_us, latency.p999_us, latency.max_us];
-        table.rows.push([vec![subject.name()], ms.map(|us| format!("{:.2}", us / 1e3)).to_vec()].concat());
+        let waits = [latency.p50_us, latency.p99_us, latency.p999_us, latency.max_us];
+        table.rows.push([vec![subject.name()], waits.map(|us| format!("{:.2}", us / 1e3)).to_vec()].concat());
         for fault in [probed.fault(), served.fault()].into_iter().flatten() {
             finding.doubts.push(format!("aside, {}: {fault}", subject.name()));
         }
