@@ -62,6 +62,8 @@ pub struct Feed {
     recent: VecDeque<Arc<Message>>,
     recent_after: u64,
     recent_bytes: usize,
+    /// The oldest of `recent` is not older: the message itself, which is in no cache any more, is seldom looked at.
+    oldest_ms: u64,
 }
 
 impl Feed {
@@ -79,6 +81,7 @@ impl Feed {
             recent: VecDeque::new(),
             recent_after: 0,
             recent_bytes: 0,
+            oldest_ms: 0,
         }
     }
 
@@ -191,12 +194,18 @@ impl Feed {
 
     /// Lets go of recent messages that the bounds, or history's, no longer hold.
     pub fn trim(&mut self, bounds: FeedBounds, now_ms: u64) {
-        while let Some(oldest) = self.recent.front() {
-            let old = oldest.ts_ms.saturating_add(bounds.history.age_ms) <= now_ms;
-            let bytes_max = bounds.bytes.min(bounds.history.bytes);
+        let bytes_max = bounds.bytes.min(bounds.history.bytes);
+        let is_old = |ts_ms: u64| ts_ms.saturating_add(bounds.history.age_ms) <= now_ms;
+        loop {
             let over = self.recent.len() > bounds.history.messages || self.recent_bytes > bytes_max;
             // The newest stays whatever its size: readers that wait for it may find it nowhere else (a TTL of 0).
-            if !old && (!over || self.recent.len() == 1) {
+            let goes = over && self.recent.len() > 1;
+            if !goes && !is_old(self.oldest_ms) {
+                break;
+            }
+            let Some(oldest) = self.recent.front() else { break };
+            self.oldest_ms = oldest.ts_ms;
+            if !goes && !is_old(oldest.ts_ms) {
                 break;
             }
             self.recent_bytes -= oldest.cost_bytes();

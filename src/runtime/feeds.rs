@@ -101,7 +101,6 @@ impl State {
         let Some(&slot) = self.feeds_by_name.get(&message.channel) else { return };
         let bounds = self.feed_bounds();
         let Some(feed) = self.feeds.get_mut(slot) else { return };
-        let name = message.channel.clone();
         match feed.on_message(message, bounds, &mut frame) {
             Arrival::Placed => {
                 if feed.placed_us == 0 && feed.has_readers() {
@@ -111,7 +110,10 @@ impl State {
                 self.touch(slot);
             }
             Arrival::Ignored => {}
-            Arrival::Hole => self.join(name),
+            Arrival::Hole => {
+                let name = feed.name.clone();
+                self.join(name);
+            }
         }
     }
 
