@@ -290,11 +290,14 @@ impl Batch<'_> {
         }
         let draft = labels.draft(content.to_vec()).ok()?;
         // Once it is sure that no task will ask again.
-        self.note(request);
         if let Some(limited) = self.over_quota(request, bearer, content.len()) {
             let answer = publish::answer(self.worker, names, Err(Refused::Limited(limited)));
             self.tell(request, &answer, manner);
             return Some(());
+        }
+        // One whose key is in flight waits for it, in a task.
+        if labels.key().is_none() {
+            self.note(request);
         }
         if is_home && labels.key().is_none() && manner.passed.origin.is_none() {
             self.place(request, manner, name, draft);
@@ -344,10 +347,16 @@ impl Batch<'_> {
     }
 
     /// Why its client may not publish so much just now.
-    fn over_quota(&self, request: &Request<'_>, bearer: Option<&Bearer>, bytes: usize) -> Option<Limited> {
+    fn over_quota(
+        &mut self,
+        request: &Request<'_>,
+        bearer: Option<&Bearer>,
+        bytes: usize,
+    ) -> Option<Limited> {
         let quotas = self.site.node.quotas.as_ref()?;
         let (client, _) = self.client(request)?;
         let limited = quotas.publish(&client, bearer, 1, bytes).err()?;
+        self.note(request);
         self.worker.with(|state| state.trace_conn_limited(self.conn, limited));
         Some(limited)
     }
