@@ -62,7 +62,7 @@ pub struct Feed {
     recent: VecDeque<Arc<Message>>,
     recent_after: u64,
     recent_bytes: usize,
-    /// The oldest of `recent` is not older: the message itself, which is in no cache any more, is seldom looked at.
+    /// The oldest of `recent` is of then, or later: the message itself, which no cache holds any more, is seldom looked at.
     oldest_ms: u64,
 }
 
@@ -174,6 +174,9 @@ impl Feed {
         }
         self.recent_bytes += message.cost_bytes();
         let now_ms = message.ts_ms;
+        if self.recent.is_empty() {
+            self.oldest_ms = now_ms;
+        }
         self.recent.push_back(message);
         self.trim(bounds, now_ms);
     }

@@ -21,10 +21,11 @@ const SEND: Duration = Duration::from_micros(10);
 /// How long a worker's turn is, before other work of its own is done, and that of workers which share its CPU.
 #[derive(Debug, Clone, Copy)]
 pub struct Turn {
+    /// Sends in one batch of the fan-out.
     pub sends_max: usize,
     /// The same as time, for work of which nobody knows what it takes.
     pub slice: Duration,
-    /// There are more workers than CPUs.
+    /// There are more workers than CPUs: a turn of the fan-out is one batch.
     pub shares_cpu: bool,
 }
 
